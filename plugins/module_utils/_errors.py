@@ -1,0 +1,33 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one exception that reaches the administrator.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class BackupError(Exception):
+    """A refusal or a failure with a reason that a person can act on.
+
+    ``msg`` says which backup or server, what happened and, where PostgreSQL
+    spoke, its own words and SQLSTATE. ``hint`` is the next step, best as the
+    exact command. ``code`` is a stable snake_case word for programs, and
+    ``details`` are JSON-able facts that the module returns beside ``msg``.
+    """
+
+    def __init__(self, msg: str, code: str = "error", hint: str = "", **details: t.Any) -> None:
+        super().__init__(msg)
+        self.msg = msg
+        self.code = code
+        self.hint = hint
+        self.details = details
+
+    def as_result(self) -> dict[str, t.Any]:
+        """Return the keyword arguments for ``fail_json``: ``msg`` (with the hint), ``code``, ``hint``, details."""
+        text = f"{self.msg} {self.hint}" if self.hint else self.msg
+        return {**self.details, "msg": text, "code": self.code, "hint": self.hint}
