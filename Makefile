@@ -1,0 +1,85 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+SHELL := /bin/sh
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+COLLECTION := ansible_collections.pgfleet.basebackup
+COLLECTIONS := $(CURDIR)/.venv/collections
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Another version's shim or an activated environment must not leak in.
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+.PHONY: help demo demo-down test lint unit integration molecule sanity oldest bench build lock clean
+
+help:
+	@echo 'make demo         a sandbox of two servers, backed up, restored and checked; make demo-down removes it'
+	@echo 'make test         every check below but bench'
+	@echo 'make lint         ruff, mypy, yamllint, ansible-lint, antsibull-docs, antsibull-changelog'
+	@echo "make unit         tests without a server; ARGS='-k wal' picks"
+	@echo "make integration  tests on real servers; PG=15 and ARGS='-k standby' pick"
+	@echo 'make molecule     the scenarios in extensions/molecule'
+	@echo 'make sanity       ansible-test sanity and units on a copy of the tree'
+	@echo 'make oldest       unit tests and marked integration tests on the oldest ansible-core'
+	@echo 'make bench        backup_copy against cp and pg_basebackup'
+	@echo 'make build        the installable artifact'
+	@echo 'make lock         resolve requirements/ anew'
+	@echo 'make clean        remove what these made here; the cache of PostgreSQL binaries stays'
+
+.venv/stamp .venv-oldest/stamp: tests/harness/bootstrap.sh $(wildcard requirements/core-*.txt)
+	@sh tests/harness/bootstrap.sh $(@D)
+
+demo demo-down: .venv/stamp
+	@$(PY) -m tests.harness.demo $(if $(filter demo-down,$@),down,up)
+
+test:
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) integration
+	$(MAKE) molecule
+	$(MAKE) sanity
+	$(MAKE) oldest
+
+lint: .venv/stamp
+	ruff check .
+	ruff format --check .
+	MYPYPATH=$(COLLECTIONS) mypy -p $(COLLECTION).plugins
+	mypy -p tests.harness
+	yamllint --strict .
+	ansible-lint --offline --strict
+	antsibull-changelog lint
+	antsibull-docs lint-collection-docs . --plugin-docs --validate-collection-refs=self
+
+unit: .venv/stamp
+	$(PYTEST) tests/unit $(ARGS)
+
+integration: .venv/stamp
+	$(PYTEST) tests/integration -n 2 $(ARGS)
+
+molecule: .venv/stamp
+	$(PY) -m tests.harness.molecule $(ARGS)
+
+sanity: .venv/stamp
+	$(PY) -m tests.harness.sanity $(ARGS)
+
+oldest: .venv-oldest/stamp
+	.venv-oldest/bin/python -m pytest tests/unit
+	.venv-oldest/bin/python -m pytest tests/integration -m oldest_core
+
+bench: .venv/stamp
+	$(PY) -m tests.harness.bench $(ARGS)
+
+build: .venv/stamp
+	ansible-galaxy collection build --force
+
+lock: .venv/stamp
+	$(PY) -m pip install --quiet uv
+	@set -e; for line in '21 3.12 dev' '19 3.11 dev' '18 3.11 oldest'; do set -- $$line; \
+	echo "ansible-core~=2.$$1.0" >.venv/constraint.txt; out=requirements/core-2.$$1.txt; \
+	uv pip compile --quiet --universal --no-header --no-annotate --upgrade --python-version $$2 \
+	  --constraint .venv/constraint.txt requirements/$$3.in --output-file $$out >/dev/null; \
+	{ echo '# Made by `make lock`; do not edit.'; cat $$out; } >.venv/lock.txt; mv .venv/lock.txt $$out; done
+
+clean:
+	rm -rf .venv .venv-oldest .cache .mypy_cache .ruff_cache .pytest_cache tests/output pgfleet-basebackup-*.tar.gz
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

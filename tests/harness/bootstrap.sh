@@ -1,0 +1,49 @@
+#!/bin/sh
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# bootstrap.sh .venv | .venv-oldest
+# Makes a virtual environment with the locked tools. Every Python that can be found is run, since a command on PATH may
+# be a broken shim; the newest that works makes .venv, the oldest .venv-oldest.
+set -eu
+venv=$1
+cd "$(dirname "$0")/../.."
+
+probe='import ensurepip, ssl, sys, venv; v = sys.version_info; print(v[0] * 100 + v[1])'
+candidates() {
+    for name in python3.14 python3.13 python3.12 python3.11 python3; do
+        command -v "$name" || true
+    done
+    for path in "${HOME:-/nonexistent}"/.pyenv/versions/*/bin/python3 /usr/local/bin/python3* /usr/bin/python3*; do
+        case $path in *-config) continue ;; esac
+        if [ -x "$path" ]; then echo "$path"; fi
+    done
+}
+working() { # "<version> <path>" of each that works and that an ansible-core in requirements/ supports
+    candidates | while read -r path; do
+        version=$("$path" -c "$probe" 2>/dev/null </dev/null) || continue
+        if [ "$version" -ge 311 ] && [ "$version" -le "$1" ]; then echo "$version $path"; fi
+    done
+}
+
+case $venv in
+*oldest*)
+    found=$(working 313 | sort -n | head -n 1)
+    lock=requirements/core-2.18.txt
+    ;;
+*)
+    found=$(working 314 | sort -rns -k 1,1 | head -n 1)
+    case $found in 311*) lock=requirements/core-2.19.txt ;; *) lock=requirements/core-2.21.txt ;; esac
+    ;;
+esac
+if [ -z "$found" ]; then
+    echo "No working Python 3.11 to 3.14 with venv was found: install one (Debian, Ubuntu: apt install python3-venv)." >&2
+    exit 1
+fi
+
+echo "$venv: ${found#* }, $lock" >&2
+"${found#* }" -m venv --clear "$venv"
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --requirement "$lock"
+mkdir -p "$venv/collections/ansible_collections/pgfleet"
+ln -s ../../../.. "$venv/collections/ansible_collections/pgfleet/basebackup"
+touch "$venv/stamp"
