@@ -86,10 +86,10 @@ class Scan(t.NamedTuple):
     """
 
     data_directory: bytes
-    directories: t.List[bytes]
-    files: t.List[Entry]
-    specials: t.List[Special]
-    tablespaces: t.List[Tablespace]
+    directories: list[bytes]
+    files: list[Entry]
+    specials: list[Special]
+    tablespaces: list[Tablespace]
     total_bytes: int
 
     @property
@@ -112,7 +112,7 @@ def is_emptied(name: bytes) -> bool:
     return name in _EMPTIED_NAMES
 
 
-def parse_relation(name: bytes, major: int) -> t.Optional[t.Tuple[bytes, bytes]]:
+def parse_relation(name: bytes, major: int) -> t.Optional[tuple[bytes, bytes]]:
     """Split the file name of a permanent or unlogged relation into ``(number, fork)``, the main fork being ``b""``.
 
     Return None for other names. Since version 17 the server refuses leading zeros and numbers over 32 bits.
@@ -162,7 +162,7 @@ def tablespace_link(tablespace: Tablespace) -> bytes:
     return b"../../tablespaces/%d" % tablespace.oid
 
 
-def find_tablespaces(data_directory: bytes) -> t.List[Tablespace]:
+def find_tablespaces(data_directory: bytes) -> list[Tablespace]:
     """Return the tablespaces that ``pg_tblspc`` shows, by oid.
 
     Raises BackupError when the directory cannot be read.
@@ -222,14 +222,14 @@ class _Walk:
         self.follow = follow
         self.stats_directory = _relative(stats_temp_directory, root) if major == 14 and stats_temp_directory else None
         self.tablespaces = find_tablespaces(root)
-        self.directories: t.List[bytes] = []
-        self.files: t.List[Entry] = []
-        self.specials: t.List[Special] = []
+        self.directories: list[bytes] = []
+        self.files: list[Entry] = []
+        self.specials: list[Special] = []
         # Directories to read: path in backup terms, where it lies, and whether a followed link led there.
-        self.pending: t.List[t.Tuple[bytes, bytes, bool]] = []
-        self.links: t.List[t.Tuple[bytes, bytes]] = []
-        self.walked: t.Set[_Identity] = set()
-        self.separate: t.Set[_Identity] = set()
+        self.pending: list[tuple[bytes, bytes, bool]] = []
+        self.links: list[tuple[bytes, bytes]] = []
+        self.walked: set[_Identity] = set()
+        self.separate: set[_Identity] = set()
 
     def run(self) -> None:
         for space in self.tablespaces:
@@ -272,7 +272,7 @@ class _Walk:
         except FileNotFoundError:
             return
         in_database = is_database_directory(path, self.version_directory)
-        unlogged: t.Set[bytes] = set()
+        unlogged: set[bytes] = set()
         if in_database or (path == b"global" and self.major >= 17):
             unlogged = {entry.name[: -len(b"_init")] for entry in entries if entry.name.endswith(b"_init")}
         prefix = path + b"/" if path else b""
@@ -346,7 +346,7 @@ class _Walk:
         self.specials.append(Special(path, kind, target))
 
 
-def _listing(path: bytes) -> t.List[os.DirEntry[bytes]]:
+def _listing(path: bytes) -> list[os.DirEntry[bytes]]:
     """Return the entries of a directory; FileNotFoundError when it is gone, BackupError for anything else."""
     try:
         with os.scandir(path) as entries:

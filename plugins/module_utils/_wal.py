@@ -86,7 +86,7 @@ def segment_name(timeline: int, segment: int, size: int) -> str:
     return f"{timeline:08X}{segment // per_log:08X}{segment % per_log:08X}"
 
 
-def parse_segment_name(name: str, size: int) -> t.Tuple[int, int]:
+def parse_segment_name(name: str, size: int) -> tuple[int, int]:
     """Return ``(timeline, segment)`` of a segment's file name.
 
     Raises ValueError for other names, and for a name that cannot exist with segments of this size.
@@ -112,21 +112,22 @@ def is_history_name(name: str) -> bool:
     return _HISTORY_NAME.fullmatch(name) is not None
 
 
-def parse_history(text: str) -> t.List[HistoryEntry]:
+def parse_history(text: str) -> list[HistoryEntry]:
     """Return the ancestors that a timeline's history file lists, oldest first.
 
     Raises BackupError for what the server would refuse, and for positions that go backwards.
     """
-    entries: t.List[HistoryEntry] = []
+    entries: list[HistoryEntry] = []
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        match = _HISTORY_LINE.fullmatch(line)
         try:
-            entry = HistoryEntry(int(match.group(1)), parse_lsn(match.group(2))) if match else None
-        except ValueError:
-            entry = None
-        if entry is None or entry <= (entries[-1] if entries else (0, 0)) or entry.end < (entries or [entry])[-1].end:
+            timeline, lsn = _HISTORY_LINE.fullmatch(line).groups()  # type: ignore[union-attr]
+            entry = HistoryEntry(int(timeline), parse_lsn(lsn))
+        except (AttributeError, ValueError):
+            entry = HistoryEntry(0, 0)
+        previous = entries[-1] if entries else HistoryEntry(0, 0)
+        if entry.timeline <= previous.timeline or entry.end < previous.end:
             raise BackupError(f"invalid line in a timeline history: {line!r}", code="bad_history")
         entries.append(entry)
     return entries
@@ -134,13 +135,13 @@ def parse_history(text: str) -> t.List[HistoryEntry]:
 
 def wal_ranges(
     start_timeline: int, start: int, stop_timeline: int, stop: int, history: t.Sequence[HistoryEntry]
-) -> t.List[WalRange]:
+) -> list[WalRange]:
     """Return the log between two positions, one range a timeline, newest first, as ``backup_manifest`` lists it.
 
     ``history`` is that of ``stop_timeline`` and is not looked at when there is only one timeline.
     Raises BackupError, code ``bad_wal_range``, when the start is not in the past of the stop.
     """
-    ranges: t.List[WalRange] = []
+    ranges: list[WalRange] = []
     timeline, end = stop_timeline, stop
     ancestors = list(history)
     while timeline != start_timeline:
@@ -172,13 +173,13 @@ def timeline_at(lsn: int, newest_timeline: int, history: t.Sequence[HistoryEntry
     return newest_timeline
 
 
-def required_wal(ranges: t.Sequence[WalRange], size: int) -> t.List[str]:
+def required_wal(ranges: t.Sequence[WalRange], size: int) -> list[str]:
     """Return the names of the files that a restore needs to replay ``ranges`` (newest first), oldest first.
 
     A segment in which the timeline changes is needed from the newer one only: it holds the older one's WAL up to the
     switch, and the older file is archived as ``.partial`` at best. The newer timelines' history files come last.
     """
-    timelines: t.Dict[int, int] = {}
+    timelines: dict[int, int] = {}
     for timeline, start, end in reversed(ranges):
         for segment in range(segment_of(start, size), last_segment_of(end, size) + 1):
             timelines[segment] = timeline
