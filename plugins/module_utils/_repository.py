@@ -375,13 +375,13 @@ class Backup:
     def remove(self) -> None:
         """Delete an unfinished backup; ``backup.json`` goes last, so that what is left after a crash has a name.
 
-        Raises :class:`BackupError` for a published backup.
+        The caller holds :meth:`work` where the directory is whole. Raises :class:`BackupError` for a published backup.
         """
         if self.published:
             raise BackupError(f"The backup {self.path} is published and is not removed.", code="published")
         with contextlib.suppress(BackupError):
             self.save({**self.load(), "state": FAILED, "error": "being removed"})
-        with self.cluster.lock():
+        with contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.path), key=lambda one: one == "backup.json"):
                 _remove(self.file(name))
             os.rmdir(self.path)
@@ -389,8 +389,8 @@ class Backup:
 
 
 def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
             os.unlink(path)

@@ -1,0 +1,214 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The last WAL segment: finished on the primary, and proven to be in the archive.
+
+Private to pgfleet.basebackup: no stability is promised.
+
+Sources: PostgreSQL, "Making a Base Backup Using the Low Level API" and "Backup Control Functions"; the rule for
+"archived" is that of the server's own ``XLogArchiveIsBusy`` (xlogarchive.c).
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import Connection
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import ARCHIVER
+
+# Held on the primary between the look and the switch, so that several standbys' handlers switch once.
+SWITCH_LOCK = 0x7067666C656574  # "pgfleet"
+
+HEADER_BYTES = 4096
+COMMAND_SECONDS = 600
+OPENERS: dict[str, t.Callable[[str], t.Any]] = {"": lambda path: open(path, "rb"), ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
+
+
+def require_cluster(info: t.Mapping[str, t.Any], system_identifier: t.Optional[str]) -> None:
+    """Raise :class:`BackupError` when the server belongs to another cluster than ``system_identifier``."""
+    if system_identifier and info["system_identifier"] != system_identifier:
+        raise BackupError(
+            f"The server at {info['address']} has the system identifier {info['system_identifier']}, not {system_identifier}.",
+            code="other_cluster",
+            hint="It is not the primary of the cluster that was backed up.",
+        )
+
+
+def switch_wal(connection: Connection, info: t.Mapping[str, t.Any], lsn: int, check_mode: bool) -> dict[str, t.Any]:
+    """Make sure that the segment which contains, or ends at, ``lsn`` is finished on this primary.
+
+    Returns ``changed``, ``msg``, ``segment`` and ``current_lsn``. Raises :class:`BackupError` on a standby, and when
+    the server has not written as far as ``lsn``.
+    """
+    if info["role"] != "primary":
+        raise BackupError(
+            f"The server at {info['address']} is a standby; WAL can be switched on the primary only.", code="not_primary"
+        )
+    size = info["wal_segment_size"]
+    needed = _wal.last_segment_of(lsn, size)
+    name = _wal.segment_name(info["timeline"], needed, size)
+    answer = {"segment": name, "lsn": _wal.format_lsn(lsn), "changed": False}
+    connection.rows("SELECT pg_advisory_lock(%s)", (SWITCH_LOCK,))
+    try:
+        current = _current(connection)
+        if lsn > current:
+            raise BackupError(
+                f"The server at {info['address']} has written WAL to {_wal.format_lsn(current)} only,"
+                f" {_wal.format_lsn(lsn)} is needed.",
+                code="lsn_in_the_future",
+                hint="It is not the primary that the standby follows, or it lost WAL in a crash.",
+            )
+        if _wal.segment_of(current, size) > needed:
+            return {**answer, "current_lsn": _wal.format_lsn(current), "msg": f"The WAL segment {name} is finished already."}
+        if not check_mode:
+            connection.rows("SELECT pg_switch_wal()")
+            current = _current(connection)
+    finally:
+        connection.rows("SELECT pg_advisory_unlock(%s)", (SWITCH_LOCK,))
+    if check_mode:
+        return {**answer, "changed": True, "current_lsn": _wal.format_lsn(current), "msg": f"The WAL would be switched from {name}."}
+    if _wal.segment_of(current, size) <= needed:
+        # Nothing was written since the last switch, so there was nothing to finish: no record lies before lsn in it.
+        return {
+            **answer,
+            "current_lsn": _wal.format_lsn(current),
+            "msg": f"Nothing was written to the WAL segment {name} yet; PostgreSQL did not switch.",
+        }
+    return {**answer, "changed": True, "current_lsn": _wal.format_lsn(current), "msg": f"The WAL was switched; {name} is finished."}
+
+
+def _current(connection: Connection) -> int:
+    return _wal.parse_lsn(connection.value("SELECT pg_current_wal_insert_lsn()::text"))
+
+
+def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> list[str]:
+    """Return those of ``names`` that this server's archiver has not archived yet, in their order."""
+    unfinished = _unfinished(connection, info, names)
+    status = _status(connection, names)
+    open_names = [name for name in names if name not in unfinished and name + ".done" not in status]
+    waiting = {name for name in open_names if name + ".ready" in status}
+    # Neither done nor ready: done since the first look, or recycled after it was archived, or not begun.
+    again = _status(connection, open_names)
+    present = {row["name"] for row in connection.rows("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", (open_names,))}
+    missing = {name for name in open_names if name + ".done" not in again and (name in waiting or name in present or name + ".ready" in again)}
+    return [name for name in names if name in unfinished or name in missing]
+
+
+def _status(connection: Connection, names: t.Sequence[str]) -> set[str]:
+    wanted = [name + suffix for name in names for suffix in (".done", ".ready")]
+    return {row["name"] for row in connection.rows("SELECT name FROM pg_ls_archive_statusdir() WHERE name = ANY(%s)", (wanted,))}
+
+
+def _unfinished(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> set[str]:
+    """Return the segments that this server has not finished: absent from every list, they would pass for archived."""
+    if info["role"] == "primary":
+        current = _current(connection)
+    else:
+        row = connection.row("SELECT pg_last_wal_receive_lsn()::text AS a, pg_last_wal_replay_lsn()::text AS b")
+        current = max(_wal.parse_lsn(lsn) for lsn in (row["a"], row["b"], "0/0") if lsn)
+    size = info["wal_segment_size"]
+    found = set()
+    for name in names:
+        if _wal.is_segment_name(name):
+            timeline, segment = _wal.parse_segment_name(name, size)
+            if segment >= _wal.segment_of(current, size) or timeline > info["timeline"]:
+                found.add(name)
+        elif int(name[:8], 16) > info["timeline"]:
+            found.add(name)
+    return found
+
+
+def archiver_report(connection: Connection) -> dict[str, t.Any]:
+    """Return the archiver's last success and failure, with times, as ``pg_stat_archiver`` has them."""
+    return connection.row(ARCHIVER)
+
+
+def missing_in_directory(directory: str, names: t.Sequence[str], size: int, system_identifier: int) -> list[str]:
+    """Return those of ``names`` that ``directory`` does not hold, whole and of this cluster, plain or compressed."""
+    return [name for name in names if not _good_file(directory, name, size, system_identifier)]
+
+
+def _good_file(directory: str, name: str, size: int, system_identifier: int) -> bool:
+    for suffix in list(OPENERS) + list(COMMANDS):
+        path = os.path.join(directory, name + suffix)
+        if os.path.isfile(path):
+            return check_fetched(path, suffix, name, size, system_identifier)
+    return False
+
+
+def check_fetched(path: str, suffix: str, name: str, size: int, system_identifier: int) -> bool:
+    """Check one archived file. False means that it is shorter than it must be (still being written).
+
+    Raises :class:`BackupError` when it is another cluster's or another position's.
+    """
+    try:
+        first, length = _measure(path, suffix)
+    except (EOFError, OSError, lzma.LZMAError, subprocess.SubprocessError):
+        return False
+    if _wal.is_history_name(name):
+        _wal.parse_history(first.decode("ascii", "replace"))
+        return length > 0
+    if length < size:
+        return False
+    if length > size:
+        raise BackupError(f"{path} has {length} bytes; a WAL segment of this cluster has {size}.", code="bad_segment")
+    _wal.check_segment(first, name, size, system_identifier)
+    return True
+
+
+def _measure(path: str, suffix: str) -> tuple[bytes, int]:
+    if suffix in COMMANDS:
+        tool = shutil.which(COMMANDS[suffix])
+        if tool is None:
+            raise BackupError(
+                f"{path} is compressed and the command {COMMANDS[suffix]} is not installed on this host.",
+                code="tool_missing",
+                hint=f"Install {COMMANDS[suffix]}.",
+            )
+        content = subprocess.run([tool, "-dcq", path], stdout=subprocess.PIPE, check=True, timeout=COMMAND_SECONDS).stdout
+        return content[:HEADER_BYTES], len(content)
+    with OPENERS[suffix](path) as stream:
+        first = stream.read(HEADER_BYTES)
+        length = len(first)
+        while True:
+            piece = stream.read(1 << 20)
+            if not piece:
+                return first, length
+            length += len(piece)
+
+
+def missing_by_command(command: str, names: t.Sequence[str], size: int, system_identifier: int) -> list[str]:
+    """Return those of ``names`` that ``command`` (a ``restore_command``: %f, %p, %%) does not fetch whole."""
+    missing = []
+    with tempfile.TemporaryDirectory(prefix="pgfleet-") as folder:
+        for name in names:
+            # The server's %p never ends in the name that it asks for either.
+            target = os.path.join(folder, "RECOVERYXLOG")
+            line = command.replace("%%", "\0").replace("%f", name).replace("%p", target).replace("\0", "%")
+            done = subprocess.run(line, shell=True, cwd=folder, timeout=COMMAND_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            if done.returncode != 0 or not os.path.isfile(target) or not check_fetched(target, "", name, size, system_identifier):
+                missing.append(name)
+            if os.path.exists(target):
+                os.unlink(target)
+    return missing
+
+
+def wait_archived(missing: t.Callable[[], list[str]], timeout: float, interval: float) -> list[str]:
+    """Ask ``missing`` every ``interval`` seconds until it answers nothing or ``timeout`` seconds have passed."""
+    deadline = time.monotonic() + timeout
+    while True:
+        names = missing()
+        if not names or time.monotonic() >= deadline:
+            return names
+        time.sleep(min(interval, max(0.0, deadline - time.monotonic())))

@@ -1,0 +1,94 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules share: arguments of the handle, and the way from a result or an error to the task.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository, check_name
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import claim
+
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+UNITS.update(second=1, minute=60, hour=3600, day=86400, week=604800)
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
+
+
+def cluster_argument_spec() -> dict[str, t.Any]:
+    """Return the arguments of the ``handle`` documentation fragment."""
+    return {"repository": {"type": "path", "required": True}, "cluster": {"type": "str", "required": True}}
+
+
+def handle_argument_spec() -> dict[str, t.Any]:
+    """Return the arguments of the ``handle`` documentation fragment with ``backup_id`` and ``owner``."""
+    return dict(cluster_argument_spec(), backup_id={"type": "str", "required": True}, owner={"type": "str"})
+
+
+def seconds(text: str, name: str) -> float:
+    """Return the seconds that ``text`` means: ``90``, ``90s``, ``15 min``, ``20 hours``, ``2d``. Raises :class:`BackupError`."""
+    match = _DURATION.match(text.lower())
+    unit = match.group(2) if match else None
+    factor = UNITS.get(unit or "s") or UNITS.get((unit or "").rstrip("s"))
+    if match is None or factor is None:
+        raise BackupError(
+            f"{name}: {text!r} is not a duration.", code="bad_duration", hint="For example 90, 15m, 20 hours, 2d."
+        )
+    return float(match.group(1)) * factor
+
+
+def require_positive(params: t.Mapping[str, t.Any], *names: str) -> None:
+    """Raise :class:`BackupError` unless the numbers ``names`` are above zero."""
+    for name in names:
+        if params[name] <= 0:
+            raise BackupError(f"{name} must be greater than 0, not {params[name]}.", code="bad_number")
+
+
+def cluster_of(module: AnsibleModule) -> Cluster:
+    """Return the cluster that the module's handle names, checked."""
+    check_name(module.params["cluster"], "The cluster name")
+    return Repository(module.params["repository"]).cluster(module.params["cluster"])
+
+
+def backup_of(module: AnsibleModule) -> t.Optional[Backup]:
+    """Return the backup that the module's handle names, None in check mode when it is not there.
+
+    In check mode the steps before have not made it. Outside check mode an unfinished backup is claimed for ``owner``.
+    """
+    cluster = cluster_of(module)
+    check_name(module.params["backup_id"], "The backup_id")
+    if module.check_mode:
+        return cluster.find(module.params["backup_id"])
+    backup = cluster.get(module.params["backup_id"])
+    if not backup.published:
+        claim(backup, module.params["owner"])
+    return backup
+
+
+def handle(module: AnsibleModule) -> dict[str, t.Any]:
+    """Return the handle for the module's result."""
+    return {name: module.params[name] for name in ("repository", "cluster", "backup_id")}
+
+
+def run(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -> t.NoReturn:
+    """Run ``work`` and end the module with its result, or with an error that names this host and what to do."""
+    os.umask(0o077)
+    try:
+        result = work()
+    except BackupError as exc:
+        module.fail_json(**exc.as_result())
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        module.fail_json(msg=f"{where}{exc.strerror or exc}", code="os_error", errno=exc.errno)
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
+    module.exit_json(**result)
+    raise AssertionError("exit_json returned")

@@ -1,0 +1,270 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Starting a backup, or finding the one that this run shall go on with.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import connection_kwargs
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
+    FAILED,
+    STARTED,
+    Backup,
+    Cluster,
+    check_name,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import (
+    Activity,
+    claim,
+    host_name,
+    look,
+    session_of,
+)
+
+# What of server_info a backup carries with it; nothing that changes from minute to minute.
+SERVER_FACTS = (
+    "version",
+    "major",
+    "role",
+    "system_identifier",
+    "data_directory",
+    "stats_temp_directory",
+    "wal_segment_size",
+    "block_size",
+    "data_checksums",
+    "catalog_version",
+    "config_files_outside",
+    "port",
+)
+
+
+class Choice(t.NamedTuple):
+    """What :func:`choose` decided: a backup to go on with, one that somebody else works on, or neither (a new one)."""
+
+    backup: t.Optional[Backup] = None
+    busy: t.Optional[tuple[Backup, Activity]] = None
+    dead: t.Sequence[tuple[Backup, Activity]] = ()
+
+
+def _takeable(activity: Activity, owner: t.Optional[str], takeover_after: float) -> bool:
+    if not activity.here or activity.state == FAILED:
+        return False
+    if activity.locked and not activity.copying:
+        return False
+    return (owner is not None and activity.owner == owner) or activity.silence >= takeover_after
+
+
+def choose(cluster: Cluster, *, resume: bool, owner: t.Optional[str], takeover_after: float, patient: bool) -> Choice:
+    """Look at the unfinished backups of ``cluster``; the caller holds its lock.
+
+    ``patient`` tells that the caller will look again, so a backup that may turn out to be abandoned is reported as busy.
+    """
+    looked = [(backup, look(backup)) for backup in cluster.unfinished()]
+    dead = [(backup, act) for backup, act in looked if act.state == FAILED and not act.locked and act.here]
+    live = [(backup, act) for backup, act in looked if act.state != FAILED or act.locked]
+    if resume:
+        for backup, activity in live:
+            if _takeable(activity, owner, takeover_after):
+                return Choice(backup=backup, dead=dead)
+    return Choice(busy=live[0] if live and patient else None, dead=dead)
+
+
+def may_be_abandoned(activity: Activity, takeover_after: float) -> bool:
+    """Tell whether waiting shows if the run behind ``activity`` has died."""
+    idle = not activity.locked or activity.copying
+    return activity.here and idle and activity.silence < takeover_after
+
+
+def default_id(cluster: Cluster, kind: str) -> str:
+    """Return a free id: UTC time plus kind, for example ``20261122T081500Z-full``."""
+    base = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + kind
+    names = {backup.id for backup in cluster.unfinished() + cluster.published()}
+    return next(name for name in [base] + [f"{base}-{number}" for number in range(2, 10000)] if name not in names)
+
+
+class Start:
+    """One call of ``backup_start``: ``params`` are the module's arguments, ``info`` is :func:`_server.server_info`."""
+
+    def __init__(self, cluster: Cluster, params: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> None:
+        self._cluster = cluster
+        self._params = params
+        self._info = info
+        self.warnings: list[str] = []
+
+    def predict(self) -> dict[str, t.Any]:
+        """Return what :meth:`run` would do, for check mode."""
+        params = self._params
+        backup = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
+        if backup is not None:
+            return self._same_id(backup)
+        choice = choose(
+            self._cluster,
+            resume=params["resume"] and not params["backup_id"],
+            owner=params["owner"],
+            takeover_after=params["takeover_after"],
+            patient=params["concurrent"] != "allow",
+        )
+        if choice.backup is not None:
+            return self.result(choice.backup, False, f"The backup {choice.backup.id} would be continued.", resumed=True)
+        if choice.busy is not None:
+            return self._busy(*choice.busy)
+        backup_id = params["backup_id"] or default_id(self._cluster, "full")
+        answer = self._handle(backup_id)
+        answer.update(changed=True, state="absent", resumed=False, from_standby=self._info["role"] == "standby")
+        answer["msg"] = f"A backup of the {self._info['role']} at {self._info['address']} would be started."
+        return answer
+
+    def run(self) -> dict[str, t.Any]:
+        """Start a backup or find the one to continue; return the module's result."""
+        params = self._params
+        if params["backup_id"]:
+            backup = self._cluster.find(params["backup_id"])
+            if backup is not None:
+                return self._same_id(backup)
+        self._cluster.prepare(self._info["system_identifier"])
+        seen: dict[str, float] = {}
+        while True:
+            with self._cluster.lock():
+                choice = choose(
+                    self._cluster,
+                    resume=params["resume"] and not params["backup_id"],
+                    owner=params["owner"],
+                    takeover_after=params["takeover_after"],
+                    patient=params["concurrent"] != "allow",
+                )
+                if choice.backup is not None:
+                    claim(choice.backup, params["owner"], take_over=True)
+                elif choice.busy is None:
+                    new = self._create()
+            self._clean(choice.dead)
+            if choice.backup is not None:
+                return self.result(choice.backup, False, f"The unfinished backup {choice.backup.id} is continued.", resumed=True)
+            if choice.busy is None:
+                return self._launch(new)
+            backup, activity = choice.busy
+            first = seen.setdefault(backup.id, activity.seen)
+            wait = params["resume"] and not params["backup_id"] and first == activity.seen
+            if not wait or not may_be_abandoned(activity, params["takeover_after"]):
+                return self._busy(backup, activity)
+            time.sleep(0.5)
+
+    def _handle(self, backup_id: str) -> dict[str, t.Any]:
+        return {"repository": self._cluster.repository.path, "cluster": self._cluster.name, "backup_id": backup_id}
+
+    def _same_id(self, backup: Backup) -> dict[str, t.Any]:
+        if backup.published:
+            raise BackupError(
+                f"There is a published backup {backup.path} already.", code="backup_exists", hint="Choose another backup_id."
+            )
+        activity = look(backup)
+        if activity.state == FAILED:
+            raise BackupError(
+                f"The backup {backup.id} in {self._cluster.path} is void: {activity.reason}",
+                code="session_lost",
+                hint="Clean up with pgfleet.basebackup.backup_abort, then take a new backup.",
+            )
+        claim(backup, self._params["owner"])
+        return self.result(backup, False, f"The backup {backup.id} was started already; its state is {activity.state}.")
+
+    def _busy(self, backup: Backup, activity: Activity) -> dict[str, t.Any]:
+        text = activity.describe(backup)
+        if self._params["concurrent"] == "fail":
+            raise BackupError(f"{text}.", code="busy", hint="Wait for it, or set concurrent to allow.")
+        answer = self._handle(backup.id)
+        answer.update(changed=False, skipped_busy=True, resumed=False, state=activity.state, msg=f"{text}; no other is taken.")
+        answer["busy"] = {"owner": activity.owner, "since": activity.since, "progress": activity.progress}
+        return answer
+
+    def _clean(self, dead: t.Iterable[tuple[Backup, Activity]]) -> None:
+        for backup, activity in dead:
+            if self._params["resume"]:
+                try:
+                    with backup.work(0.0):
+                        backup.remove()
+                except BackupError:
+                    continue
+                self.warnings.append(f"The unfinished backup {backup.id} could not be continued and was removed: {activity.reason}")
+
+    def _create(self) -> tuple[Backup, t.ContextManager[int]]:
+        backup_id = self._params["backup_id"] or default_id(self._cluster, "full")
+        check_name(backup_id, "The backup_id")
+        backup = self._cluster.new_backup(
+            backup_id,
+            {
+                "state": STARTED,
+                "kind": "full",
+                "host": host_name(),
+                "label": self._params["label"] or f"pgfleet.basebackup {self._cluster.name} {backup_id}",
+                "created_at": time.time(),
+                "session_idle_timeout": self._params["session_idle_timeout"],
+                "server": {name: self._info[name] for name in SERVER_FACTS},
+            },
+        )
+        # Locked before the catalogue's lock is released: nobody may see it as one whose session has died.
+        lock = backup.work()
+        lock.__enter__()
+        claim(backup, self._params["owner"])
+        return backup, lock
+
+    def _launch(self, new: tuple[Backup, t.ContextManager[int]]) -> dict[str, t.Any]:
+        backup, lock = new
+        params = self._params
+        try:
+            session = session_of(backup)
+            session.launch(
+                {
+                    "connection": connection_kwargs(params, f"pgfleet.basebackup {self._cluster.name}/{backup.id}"[:63]),
+                    "label": backup.load()["label"],
+                    "fast": params["fast"],
+                    "from_standby": self._info["role"] == "standby",
+                    "system_identifier": self._info["system_identifier"],
+                    "session_timeout": params["session_timeout"],
+                    "session_idle_timeout": params["session_idle_timeout"],
+                }
+            )
+            session.wait_started()
+        except BaseException:
+            if session_of(backup).alive():
+                session_of(backup).ask("abort")
+            backup.remove()
+            raise
+        finally:
+            lock.__exit__(None, None, None)
+        return self.result(backup, True, f"The backup {backup.id} was started.")
+
+    def result(self, backup: Backup, changed: bool, msg: str, resumed: bool = False) -> dict[str, t.Any]:
+        """Return the module's result for a backup that is there."""
+        answer = self._handle(backup.id)
+        activity = look(backup)
+        if activity.state in ("connecting", "starting"):
+            session_of(backup).wait_started()
+            activity = look(backup)
+        answer.update(changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, path=backup.path)
+        answer.update(start_facts(backup))
+        return answer
+
+
+def start_facts(backup: Backup) -> dict[str, t.Any]:
+    """Return what start said: ``start_lsn``, ``start_wal_file``, ``timeline``, ``from_standby``; {} before it has."""
+    content = backup.load()
+    if "start" in content:
+        return dict(content["start"])
+    record = session_of(backup).recorded()
+    if "start_lsn" not in record:
+        return {}
+    segment = _wal.segment_of(_wal.parse_lsn(record["start_lsn"]), content["server"]["wal_segment_size"])
+    return {
+        "start_lsn": record["start_lsn"],
+        "start_wal_file": _wal.segment_name(record["start_timeline"], segment, content["server"]["wal_segment_size"]),
+        "timeline": record["start_timeline"],
+        "from_standby": record["from_standby"],
+        "started_at": record["started_at"],
+    }

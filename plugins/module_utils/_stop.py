@@ -1,0 +1,291 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stopping a backup: end backup mode, write label, map and manifest, say which WAL a restore needs.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
+    _control,
+    _copy,
+    _copy_job,
+    _label,
+    _manifest,
+    _wal,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
+    COMPLETE,
+    FAILED,
+    STOPPED,
+    Backup,
+    fsync_path,
+    write_bytes,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import require_alive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._start import start_facts
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import claim, read_progress, session_of
+
+STOP_SECONDS = 900.0
+
+# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
+RECOVERY_STATES = (2, 5)
+
+
+def result(backup: Backup, content: t.Mapping[str, t.Any], changed: bool, msg: str) -> dict[str, t.Any]:
+    """Return the module's result for a stopped backup."""
+    stop = content["stop"]
+    return {
+        "repository": backup.cluster.repository.path,
+        "cluster": backup.cluster.name,
+        "backup_id": backup.id,
+        "path": backup.path,
+        "changed": changed,
+        "msg": msg,
+        "state": "published" if backup.published else content["state"],
+        "start_lsn": content["start"]["start_lsn"],
+        "stop_lsn": stop["stop_lsn"],
+        "start_timeline": content["start"]["timeline"],
+        "stop_timeline": stop["timeline"],
+        "from_standby": content["start"]["from_standby"],
+        "system_identifier": content["server"]["system_identifier"],
+        "wal_segment_size": content["server"]["wal_segment_size"],
+        "wal_ranges": stop["wal_ranges"],
+        "required_wal": content["required_wal"],
+        "manifest_checksum": stop["manifest_checksum"],
+    }
+
+
+class Stop:
+    """One call of ``backup_stop`` for a backup in progress."""
+
+    def __init__(self, backup: Backup, checksum_algorithm: str, jobs: int) -> None:
+        self._backup = backup
+        self._algorithm = checksum_algorithm
+        self._jobs = jobs
+        self._content = backup.load()
+        self._server = self._content["server"]
+
+    def run(self) -> dict[str, t.Any]:
+        """Stop the backup; a second call returns the same answer, unchanged."""
+        backup = self._backup
+        if self._content["state"] in (STOPPED, COMPLETE):
+            return result(backup, self._content, False, f"The backup {backup.id} was stopped already.")
+        with backup.work():
+            claim(backup, None)
+            session = session_of(backup)
+            state = session.ask("status")
+            if state["state"] != "stopped":
+                require_alive(state)
+                files = self._copied_files()
+                state = session.ask("stop", seconds=STOP_SECONDS)
+                if state["state"] != "stopped":
+                    require_alive(state)
+            else:
+                files = self._copied_files()
+            self._finish(state, files)
+        return result(backup, self._content, True, f"The backup {backup.id} was stopped at {state['stop_lsn']}.")
+
+    def _copied_files(self) -> dict[bytes, _manifest.ManifestFile]:
+        """Return what is in the backup, pg_control included. Raises :class:`BackupError` when the copy is not whole."""
+        record = read_progress(self._backup)
+        if not record:
+            return self._user_copy()
+        if record["state"] != _copy_job.DONE:
+            raise BackupError(
+                f"The copy of the backup {self._backup.id} is not finished (state {record['state']}).",
+                code="copy_not_finished",
+                hint="Run pgfleet.basebackup.backup_copy again; it goes on where it was.",
+            )
+        files = _copy_job.copied_files(self._backup)
+        control = record["control"]
+        files[b"global/pg_control"] = _manifest.ManifestFile(
+            b"global/pg_control", control["size"], control["mtime"], control["algorithm"], control["checksum"]
+        )
+        return files
+
+    def _user_copy(self) -> dict[bytes, _manifest.ManifestFile]:
+        """Take over what the user's own step (a snapshot, rsync) has put under ``data`` and ``tablespaces``."""
+        backup = self._backup
+        destination = os.fsencode(backup.path)
+        if not os.path.isfile(backup.file("data", "PG_VERSION")):
+            raise BackupError(
+                f"Nothing was copied into {backup.file('data')}.",
+                code="nothing_copied",
+                hint="Run pgfleet.basebackup.backup_copy, or your own copy step, between start and stop.",
+            )
+        scan = _copy_job.scan_source(self._content, follow_symlinks=False)
+        _copy.prune_user_copy(scan, destination, self._server["major"], self._server["catalog_version"])
+        started = session_of(backup).recorded()["started_at"]
+        missing = _copy.missing_files(scan, destination, changed_before=started)
+        if missing:
+            raise BackupError(
+                f"The copy of the backup {backup.id} is not whole: {len(missing)} files are missing,"
+                f" for example {os.fsdecode(missing[0])}.",
+                code="copy_not_whole",
+                hint="Copy the data directory to data/ and each tablespace to tablespaces/<oid>/ of the backup.",
+            )
+        # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on.
+        control = _copy.copy_control(scan.data_directory, destination, algorithm=self._algorithm, sync=True)
+        files = {
+            one.path: one
+            for one in _copy.hash_files(destination, scan.tablespaces, jobs=self._jobs, algorithm=self._algorithm)
+        }
+        files[control.path] = control
+        return files
+
+    def _void(self, error: BackupError) -> BackupError:
+        self._content.update(state=FAILED, error=error.msg)
+        self._backup.save(self._content)
+        return error
+
+    def _finish(self, state: t.Mapping[str, t.Any], files: dict[bytes, _manifest.ManifestFile]) -> None:
+        backup, server = self._backup, self._server
+        label_bytes, map_bytes = bytes.fromhex(state["label_file"]), bytes.fromhex(state["map_file"])
+        label = _label.parse_backup_label(label_bytes)
+        self._refuse_new_tablespaces(state, map_bytes)
+        self._check_control(label)
+        start = start_facts(backup)
+        if _wal.parse_lsn(start["start_lsn"]) != label.start_lsn:
+            raise self._void(
+                BackupError(f"The label names another start than {start['start_lsn']}.", code="label_of_another_backup")
+            )
+        start["timeline"] = label.start_timeline
+        stop_lsn = _wal.parse_lsn(state["stop_lsn"])
+        timeline, ranges = self._ranges(label, stop_lsn, state)
+        for name, content in (("backup_label", label_bytes), ("tablespace_map", map_bytes)):
+            if content:
+                write_bytes(backup.file("data", name), content)
+                files[name.encode()] = self._describe(name.encode(), content)
+        checksum = self._write_manifest(files, ranges)
+        self._content.update(
+            state=STOPPED,
+            start=start,
+            copy=self._copy_summary(files),
+            stop={
+                "stop_lsn": state["stop_lsn"],
+                "timeline": timeline,
+                "stopped_at": state["stopped_at"],
+                "wal_ranges": [
+                    {"timeline": one.timeline, "start": _wal.format_lsn(one.start), "end": _wal.format_lsn(one.end)}
+                    for one in ranges
+                ],
+                "manifest_checksum": checksum,
+                "tablespaces": {
+                    str(oid): location.decode("utf-8", "surrogateescape")
+                    for oid, location in _label.parse_tablespace_map(map_bytes).items()
+                },
+            },
+            required_wal=_wal.required_wal(ranges, server["wal_segment_size"]),
+        )
+        backup.save(self._content)
+
+    def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> dict[str, t.Any]:
+        record = read_progress(self._backup)
+        names = ("seconds", "special_files", "vanished_files", "checksum_algorithm", "reused_files")
+        summary = {name: record.get(name) for name in names}
+        summary.update(files=len(files), bytes=sum(one.size for one in files.values()), by="backup_copy" if record else "user")
+        return summary
+
+    def _refuse_new_tablespaces(self, state: t.Mapping[str, t.Any], map_bytes: bytes) -> None:
+        """A tablespace made during the backup is not in the map: replay would attach its original location, maybe a live one."""
+        before = {one["oid"]: one["location"] for one in state["tablespaces"]}
+        after = {one["oid"]: one["location"] for one in state["tablespaces_after"]}
+        new = [oid for oid in after if before.get(oid) != after[oid]]
+        # The link appears when its record is replayed, on a standby before the row of pg_tablespace does.
+        links = os.path.join(self._server["data_directory"], "pg_tblspc")
+        new += [int(name) for name in os.listdir(links) if name.isdigit() and int(name) not in before]
+        if new:
+            names = [
+                f"{bytes.fromhex(one['name']).decode('utf-8', 'replace')} at {bytes.fromhex(one['location']).decode('utf-8', 'replace')}"
+                for one in state["tablespaces_after"]
+                if one["oid"] in new
+            ]
+            raise self._void(
+                BackupError(
+                    f"A tablespace was created during the backup {self._backup.id}: {', '.join(names) or sorted(set(new))}."
+                    " A restore would attach itself to its original location.",
+                    code="tablespace_created",
+                    hint="The backup is void; take a new one.",
+                )
+            )
+        copied = {int(name) for name in os.listdir(self._backup.file("tablespaces"))} if self._has_tablespaces() else set()
+        lost = [oid for oid in _label.parse_tablespace_map(map_bytes) if oid in after and oid not in copied]
+        if lost:
+            raise self._void(
+                BackupError(f"The tablespaces with the oids {lost} are not in the copy.", code="tablespace_not_copied")
+            )
+
+    def _has_tablespaces(self) -> bool:
+        return os.path.isdir(self._backup.file("tablespaces"))
+
+    def _check_control(self, label: _label.BackupLabel) -> None:
+        with open(self._backup.file("data", "global", "pg_control"), "rb") as stream:
+            control = _control.parse_control(stream.read())
+        if str(control.system_identifier) != self._server["system_identifier"]:
+            raise self._void(BackupError("The copied pg_control belongs to another cluster.", code="other_cluster"))
+        if (label.backup_from == "standby") != (control.state in RECOVERY_STATES):
+            raise self._void(
+                BackupError(
+                    f"The backup is from a {label.backup_from}, but the copied pg_control has the state {control.state}:"
+                    " a restore would refuse it.",
+                    code="control_inconsistent",
+                    hint="The server changed its role; take a new backup.",
+                )
+            )
+
+    def _ranges(
+        self, label: _label.BackupLabel, stop_lsn: int, state: t.Mapping[str, t.Any]
+    ) -> tuple[int, list[_wal.WalRange]]:
+        newest = label.start_timeline
+        history: t.Sequence[_wal.HistoryEntry] = ()
+        if label.backup_from == "standby":
+            newest = max(newest, state["min_recovery_end_timeline"])
+        if newest != label.start_timeline:
+            path = os.path.join(self._server["data_directory"], "pg_wal", _wal.history_name(newest))
+            try:
+                with open(path, encoding="ascii") as stream:
+                    history = _wal.parse_history(stream.read())
+            except (OSError, ValueError) as exc:
+                raise BackupError(
+                    f"The timeline changed from {label.start_timeline} to {newest} and {path} cannot be read: {exc}",
+                    code="history_missing",
+                ) from exc
+        timeline = _wal.timeline_at(stop_lsn, newest, history)
+        known = [entry for entry in history if entry.timeline < timeline]
+        return timeline, _wal.wal_ranges(label.start_timeline, label.start_lsn, timeline, stop_lsn, known)
+
+    def _describe(self, path: bytes, content: bytes) -> _manifest.ManifestFile:
+        algorithm = read_progress(self._backup).get("checksum_algorithm") or self._algorithm
+        digest = _manifest.new_hash(algorithm)
+        checksum = None
+        if digest is not None:
+            digest.update(content)
+            checksum = digest.hexdigest()
+        modified = os.stat(self._backup.file("data", os.fsdecode(path))).st_mtime
+        return _manifest.ManifestFile(path, len(content), modified, algorithm if checksum else None, checksum)
+
+    def _write_manifest(self, files: t.Mapping[bytes, _manifest.ManifestFile], ranges: t.Sequence[_wal.WalRange]) -> str:
+        path = self._backup.file("data", "backup_manifest")
+        handle = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as stream:
+            checksum = _manifest.write_manifest(
+                stream,
+                self._server["major"],
+                int(self._server["system_identifier"]),
+                (files[path] for path in sorted(files)),
+                ranges,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(path + ".tmp", path)
+        fsync_path(os.path.dirname(path))
+        return checksum
+
+
