@@ -1,0 +1,245 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Clusters of servers under one temporary directory, all stopped and removed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pathlib
+import random
+import secrets
+import shutil
+import socket
+import struct
+import tempfile
+import typing as t
+
+from . import binaries
+from .servers import Server, wait_until
+from .user import own_directory, own_file, run, server_user
+
+Setting = t.Union[str, int, bool]
+
+FAST: t.Final[dict[str, Setting]] = {
+    "autovacuum": False,
+    "fsync": False,
+    "jit": False,
+    "listen_addresses": "127.0.0.1",
+    "log_line_prefix": "%m [%p] %a ",
+    "max_connections": 50,
+    "max_wal_senders": 10,
+    "shared_buffers": "16MB",
+    "wal_level": "replica",
+}
+
+# Only the owner of the directory reaches the socket; other accounts of the machine must not get in over TCP.
+HBA: t.Final = """\
+local all all trust
+local replication all trust
+host all all 127.0.0.1/32 scram-sha-256
+host replication all 127.0.0.1/32 scram-sha-256
+"""
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago, below the range the kernel takes for outgoing connections."""
+    while True:
+        port = random.randrange(20000, 32000)  # noqa: S311 - no secret
+        with socket.socket() as probe:
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+
+
+def crc32c(data: bytes) -> int:
+    """Return the CRC-32C of ``data``, as pg_control has it; slow."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _bit in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def template(major: int, *options: str) -> pathlib.Path:
+    """Return a data directory fresh from initdb with ``options``, made once per version and options and cached."""
+    user = server_user()
+    key = hashlib.sha256("\0".join(options).encode()).hexdigest()[:8]
+    with binaries.made_once(f"template-{binaries.VERSIONS[major]}-{user.name}-{key}") as (final, work):
+        if work:
+            data = own_directory(work / "data")
+            locale = [] if any(option.startswith(("--locale", "--lc-")) for option in options) else ["--locale=C.UTF-8"]
+            run(
+                [binaries.tool(major, "initdb"), "--no-sync", "-U", "postgres", "-A", "trust", *locale, *options, data],
+                env=binaries.environment(major),
+            )
+    return final / "data"
+
+
+def give_identity(data: pathlib.Path, major: int) -> None:
+    """Give a copied template a system identifier of its own, in pg_control and in its only WAL segment.
+
+    initdb would take ten times as long. (src/include/catalog/pg_control.h, access/xlog_internal.h)
+    """
+    identity = struct.pack("<Q", secrets.randbits(62))
+    control = data / "global" / "pg_control"
+    content = bytearray(control.read_bytes())
+    at = 292 if major >= 18 else 288
+    content[0:8] = identity
+    content[at : at + 4] = struct.pack("<I", crc32c(bytes(content[:at])))
+    control.write_bytes(content)
+    for segment in (data / "pg_wal").glob("0000*"):
+        with segment.open("r+b") as file:
+            file.seek(24)
+            file.write(identity)
+
+
+class Sandbox:
+    """A directory that the server user can reach, and the servers in it.
+
+    As a context manager it stops every server and removes the directory at the end, whatever happened.
+    """
+
+    def __init__(self, root: pathlib.Path | None = None) -> None:
+        """Use ``root``, which must be reachable by the server user, or a new directory under /tmp."""
+        self.root = pathlib.Path(tempfile.mkdtemp(prefix="pgfleet-", dir="/tmp")) if root is None else root
+        self.root.mkdir(parents=True, exist_ok=True)
+        own_directory(self.root)
+        self.servers: list[Server] = []
+        self._cleanups: list[t.Callable[[], object]] = []
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self, remove: bool = True) -> None:
+        """Stop the servers, newest first, run what was registered with `on_close`, remove the directory."""
+        for cleanup in reversed(self._cleanups):
+            with contextlib.suppress(Exception):
+                cleanup()
+        for server in reversed(self.servers):
+            with contextlib.suppress(Exception):
+                server.stop("immediate", timeout=20)
+            server.kill()
+        if remove:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def on_close(self, cleanup: t.Callable[[], object]) -> None:
+        """Call ``cleanup`` before the servers are stopped."""
+        self._cleanups.append(cleanup)
+
+    def directory(self, name: str, mode: int = 0o700) -> pathlib.Path:
+        """Return a directory of the server user in the sandbox, made if need be."""
+        return own_directory(self.root / name, mode)
+
+    def _new(self, major: int, name: str, **kwargs: t.Any) -> Server:
+        taken = {server.name for server in self.servers}
+        unique = name if name not in taken else f"{name}-{len(self.servers)}"
+        server = Server(major, unique, self.directory(unique), free_port(), **kwargs)
+        self.servers.append(server)
+        return server
+
+    def _start(self, server: Server, **settings: Setting) -> Server:
+        """Start, on another port when somebody took this one meanwhile."""
+        for _attempt in range(5):
+            server.conf(port=server.port, unix_socket_directories=str(server.socket_directory), **settings)
+            try:
+                return server.start()
+            except AssertionError:
+                if "could not bind" not in server.log:
+                    raise
+                server.log_file.unlink()
+                server.port = free_port()
+        raise AssertionError("no free port found")
+
+    def primary(
+        self,
+        major: int = binaries.NEWEST,
+        *,
+        name: str = "primary",
+        archive: bool = True,
+        tablespaces: t.Sequence[str] = (),
+        initdb: t.Sequence[str] = (),
+        start: bool = True,
+        **settings: Setting,
+    ) -> Server:
+        """Return a running primary with an identity of its own.
+
+        With ``archive`` it has ``archive_mode=on`` and a command that copies to ``server.archive`` under a temporary
+        name and renames (see ``Server.break_archive``). ``tablespaces`` are made by ``Server.tablespace``. ``initdb``
+        are options such as ``--wal-segsize=1`` or ``-k``. ``settings`` go into postgresql.conf and win.
+        """
+        server = self._new(major, name, password=secrets.token_hex(8))
+        run(["cp", "-a", template(major, *initdb), server.data])
+        give_identity(server.data, major)
+        own_file(server.data / "pg_hba.conf", HBA)
+        defaults = dict(FAST)
+        if archive:
+            server.archive = self.directory(f"{server.name}-archive")
+            defaults.update(archive_mode=True, archive_command=archive_command(server.archive))
+        self.configure_and_start(server, start, {**defaults, **settings})
+        if start:
+            server.sql("ALTER ROLE postgres PASSWORD %s", [server.password])
+        for tablespace in tablespaces:
+            server.tablespace(tablespace)
+        return server
+
+    def configure_and_start(self, server: Server, start: bool, settings: t.Mapping[str, Setting]) -> None:
+        """Write the settings and, if asked, start."""
+        if start:
+            self._start(server, **settings)
+        else:
+            server.conf(port=server.port, unix_socket_directories=str(server.socket_directory), **settings)
+
+    def standby(
+        self, upstream: Server, *, name: str = "standby", archive_mode: str = "on", tcp: bool = True, **settings: Setting
+    ) -> Server:
+        """Return a streaming standby of ``upstream`` (itself a primary or a standby), once it streams.
+
+        It shares the upstream's archive; with ``archive_mode="always"`` it gets an archive of its own. Existing
+        tablespaces are mapped into its own directory. Its primary_conninfo names 127.0.0.1 and holds the password, or
+        names the socket directory without ``tcp``.
+        """
+        server = self._new(upstream.major, name, upstream=upstream, archive=upstream.archive, password=upstream.password)
+        mappings: list[str] = []
+        for oid_name, location in upstream.sql(
+            "SELECT spcname, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '/%'"
+        ):
+            target = server.directory / "tablespaces" / oid_name
+            own_directory(target.parent)
+            mappings += ["-T", f"{location}={target}".replace("\\", "\\\\")]
+        host = "127.0.0.1" if tcp else str(upstream.socket_directory)
+        conninfo = f"host={host} port={upstream.port} user={upstream.user} application_name={server.name}"
+        upstream.tool(
+            "pg_basebackup", "-D", server.data, "-R", "-c", "fast", "--no-sync", "-X", "stream", *mappings,
+            "-d", conninfo, env={"PGPASSWORD": upstream.password} if tcp else {},
+        )  # fmt: skip
+        own: dict[str, Setting] = {"archive_mode": archive_mode if upstream.archive else "off"}
+        if archive_mode == "always":
+            server.archive = self.directory(f"{server.name}-archive")
+            own["archive_command"] = archive_command(server.archive)
+        self._start(server, **{**own, **settings})
+        wait_until(
+            lambda: upstream.sql(
+                "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND application_name = %s", [server.name]
+            ),
+            f"{server.name} streams from {upstream.name}: {server.log[-500:]}",
+        )
+        server.catch_up()
+        return server
+
+
+def archive_command(archive: pathlib.Path) -> str:
+    """Return a command that never overwrites and never leaves half a file under a segment's name.
+
+    It fails while ``<archive>.broken`` exists.
+    """
+    target = f'"{archive}/%f"'
+    return (
+        f'test ! -e "{archive}.broken" && test ! -f {target} && cp "%p" "{archive}/.%f.tmp" && '
+        f'mv "{archive}/.%f.tmp" {target}'
+    )
