@@ -62,7 +62,7 @@ def crc32c(data: bytes) -> int:
 def parse_control(raw: bytes) -> ControlFile:
     """Return what the control file's bytes say.
 
-    Raises BackupError: code ``unsupported_control`` for another size or version, ``bad_control`` for a wrong CRC.
+    Raises BackupError: code ``unsupported_control`` for an unknown version, ``bad_control`` for a wrong size or CRC.
     """
     if len(raw) != CONTROL_FILE_SIZE:
         raise BackupError(f"pg_control has {len(raw)} bytes instead of {CONTROL_FILE_SIZE}", code="bad_control")

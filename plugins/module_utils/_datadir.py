@@ -13,6 +13,7 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -162,29 +163,6 @@ def tablespace_link(tablespace: Tablespace) -> bytes:
     return b"../../tablespaces/%d" % tablespace.oid
 
 
-def find_tablespaces(data_directory: bytes) -> list[Tablespace]:
-    """Return the tablespaces that ``pg_tblspc`` shows, by oid.
-
-    Raises BackupError when the directory cannot be read.
-    """
-    directory = data_directory + b"/pg_tblspc"
-    found = []
-    for entry in _listing(directory):
-        if not entry.name.isdigit():
-            continue
-        if entry.is_symlink():
-            try:
-                target = os.readlink(entry.path)
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                raise _unreadable(entry.path, exc) from exc
-            found.append(Tablespace(int(entry.name), os.path.normpath(os.path.join(directory, target)), False))
-        elif entry.is_dir(follow_symlinks=False):
-            found.append(Tablespace(int(entry.name), entry.path, True))
-    return sorted(found)
-
-
 def scan(
     data_directory: bytes,
     major: int,
@@ -201,11 +179,12 @@ def scan(
     of a version 14 server. Raises BackupError, code ``unreadable``, naming what cannot be read and why.
     """
     root = data_directory.rstrip(b"/") or b"/"
+    walk = _Walk(root, major, catalog_version, follow_symlinks, stats_temp_directory)
     try:
-        walk = _Walk(root, major, catalog_version, follow_symlinks, stats_temp_directory)
-    except FileNotFoundError as exc:
-        raise _unreadable(root + b"/pg_tblspc", exc) from exc
-    walk.run()
+        walk.run()
+    except OSError as exc:
+        path = printable(exc.filename)
+        raise BackupError(f"cannot read {path}: {exc.strerror}", code="unreadable", path=path) from exc
     total = sum(entry.size for entry in walk.files)
     return Scan(root, walk.directories, walk.files, walk.specials, walk.tablespaces, total)
 
@@ -221,33 +200,33 @@ class _Walk:
         self.version_directory = version_directory(major, catalog_version)
         self.follow = follow
         self.stats_directory = _relative(stats_temp_directory, root) if major == 14 and stats_temp_directory else None
-        self.tablespaces = find_tablespaces(root)
+        self.tablespaces: list[Tablespace] = []
         self.directories: list[bytes] = []
         self.files: list[Entry] = []
         self.specials: list[Special] = []
         # Directories to read: path in backup terms, where it lies, and whether a followed link led there.
         self.pending: list[tuple[bytes, bytes, bool]] = []
         self.links: list[tuple[bytes, bytes]] = []
-        self.walked: set[_Identity] = set()
+        # Directories that no followed link may bring in once more, and those that are archives of their own.
+        self.known: set[_Identity] = set()
         self.separate: set[_Identity] = set()
 
     def run(self) -> None:
-        for space in self.tablespaces:
-            if self._is_separate(space) and os.path.isdir(space.location):
+        self.tablespaces = _find_tablespaces(self.root)
+        # In-place tablespaces are plain directories to servers before 16.
+        separate = [space for space in self.tablespaces if not space.in_place or self.major >= 16]
+        for space in separate:
+            with contextlib.suppress(FileNotFoundError):
                 self.separate.add(_identity(space.location))
         self.pending.append((b"", self.root, False))
         self._drain()
-        for space in self.tablespaces:
-            if self._is_separate(space):
-                self._add_tablespace(space)
+        for space in separate:
+            self._add_tablespace(space)
+            self._drain()
         # Links come last, so that a link to a directory of the cluster never takes its place.
         while self.links:
             self._follow(*self.links.pop())
             self._drain()
-
-    def _is_separate(self, space: Tablespace) -> bool:
-        """Whether the server sends it as an archive of its own; in-place ones are plain directories before 16."""
-        return not space.in_place or self.major >= 16
 
     def _add_tablespace(self, space: Tablespace) -> None:
         path = b"pg_tblspc/%d" % space.oid
@@ -255,22 +234,29 @@ class _Walk:
             self.directories.append(path)
         # A tablespace may be shared by servers of several versions: each has its own directory in it.
         source = os.path.join(space.location, self.version_directory)
-        if os.path.isdir(source):
-            path += b"/" + self.version_directory
-            self.directories.append(path)
-            self.pending.append((path, source, False))
-            self._drain()
+        try:
+            os.stat(source)
+        except FileNotFoundError:
+            # Being dropped, as the server takes it to be; or its disk is not mounted.
+            self.specials.append(Special(path, "symlink", space.location))
+            return
+        path += b"/" + self.version_directory
+        self.directories.append(path)
+        self.pending.append((path, source, False))
 
     def _drain(self) -> None:
         while self.pending:
-            self._read_directory(*self.pending.pop())
+            path, source, followed = self.pending.pop()
+            try:
+                self._read_directory(path, source, followed)
+            except FileNotFoundError:
+                if not path:
+                    raise
 
     def _read_directory(self, path: bytes, source: bytes, followed: bool) -> None:
-        try:
-            self.walked.add(_identity(source))
-            entries = _listing(source)
-        except FileNotFoundError:
-            return
+        self.known.add(_identity(source))
+        with os.scandir(source) as listing:
+            entries = list(listing)
         in_database = is_database_directory(path, self.version_directory)
         unlogged: set[bytes] = set()
         if in_database or (path == b"global" and self.major >= 17):
@@ -284,87 +270,85 @@ class _Walk:
                 relation = parse_relation(name, self.major)
                 if relation is not None and relation[1] != b"init" and relation[0] in unlogged:
                     continue
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 self._read_entry(prefix + name, entry, followed)
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                raise _unreadable(entry.path, exc) from exc
 
     def _read_entry(self, path: bytes, entry: os.DirEntry[bytes], followed: bool) -> None:
+        is_directory = entry.is_dir(follow_symlinks=False)
         if path == b"global/pg_control":
             return
         if entry.is_file(follow_symlinks=False):
             self.files.append(Entry(path, entry.path, entry.stat(follow_symlinks=False).st_size, followed))
-        elif path == b"pg_wal":
-            self.directories += [path, b"pg_wal/archive_status"]
-            if self.major >= 17:
-                self.directories.append(b"pg_wal/summaries")
-        elif (is_emptied(entry.name) or path == self.stats_directory) and (entry.is_dir() or entry.is_symlink()):
+        elif self._is_emptied(path) and (is_directory or entry.is_symlink()):
             self.directories.append(path)
-        elif entry.is_dir(follow_symlinks=False):
+            if path == b"pg_wal":
+                self.directories += [b"pg_wal/archive_status"] + [b"pg_wal/summaries"] * (self.major >= 17)
+            self.known.add(_identity(entry.path))
+        elif is_directory:
             self.directories.append(path)
             if not self.separate or _identity(entry.path) not in self.separate:
                 self.pending.append((path, entry.path, followed))
-        elif entry.is_symlink():
-            if path.startswith(b"pg_tblspc/") and path.count(b"/") == 1 and entry.name.isdigit():
-                return
-            if self.follow:
-                self.links.append((path, entry.path))
-            else:
-                self._report(path, "symlink", entry.path)
-        else:
+        elif not entry.is_symlink():
             kind = _SPECIAL_KINDS.get(stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode), "device")
-            self._report(path, kind, entry.path)
+            self.specials.append(Special(path, kind, b""))
+        elif os.path.dirname(path) == b"pg_tblspc" and _is_oid(entry.name):
+            return
+        elif self.follow:
+            self.links.append((path, entry.path))
+        else:
+            self.specials.append(Special(path, "symlink", os.readlink(entry.path)))
+
+    def _is_emptied(self, path: bytes) -> bool:
+        return path in (b"pg_wal", self.stats_directory) or is_emptied(os.path.basename(path))
 
     def _follow(self, path: bytes, source: bytes) -> None:
         try:
             target = os.stat(source)
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.ELOOP):
-                raise _unreadable(source, exc) from exc
-            target = None
-        if target is not None and stat.S_ISREG(target.st_mode):
+                raise
+            mode = 0
+        else:
+            mode = target.st_mode
+        if stat.S_ISREG(mode):
             self.files.append(Entry(path, source, target.st_size, True))
-        elif target is not None and stat.S_ISDIR(target.st_mode) and self._is_new(target):
+        elif stat.S_ISDIR(mode) and not self._holds_known(source, (target.st_dev, target.st_ino)):
             self.directories.append(path)
             self.pending.append((path, source, True))
         else:
-            self._report(path, "symlink", source)
+            with contextlib.suppress(FileNotFoundError):
+                self.specials.append(Special(path, "symlink", os.readlink(source)))
 
-    def _is_new(self, directory: os.stat_result) -> bool:
-        identity = (directory.st_dev, directory.st_ino)
-        return identity not in self.walked and identity not in self.separate
-
-    def _report(self, path: bytes, kind: str, source: bytes) -> None:
-        target = b""
-        if kind == "symlink":
-            try:
-                target = os.readlink(source)
-            except FileNotFoundError:
-                return
-        self.specials.append(Special(path, kind, target))
+    def _holds_known(self, source: bytes, identity: _Identity) -> bool:
+        """Whether this directory, or one inside it, belongs to the backup already."""
+        parent = os.path.join(os.path.realpath(source), b"")
+        trees = [self.root] + [space.location for space in self.tablespaces]
+        return identity in self.known | self.separate or any(os.path.realpath(x).startswith(parent) for x in trees)
 
 
-def _listing(path: bytes) -> list[os.DirEntry[bytes]]:
-    """Return the entries of a directory; FileNotFoundError when it is gone, BackupError for anything else."""
-    try:
-        with os.scandir(path) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        raise
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
+def _find_tablespaces(root: bytes) -> list[Tablespace]:
+    """Return the tablespaces that ``pg_tblspc`` shows, by oid. An OSError is the caller's."""
+    found = []
+    with os.scandir(root + b"/pg_tblspc") as entries:
+        for entry in entries:
+            if not _is_oid(entry.name):
+                continue
+            if entry.is_symlink():
+                with contextlib.suppress(FileNotFoundError):
+                    location = os.path.normpath(os.path.join(root, b"pg_tblspc", os.readlink(entry.path)))
+                    found.append(Tablespace(int(entry.name), location, False))
+            elif entry.is_dir(follow_symlinks=False):
+                found.append(Tablespace(int(entry.name), entry.path, True))
+    return sorted(found)
+
+
+def _is_oid(name: bytes) -> bool:
+    return name.isdigit() and not name.startswith(b"0")
 
 
 def _identity(path: bytes) -> _Identity:
     """Return what tells one directory from all others, whatever path leads to it."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
+    status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
@@ -372,12 +356,3 @@ def _relative(directory: bytes, root: bytes) -> t.Optional[bytes]:
     """Return where a directory lies below ``root``, or None when it lies elsewhere."""
     path = os.path.normpath(os.path.join(root, directory))
     return path[len(root) + 1 :] if path.startswith(root + b"/") else None
-
-
-def _unreadable(path: bytes, error: OSError) -> BackupError:
-    return BackupError(
-        f"cannot read {printable(path)}: {error.strerror}",
-        code="unreadable",
-        path=printable(path),
-        errno=errno.errorcode.get(error.errno or 0, str(error.errno)),
-    )

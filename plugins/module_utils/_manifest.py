@@ -8,7 +8,8 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import calendar
+import binascii
+import datetime
 import hashlib
 import json
 import os
@@ -23,13 +24,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import Wal
 try:
     import crc32c
 except ImportError:
-    crc32c = None  # type: ignore[assignment]
+    crc32c = None
 
 ALGORITHMS = ("SHA256", "SHA224", "SHA384", "SHA512", "CRC32C", "NONE")
 
 _HEX_DIGITS = {"SHA224": 56, "SHA256": 64, "SHA384": 96, "SHA512": 128, "CRC32C": 8}
 _LAST_LINE = re.compile(rb'"Manifest-Checksum": "([0-9a-fA-F]{64})"\}\n')
-_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d) GMT", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d GMT", re.ASCII)
 _WRITE_BYTES = 1 << 16
 
 
@@ -183,13 +184,13 @@ def read_manifest(path: t.Union[str, bytes]) -> Manifest:
         raise BackupError(f"cannot read {os.fsdecode(path)!r}: {exc.strerror}", code="unreadable") from exc
     try:
         return parse_manifest(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BackupError(f"{os.fsdecode(path)!r} is damaged: {exc}", code="bad_manifest") from exc
 
 
 def parse_manifest(data: bytes) -> Manifest:
     """Return what the bytes of a manifest say. Raises ValueError saying what is wrong."""
-    body, newline, last_line = data.rstrip(b"\n").rpartition(b"\n")
+    body, newline, _last_line = data.rstrip(b"\n").rpartition(b"\n")
     last = _LAST_LINE.fullmatch(data, len(body) + len(newline))
     if not newline or last is None:
         raise ValueError("it does not end with a line that holds its checksum, and one newline")
@@ -204,9 +205,11 @@ def parse_manifest(data: bytes) -> Manifest:
     if version not in (1, 2):
         raise ValueError(f"its version is {version}; known are 1 and 2")
     keys = ["PostgreSQL-Backup-Manifest-Version", "Files", "WAL-Ranges", "Manifest-Checksum"]
-    _check_keys(top, keys + ["System-Identifier"] if version == 2 else keys)
+    _check_keys(top, [*keys, "System-Identifier"] if version == 2 else keys)
     system_identifier = _integer(top, "System-Identifier", 0xFFFFFFFFFFFFFFFF) if version == 2 else None
     files = [_parse_file(item) for item in _objects(top, "Files")]
+    if not files:
+        raise ValueError("it lists no files")
     if len({file.path for file in files}) != len(files):
         raise ValueError("it lists a file twice")
     if len({file.algorithm is None for file in files}) > 1:
@@ -217,20 +220,20 @@ def parse_manifest(data: bytes) -> Manifest:
 def _parse_file(item: dict[str, t.Any]) -> ManifestFile:
     path_key = "Encoded-Path" if "Encoded-Path" in item else "Path"
     checksum_keys = ["Checksum-Algorithm", "Checksum"] if "Checksum-Algorithm" in item or "Checksum" in item else []
-    _check_keys(item, [path_key, "Size", "Last-Modified"] + checksum_keys)
+    _check_keys(item, [path_key, "Size", "Last-Modified", *checksum_keys])
     text = _text(item, path_key)
-    path = bytes.fromhex(text) if path_key == "Encoded-Path" else text.encode("utf-8")
+    path = binascii.unhexlify(text) if path_key == "Encoded-Path" else text.encode("utf-8")
     if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
         raise ValueError(f"{text!r} is not the path of a file in a backup")
-    modified = _TIME.fullmatch(_text(item, "Last-Modified"))
-    if modified is None:
-        raise ValueError(f"the time of {text!r} is {item['Last-Modified']!r}")
+    modified = _text(item, "Last-Modified")
+    if _TIME.fullmatch(modified) is None:
+        raise ValueError(f"the time of {text!r} is {modified!r}")
+    mtime = datetime.datetime.fromisoformat(modified.replace(" GMT", "+00:00")).timestamp()
     algorithm = checksum = None
     if checksum_keys:
         algorithm, checksum = _text(item, "Checksum-Algorithm"), _text(item, "Checksum").lower()
-        if re.fullmatch(r"[0-9a-f]{%d}" % _HEX_DIGITS.get(algorithm, 0), checksum or "-") is None:
+        if len(checksum) != _HEX_DIGITS.get(algorithm) or set(checksum) - set("0123456789abcdef"):
             raise ValueError(f"the checksum of {text!r} is not {algorithm!r} in hexadecimal")
-    mtime = float(calendar.timegm(t.cast(t.Any, tuple(map(int, modified.groups())))))
     return ManifestFile(path, _integer(item, "Size", 1 << 62), mtime, algorithm, checksum)
 
 
