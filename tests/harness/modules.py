@@ -20,6 +20,7 @@ from unittest import mock
 import yaml
 from ansible.module_utils import basic
 
+from .sandbox import temporary_directory
 from .servers import Server
 from .user import ServerUser, run
 
@@ -97,7 +98,7 @@ def payload() -> pathlib.Path:
 
     The environment and the clone may lie in a home directory that others cannot enter.
     """
-    root = pathlib.Path(tempfile.mkdtemp(prefix="pgfleet-payload-", dir="/tmp"))
+    root = pathlib.Path(tempfile.mkdtemp(prefix="pgfleet-payload-", dir=temporary_directory()))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     ansible = pathlib.Path(basic.__file__).parent
     ignore = shutil.ignore_patterns("__pycache__")

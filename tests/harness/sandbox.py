@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pathlib
 import random
 import secrets
 import shutil
+import signal
 import socket
 import struct
 import tempfile
 import typing as t
 
 from . import binaries
-from .servers import Server, wait_until
+from .servers import Server, is_alive, wait_until
 from .user import own_directory, own_file, run, server_user
 
 Setting = t.Union[str, int, bool]
@@ -41,6 +43,17 @@ local replication all trust
 host all all 127.0.0.1/32 scram-sha-256
 host replication all 127.0.0.1/32 scram-sha-256
 """
+
+
+def temporary_directory() -> pathlib.Path:
+    """Return where sandboxes go: PGFLEET_TMP, else a roomy /dev/shm (twice as fast as a disk), else /tmp."""
+    named = os.environ.get("PGFLEET_TMP")
+    if named:
+        return pathlib.Path(named)
+    memory = pathlib.Path("/dev/shm")
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= 4 << 30:
+        return memory
+    return pathlib.Path("/tmp")
 
 
 def free_port() -> int:
@@ -103,8 +116,8 @@ class Sandbox:
     """
 
     def __init__(self, root: pathlib.Path | None = None) -> None:
-        """Use ``root``, which must be reachable by the server user, or a new directory under /tmp."""
-        self.root = pathlib.Path(tempfile.mkdtemp(prefix="pgfleet-", dir="/tmp")) if root is None else root
+        """Use ``root``, whose parents the server user can enter, or a new directory in `temporary_directory`."""
+        self.root = root or pathlib.Path(tempfile.mkdtemp(prefix="pgfleet-", dir=temporary_directory()))
         self.root.mkdir(parents=True, exist_ok=True)
         own_directory(self.root)
         self.servers: list[Server] = []
@@ -117,13 +130,18 @@ class Sandbox:
         self.close()
 
     def close(self, remove: bool = True) -> None:
-        """Stop the servers, newest first, run what was registered with `on_close`, remove the directory."""
+        """Run what was registered with `on_close`, stop the servers all at once, remove the directory."""
         for cleanup in reversed(self._cleanups):
             with contextlib.suppress(Exception):
                 cleanup()
-        for server in reversed(self.servers):
-            with contextlib.suppress(Exception):
-                server.stop("immediate", timeout=20)
+        # An immediate shutdown, unlike SIGKILL, still removes the shared memory.
+        pids = [pid for server in self.servers if (pid := server.pid)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGQUIT)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not any(is_alive(pid) for pid in pids), "all servers stopped", timeout=20)
+        for server in self.servers:
             server.kill()
         if remove:
             shutil.rmtree(self.root, ignore_errors=True)
