@@ -19,8 +19,8 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 CONTROL_FILE_SIZE = 8192
-# pg_control_version to the offset of the CRC: 1300 is PostgreSQL 13 to 17, 1800 is 18.
-_CRC_OFFSETS = {1300: 288, 1800: 292}
+# pg_control_version to the offset of the CRC: PostgreSQL 13 to 16, 17, 18.
+_CRC_OFFSETS = {1300: 288, 1700: 288, 1800: 292}
 _CHECKSUM_VERSION_OFFSET = 252
 
 
