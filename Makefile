@@ -10,12 +10,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Another version's shim or an activated environment must not leak in.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-.PHONY: help demo demo-down test lint unit integration molecule sanity oldest bench build lock clean
+.PHONY: help demo demo-down test lint format unit integration molecule sanity oldest bench build lock clean
 
 help:
 	@echo 'make demo         a sandbox of two servers, backed up, restored and checked; make demo-down removes it'
 	@echo 'make test         every check below but bench'
 	@echo 'make lint         ruff, mypy, yamllint, ansible-lint, antsibull-docs, antsibull-changelog'
+	@echo 'make format       imports and layout as lint wants them'
 	@echo "make unit         tests without a server; ARGS='-k wal' picks"
 	@echo "make integration  tests on real servers; PG=15 and ARGS='-k standby' pick"
 	@echo 'make molecule     the scenarios in extensions/molecule'
@@ -49,6 +50,10 @@ lint: .venv/stamp
 	ansible-lint --offline --strict
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs . --plugin-docs --validate-collection-refs=self
+
+format: .venv/stamp
+	ruff check --fix-only --select I .
+	ruff format .
 
 unit: .venv/stamp
 	$(PYTEST) tests/unit $(ARGS)

@@ -30,7 +30,7 @@ MAJORS: t.Final = tuple(VERSIONS)
 NEWEST: t.Final = MAJORS[-1]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cache_directory() -> pathlib.Path:
     """Return the cache folder, made if need be."""
     named = os.environ.get("PGFLEET_CACHE")
@@ -78,7 +78,7 @@ def _pip(*args: str | os.PathLike[str]) -> None:
         raise RuntimeError(f"pip failed: {done.stdout}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def prefix(major: int) -> pathlib.Path:
     """Return the installation of a major version (with ``bin`` and ``lib``), fetched the first time."""
     with made_once(f"postgresql-{VERSIONS[major]}") as (final, work):
@@ -126,7 +126,7 @@ def _runs(python: str, as_server_user: bool) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def interpreters() -> dict[str, str]:
     """Return the interpreters of this machine that the current user can run: ``{"3.9": path}``, oldest first.
 
@@ -136,9 +136,9 @@ def interpreters() -> dict[str, str]:
     paths = [found for name in [*names, "python3"] if (found := shutil.which(name))]
     paths += [str(path) for path in pathlib.Path.home().glob(".pyenv/versions/3.*/bin/python3")]
     paths += [str(path) for name in names for path in pathlib.Path("/").glob(f"usr/bin/{name}")]
-    found = {version: path for path in paths if (version := _runs(path, as_server_user=False))}
-    supported = [version for version in found if version.startswith("3.") and int(version[2:]) >= 8]
-    return {version: found[version] for version in sorted(supported, key=lambda version: int(version[2:]))}
+    versions = {version: path for path in paths if (version := _runs(path, as_server_user=False))}
+    supported = [version for version in versions if version.startswith("3.") and int(version[2:]) >= 8]
+    return {version: versions[version] for version in sorted(supported, key=lambda version: int(version[2:]))}
 
 
 def with_psycopg2(python: str) -> str:
@@ -146,11 +146,9 @@ def with_psycopg2(python: str) -> str:
 
     Unlike PYTHONPATH it also holds for children that are started with ``-I``.
     """
-    resolved = subprocess.run(
-        [python, "-c", "import os, sys; print('%d.%d' % sys.version_info[:2]); print(os.path.realpath(sys.executable))"],
-        stdout=subprocess.PIPE, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    version, path = resolved
+    probe = "import os, sys; print('%d.%d' % sys.version_info[:2], os.path.realpath(sys.executable))"
+    done = subprocess.run([python, "-c", probe], stdout=subprocess.PIPE, text=True, check=True)
+    version, path = done.stdout.split()
     with made_once(f"python-{version}-{'-'.join(pathlib.Path(path).parts[1:-2])}") as (final, work):
         if work:
             subprocess.run([path, "-m", "venv", "--without-pip", work], check=True, umask=0o022)
@@ -159,7 +157,7 @@ def with_psycopg2(python: str) -> str:
     return str(final / "bin" / "python")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def server_python() -> str:
     """Return an interpreter with psycopg2 that the server user can run: ``ansible_python_interpreter`` of the tests."""
     if server_user().is_me:

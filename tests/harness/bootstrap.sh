@@ -9,7 +9,9 @@ set -eu
 venv=$1
 cd "$(dirname "$0")/../.."
 
-probe='import ensurepip, ssl, sys, venv; v = sys.version_info; print(v[0] * 100 + v[1])'
+# An environment, above all the one to be made, is no base for another.
+probe='import ensurepip, ssl, sys, venv; v = sys.version_info; assert sys.prefix == sys.base_prefix
+print(v[0] * 100 + v[1])'
 candidates() {
     for name in python3.14 python3.13 python3.12 python3.11 python3; do
         command -v "$name" || true
@@ -26,24 +28,25 @@ working() { # "<version> <path>" of each that works and that an ansible-core in 
     done
 }
 
-case $venv in
-*oldest*)
-    found=$(working 313 | sort -n | head -n 1)
-    lock=requirements/core-2.18.txt
-    ;;
-*)
-    found=$(working 314 | sort -rns -k 1,1 | head -n 1)
-    case $found in 311*) lock=requirements/core-2.19.txt ;; *) lock=requirements/core-2.21.txt ;; esac
-    ;;
-esac
-if [ -z "$found" ]; then
-    echo "No working Python 3.11 to 3.14 with venv was found: install one (Debian, Ubuntu: apt install python3-venv)." >&2
-    exit 1
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    case $venv in
+    *oldest*) found=$(working 313 | sort -n | head -n 1) ;;
+    *) found=$(working 314 | sort -rns -k 1,1 | head -n 1) ;;
+    esac
+    if [ -z "$found" ]; then
+        echo "No working Python 3.11 to 3.14 with venv: install one (Debian, Ubuntu: apt install python3-venv)." >&2
+        exit 1
+    fi
+    "${found#* }" -m venv --clear "$venv"
 fi
-
-echo "$venv: ${found#* }, $lock" >&2
-"${found#* }" -m venv --clear "$venv"
+version=$("$venv/bin/python" -c 'import sys; print(sys.version_info[1])')
+case $venv:$version in
+*oldest*) lock=requirements/core-2.18.txt ;;
+*:11) lock=requirements/core-2.19.txt ;;
+*) lock=requirements/core-2.21.txt ;;
+esac
+echo "$venv: Python 3.$version, $lock" >&2
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --requirement "$lock"
 mkdir -p "$venv/collections/ansible_collections/pgfleet"
-ln -s ../../../.. "$venv/collections/ansible_collections/pgfleet/basebackup"
+ln -sfn ../../../.. "$venv/collections/ansible_collections/pgfleet/basebackup"
 touch "$venv/stamp"

@@ -24,7 +24,7 @@ def verifybackup(data: pathlib.Path, major: int, wal: pathlib.Path | None = None
     """Run pg_verifybackup, with the WAL of an archive directory or without WAL."""
     with_wal = ["-w", str(wal)] if wal else ["-n"]
     # As ourselves: a backup may belong to another account than the server's.
-    command = [binaries.tool(major, "pg_verifybackup"), "--exit-on-error", *with_wal, data]
+    command: list[str | pathlib.Path] = [binaries.tool(major, "pg_verifybackup"), "--exit-on-error", *with_wal, data]
     run(command, env=binaries.environment(major), user=_myself(), timeout=600)
 
 

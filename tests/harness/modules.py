@@ -32,7 +32,7 @@ Result = t.Dict[str, t.Any]
 
 @contextlib.contextmanager
 def _module_arguments(arguments: t.Mapping[str, t.Any]) -> t.Iterator[None]:
-    """Give arguments to the next AnsibleModule, also on ansible-core 2.18, which has no ansible.module_utils.testing."""
+    """Give arguments to the next AnsibleModule, also on ansible-core 2.18, which has no such function."""
     try:
         from ansible.module_utils.testing import patch_module_args
     except ImportError:
@@ -92,7 +92,7 @@ def _parse(stdout: str) -> Result:
     return result
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def payload() -> pathlib.Path:
     """Return a folder that any user can read with what Ansible would send: module_utils and our plugins.
 
@@ -110,7 +110,7 @@ def payload() -> pathlib.Path:
     return root
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def options_of(name: str) -> frozenset[str]:
     """Return the names of a module's options, from its documentation and the fragments that this names."""
     documentation = yaml.safe_load(importlib.import_module(f"{COLLECTION}.plugins.modules.{name}").DOCUMENTATION)

@@ -121,7 +121,7 @@ class RunningPlay:
         events_file = self.directory / "events.jsonl"
         lines = events_file.read_text().splitlines() if events_file.exists() else []
         events = [json.loads(line) for line in lines]
-        stats = next((event["stats"] for event in events if "stats" in event), {})
+        stats: dict[str, dict[str, int]] = next((event["stats"] for event in events if "stats" in event), {})
         return Play(rc, self.stdout, stats, [event for event in events if "stats" not in event])
 
 
@@ -142,7 +142,9 @@ def start_playbook(
     """
     work = pathlib.Path(tempfile.mkdtemp(prefix="play-", dir=directory))
     hosts = {name: dict(variables) for name, variables in inventory.items()}
-    children = {group: {"hosts": dict.fromkeys(names, {})} for group, names in (groups or {}).items()}
+    children: dict[str, t.Any] = {
+        group: {"hosts": {name: {} for name in names}} for group, names in (groups or {}).items()
+    }
     inventory_file = work / "inventory.yml"
     inventory_file.write_text(yaml.safe_dump({"all": {"hosts": hosts, "children": children}}))
     if isinstance(playbook, list):

@@ -214,7 +214,13 @@ class Sandbox:
             server.conf(port=server.port, unix_socket_directories=str(server.socket_directory), **settings)
 
     def standby(
-        self, upstream: Server, *, name: str = "standby", archive_mode: str = "on", tcp: bool = True, **settings: Setting
+        self,
+        upstream: Server,
+        *,
+        name: str = "standby",
+        archive_mode: str = "on",
+        tcp: bool = True,
+        **settings: Setting,
     ) -> Server:
         """Return a streaming standby of ``upstream`` (itself a primary or a standby), once it streams.
 
@@ -222,7 +228,9 @@ class Sandbox:
         tablespaces are mapped into its own directory. Its primary_conninfo names 127.0.0.1 and holds the password, or
         names the socket directory without ``tcp``.
         """
-        server = self._new(upstream.major, name, upstream=upstream, archive=upstream.archive, password=upstream.password)
+        server = self._new(
+            upstream.major, name, upstream=upstream, archive=upstream.archive, password=upstream.password
+        )
         mappings: list[str] = []
         for oid_name, location in upstream.sql(
             "SELECT spcname, pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '/%'"

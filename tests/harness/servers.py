@@ -134,7 +134,9 @@ class Server:
     def stop(self, mode: str = "fast", timeout: int = 60) -> None:
         """Stop (``smart``, ``fast`` or ``immediate``); nothing to do if it does not run."""
         if self.running:
-            self.tool("pg_ctl", "-D", self.data, "-s", "-m", mode, "-w", "-t", str(timeout), "stop", timeout=timeout + 30)
+            self.tool(
+                "pg_ctl", "-D", self.data, "-s", "-m", mode, "-w", "-t", str(timeout), "stop", timeout=timeout + 30
+            )
 
     def kill(self) -> None:
         """End the postmaster and all its children with SIGKILL, as a crash of the machine would."""
@@ -148,7 +150,9 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
         # A zombie that init is slow to reap would still count as running for the next start.
-        wait_until(lambda: not any(pathlib.Path(f"/proc/{member}").exists() for member in family), f"{self.name} is gone")
+        wait_until(
+            lambda: not any(pathlib.Path(f"/proc/{member}").exists() for member in family), f"{self.name} is gone"
+        )
 
     def restart(self, mode: str = "fast") -> Server:
         """Stop and start."""
@@ -265,6 +269,7 @@ class Server:
             quoted = b"'" + as_bytes.replace(b"'", b"''") + b"'"
             cursor.execute(f'CREATE TABLESPACE "{name}" LOCATION '.encode() + quoted)
             cursor.execute(
-                f'CREATE TABLE "in_{name}" TABLESPACE "{name}" AS SELECT i, md5(i::text) FROM generate_series(1, 1000) i'
+                f'CREATE TABLE "in_{name}" TABLESPACE "{name}" AS'
+                " SELECT i, md5(i::text) FROM generate_series(1, 1000) i"
             )
         return path

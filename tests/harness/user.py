@@ -30,7 +30,7 @@ class ServerUser:
         return os.geteuid() == self.uid
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def server_user() -> ServerUser:
     """Return the current user or, because PostgreSQL refuses to run as root, an account that exists everywhere.
 
@@ -78,8 +78,7 @@ def run(
         env=clean_environment(env),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         errors="surrogateescape",
         cwd="/",

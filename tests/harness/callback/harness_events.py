@@ -20,7 +20,7 @@ options: {}
 """
 
 
-class CallbackModule(CallbackBase):  # type: ignore[misc]
+class CallbackModule(CallbackBase):
     """Append to the file in PGFLEET_EVENTS."""
 
     CALLBACK_VERSION = 2.0
