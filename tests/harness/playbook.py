@@ -20,7 +20,7 @@ import yaml
 from . import binaries
 from .modules import CLONE
 from .servers import Server
-from .user import server_user
+from .user import own_directory, server_user
 
 
 def bin_path(name: str) -> str:
@@ -30,13 +30,15 @@ def bin_path(name: str) -> str:
 
 def ansible_environment(directory: pathlib.Path) -> dict[str, str]:
     """Return the environment for Ansible's programs: nothing of the caller's configuration or home is used."""
+    config = directory / "ansible.cfg"
+    config.touch()
     env = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "PG", "PYTHON"))}
     env.update(
         PATH=f"{pathlib.Path(sys.executable).parent}:{env.get('PATH', os.defpath)}",
         ANSIBLE_CALLBACKS_ENABLED="harness_events",
         ANSIBLE_CALLBACK_PLUGINS=str(CLONE / "tests/harness/callback"),
         ANSIBLE_COLLECTIONS_PATH=str(pathlib.Path(sys.prefix) / "collections"),
-        ANSIBLE_CONFIG="/dev/null",
+        ANSIBLE_CONFIG=str(config),
         ANSIBLE_HOME=str(directory / "ansible-home"),
         ANSIBLE_HOST_KEY_CHECKING="0",
         ANSIBLE_LOCALHOST_WARNING="0",
@@ -47,16 +49,18 @@ def ansible_environment(directory: pathlib.Path) -> dict[str, str]:
     return env
 
 
-def host_vars(server: Server | None = None, *, tcp: bool = False) -> dict[str, t.Any]:
+def host_vars(server: Server, *, tcp: bool = False) -> dict[str, t.Any]:
     """Return the variables of a local host: connection, interpreter, how to become the server user.
 
-    With ``server`` also its login as ``pg_backup_login_*``. Whether to become at all is the play's decision; as an
+    Also its login as ``pg_backup_login_*``, over the socket or over TCP with the password. Whether to become at all is the play's decision; as an
     ordinary user, who is the server user, becoming is switched off by ``ansible_become: false``.
     """
     user = server_user()
     variables: dict[str, t.Any] = {
         "ansible_connection": "local",
         "ansible_python_interpreter": binaries.server_python(),
+        # Not in the user's home, which may not exist and is none of our business.
+        "ansible_remote_tmp": str(own_directory(server.directory / "ansible-tmp")),
         "pg_backup_become_user": user.name,
     }
     if user.is_me:
@@ -64,8 +68,7 @@ def host_vars(server: Server | None = None, *, tcp: bool = False) -> dict[str, t
     else:
         # su comes with every system; the account may have no login shell.
         variables.update(ansible_become_method="su", ansible_become_flags="-s /bin/sh")
-    if server:
-        variables.update({f"pg_backup_{key}": value for key, value in server.login(tcp=tcp).items()})
+    variables.update({f"pg_backup_{key}": value for key, value in server.login(tcp=tcp).items()})
     return variables
 
 
