@@ -26,6 +26,8 @@ _HISTORY_LINE = re.compile(r"\s*([0-9]+)\s+([0-9A-Fa-f]+/[0-9A-Fa-f]+)(?:\s.*)?"
 # WAL block size.
 _LONG_HEADER = struct.Struct("<HHIQI4xQII")
 _LONG_HEADER_FLAG = 0x0002
+# XLOG_PAGE_MAGIC changes with the major version; this is the high byte of all of 14 to 18.
+_MAGIC_HIGH_BYTE = 0xD1
 
 
 class HistoryEntry(t.NamedTuple):
@@ -194,11 +196,11 @@ def parse_segment_header(first_bytes: bytes) -> SegmentHeader:
     """
     if len(first_bytes) < _LONG_HEADER.size:
         raise BackupError(f"has only {len(first_bytes)} bytes, a header needs {_LONG_HEADER.size}", code="bad_segment")
-    _magic, flags, timeline, address, _remaining, system_identifier, segment_size, block_size = (
-        _LONG_HEADER.unpack_from(first_bytes)
+    magic, flags, timeline, address, _remaining, system_identifier, segment_size, block_size = _LONG_HEADER.unpack_from(
+        first_bytes
     )
-    if not flags & _LONG_HEADER_FLAG:
-        raise BackupError("does not begin with the header of a WAL segment", code="bad_segment")
+    if magic >> 8 != _MAGIC_HIGH_BYTE or not flags & _LONG_HEADER_FLAG:
+        raise BackupError("does not begin with the header of a WAL segment (is it compressed?)", code="bad_segment")
     return SegmentHeader(timeline, address, system_identifier, segment_size, block_size)
 
 
