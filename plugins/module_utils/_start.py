@@ -91,13 +91,37 @@ def default_id(cluster: Cluster, kind: str) -> str:
 
 
 class Start:
-    """One call of ``backup_start``: ``params`` are the module's arguments, ``info`` is :func:`_server.server_info`."""
+    """One call of ``backup_start``: ``params`` are the module's arguments, ``info`` is :func:`_server.server_info`.
 
-    def __init__(self, cluster: Cluster, params: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> None:
+    ``problems`` (those of ``server_info``) stop a new backup, but not going on with one that was started before.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        params: t.Mapping[str, t.Any],
+        info: t.Mapping[str, t.Any],
+        problems: t.Sequence[t.Mapping[str, str]],
+    ) -> None:
         self._cluster = cluster
         self._params = params
         self._info = info
+        self._problems = problems
         self.warnings: list[str] = []
+
+    def _refuse_problems(self) -> None:
+        if self._problems:
+            text = " ".join(f"{one['msg']} {one['hint']}" for one in self._problems)
+            raise BackupError(text, code=self._problems[0]["code"], problems=list(self._problems))
+
+    def _choose(self) -> Choice:
+        return choose(
+            self._cluster,
+            resume=self._params["resume"] and not self._params["backup_id"],
+            owner=self._params["owner"],
+            takeover_after=self._params["takeover_after"],
+            patient=self._params["concurrent"] != "allow",
+        )
 
     def predict(self) -> dict[str, t.Any]:
         """Return what :meth:`run` would do, for check mode."""
@@ -105,17 +129,12 @@ class Start:
         backup = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
         if backup is not None:
             return self._same_id(backup)
-        choice = choose(
-            self._cluster,
-            resume=params["resume"] and not params["backup_id"],
-            owner=params["owner"],
-            takeover_after=params["takeover_after"],
-            patient=params["concurrent"] != "allow",
-        )
+        choice = self._choose()
         if choice.backup is not None:
             return self.result(choice.backup, False, f"The backup {choice.backup.id} would be continued.", resumed=True)
         if choice.busy is not None:
             return self._busy(*choice.busy)
+        self._refuse_problems()
         backup_id = params["backup_id"] or default_id(self._cluster, "full")
         answer = self._handle(backup_id)
         answer.update(changed=True, state="absent", resumed=False, from_standby=self._info["role"] == "standby")
@@ -129,17 +148,13 @@ class Start:
             backup = self._cluster.find(params["backup_id"])
             if backup is not None:
                 return self._same_id(backup)
+        if not self._cluster.unfinished():
+            self._refuse_problems()
         self._cluster.prepare(self._info["system_identifier"])
         seen: dict[str, float] = {}
         while True:
             with self._cluster.lock():
-                choice = choose(
-                    self._cluster,
-                    resume=params["resume"] and not params["backup_id"],
-                    owner=params["owner"],
-                    takeover_after=params["takeover_after"],
-                    patient=params["concurrent"] != "allow",
-                )
+                choice = self._choose()
                 if choice.backup is not None:
                     claim(choice.backup, params["owner"], take_over=True)
                 elif choice.busy is None:
@@ -194,6 +209,7 @@ class Start:
                 self.warnings.append(f"The unfinished backup {backup.id} could not be continued and was removed: {activity.reason}")
 
     def _create(self) -> tuple[Backup, t.ContextManager[int]]:
+        self._refuse_problems()
         backup_id = self._params["backup_id"] or default_id(self._cluster, "full")
         check_name(backup_id, "The backup_id")
         backup = self._cluster.new_backup(
@@ -247,7 +263,7 @@ class Start:
         if activity.state in ("connecting", "starting"):
             session_of(backup).wait_started()
             activity = look(backup)
-        answer.update(changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, path=backup.path)
+        answer.update(changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, directory=backup.path)
         answer.update(start_facts(backup))
         return answer
 

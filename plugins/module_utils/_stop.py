@@ -15,8 +15,10 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
     _control,
     _copy,
     _copy_job,
+    _datadir,
     _label,
     _manifest,
+    _user_copy,
     _wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
@@ -45,7 +47,7 @@ def result(backup: Backup, content: t.Mapping[str, t.Any], changed: bool, msg: s
         "repository": backup.cluster.repository.path,
         "cluster": backup.cluster.name,
         "backup_id": backup.id,
-        "path": backup.path,
+        "directory": backup.path,
         "changed": changed,
         "msg": msg,
         "state": "published" if backup.published else content["state"],
@@ -112,31 +114,14 @@ class Stop:
 
     def _user_copy(self) -> dict[bytes, _manifest.ManifestFile]:
         """Take over what the user's own step (a snapshot, rsync) has put under ``data`` and ``tablespaces``."""
-        backup = self._backup
+        backup, server = self._backup, self._server
         destination = os.fsencode(backup.path)
-        if not os.path.isfile(backup.file("data", "PG_VERSION")):
-            raise BackupError(
-                f"Nothing was copied into {backup.file('data')}.",
-                code="nothing_copied",
-                hint="Run pgfleet.basebackup.backup_copy, or your own copy step, between start and stop.",
-            )
-        scan = _copy_job.scan_source(self._content, follow_symlinks=False)
-        _copy.prune_user_copy(scan, destination, self._server["major"], self._server["catalog_version"])
+        live = _copy_job.scan_source(self._content, follow_symlinks=False)
         started = session_of(backup).recorded()["started_at"]
-        missing = _copy.missing_files(scan, destination, changed_before=started)
-        if missing:
-            raise BackupError(
-                f"The copy of the backup {backup.id} is not whole: {len(missing)} files are missing,"
-                f" for example {os.fsdecode(missing[0])}.",
-                code="copy_not_whole",
-                hint="Copy the data directory to data/ and each tablespace to tablespaces/<oid>/ of the backup.",
-            )
+        copied = _user_copy.take_over(live, destination, server["major"], server["catalog_version"], started)
+        files = {one.path: one for one in _user_copy.describe_files(copied, self._algorithm, self._jobs)}
         # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on.
-        control = _copy.copy_control(scan.data_directory, destination, algorithm=self._algorithm, sync=True)
-        files = {
-            one.path: one
-            for one in _copy.hash_files(destination, scan.tablespaces, jobs=self._jobs, algorithm=self._algorithm)
-        }
+        control = _copy.copy_control(live.data_directory, destination, algorithm=self._algorithm, sync=True)
         files[control.path] = control
         return files
 
@@ -215,15 +200,16 @@ class Stop:
                     hint="The backup is void; take a new one.",
                 )
             )
-        copied = {int(name) for name in os.listdir(self._backup.file("tablespaces"))} if self._has_tablespaces() else set()
-        lost = [oid for oid in _label.parse_tablespace_map(map_bytes) if oid in after and oid not in copied]
+        version = os.fsdecode(_datadir.version_directory(self._server["major"], self._server["catalog_version"]))
+        lost = [
+            oid
+            for oid in _label.parse_tablespace_map(map_bytes)
+            if oid in after and not os.path.isdir(self._backup.file("tablespaces", str(oid), version))
+        ]
         if lost:
             raise self._void(
                 BackupError(f"The tablespaces with the oids {lost} are not in the copy.", code="tablespace_not_copied")
             )
-
-    def _has_tablespaces(self) -> bool:
-        return os.path.isdir(self._backup.file("tablespaces"))
 
     def _check_control(self, label: _label.BackupLabel) -> None:
         with open(self._backup.file("data", "global", "pg_control"), "rb") as stream:

@@ -1,0 +1,60 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Publishing: the proof that all needed WAL is archived, then the rename.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import COMPLETE, STOPPED, Backup
+
+# Without any one of these a directory only looks like a backup.
+ESSENTIAL = ("PG_VERSION", "backup_label", "backup_manifest", os.path.join("global", "pg_control"))
+
+
+def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Mapping[str, t.Any]) -> None:
+    """Raise :class:`BackupError` unless ``backup`` is stopped and ``proof`` covers every WAL file that it needs."""
+    if content["state"] not in (STOPPED, COMPLETE):
+        raise BackupError(
+            f"The backup {backup.id} is not stopped (state {content['state']}).",
+            code="not_stopped",
+            hint="Run pgfleet.basebackup.backup_stop first.",
+        )
+    if proof.get("system_identifier") != content["server"]["system_identifier"]:
+        raise BackupError(
+            f"The proof is about the cluster {proof.get('system_identifier')}, the backup {backup.id} is of"
+            f" {content['server']['system_identifier']}.",
+            code="other_cluster",
+            hint="Ask the archiver of the cluster that was backed up.",
+        )
+    missing = [name for name in content["required_wal"] if name not in (proof.get("archived") or ())]
+    if missing:
+        raise BackupError(
+            f"The WAL file {missing[0]} of the backup {backup.id} is not proven to be archived ({len(missing)} in all).",
+            code="wal_not_proven",
+            hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop.",
+            missing=missing,
+        )
+    lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
+    if lost:
+        raise BackupError(
+            f"The backup {backup.id} lacks {', '.join(lost)}; somebody removed it.", code="damaged_backup", hint="Take a new backup."
+        )
+
+
+def publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> None:
+    """Record ``proof`` and publish ``backup``; after a crash at any point the same call goes on."""
+    with backup.work():
+        content = backup.load()
+        refuse_unproven(backup, content, proof)
+        if content["state"] == STOPPED:
+            content.update(state=COMPLETE, wal_proof=dict(proof), published_at=time.time())
+            backup.save(content)
+        backup.publish()

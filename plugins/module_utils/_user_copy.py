@@ -1,0 +1,155 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Taking over a copy that the user's own step made between start and stop (a snapshot, rsync).
+
+The result is laid out, and holds, what our own copy would: PostgreSQL's exclusions are removed, the links of the
+tablespaces lead into the backup, and nothing that the server has had since before the start may be missing.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _datadir, _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+
+READ_SIZE = 1 << 20
+CONTROL = b"global/pg_control"
+
+
+def take_over(
+    live: _datadir.Scan, backup_path: bytes, major: int, catalog_version: int, started_at: float
+) -> _datadir.Scan:
+    """Bring the copy in ``backup_path`` into shape and return what is in it.
+
+    ``live`` is the server's tree now. Raises :class:`BackupError` (``nothing_copied``, ``copy_not_whole``) when files
+    are missing that have not been changed since ``started_at`` (seconds since the epoch), so have been there all along.
+    """
+    data = backup_path + b"/data"
+    if not os.path.isfile(data + b"/PG_VERSION"):
+        raise BackupError(
+            f"Nothing was copied into {os.fsdecode(data)}.",
+            code="nothing_copied",
+            hint="Run pgfleet.basebackup.backup_copy, or your own copy step, between start and stop.",
+        )
+    _link_tablespaces(live, backup_path)
+    copied = _datadir.scan(data, major, catalog_version)
+    missing = _missing(live, copied, started_at)
+    if missing:
+        raise BackupError(
+            f"The copy in {os.fsdecode(backup_path)} is not whole: {len(missing)} files are missing, for example"
+            f" {_datadir.printable(missing[0])}.",
+            code="copy_not_whole",
+            hint="Copy the data directory to data/ and each tablespace to tablespaces/<oid>/ of the backup.",
+        )
+    _prune(copied, backup_path)
+    return copied
+
+
+def _link_tablespaces(live: _datadir.Scan, backup_path: bytes) -> None:
+    folder = backup_path + b"/data/pg_tblspc"
+    external = {b"%d" % one.oid: one for one in live.tablespaces if not one.in_place}
+    for name in os.listdir(folder):
+        # A copied link leads to the live tablespace.
+        if os.path.islink(folder + b"/" + name):
+            os.unlink(folder + b"/" + name)
+    for name, tablespace in external.items():
+        if not os.path.isdir(backup_path + b"/tablespaces/" + name):
+            raise BackupError(
+                f"The tablespace {tablespace.oid} at {_datadir.printable(tablespace.location)} was not copied to"
+                f" {os.fsdecode(backup_path)}/tablespaces/{tablespace.oid}.",
+                code="copy_not_whole",
+                hint="Copy each tablespace to tablespaces/<oid>/ of the backup.",
+            )
+        os.symlink(_datadir.tablespace_link(tablespace), folder + b"/" + name)
+
+
+def _missing(live: _datadir.Scan, copied: _datadir.Scan, started_at: float) -> list[bytes]:
+    have = {one.path for one in copied.files}
+    missing = []
+    for entry in live.files:
+        if entry.path not in have:
+            try:
+                # Whatever is younger may have been created during the backup; replay creates it again.
+                if os.stat(entry.source).st_ctime < started_at:
+                    missing.append(entry.path)
+            except FileNotFoundError:
+                continue
+    return missing
+
+
+def _prune(copied: _datadir.Scan, backup_path: bytes) -> None:
+    keep = {_datadir.destination(one.path, copied.tablespaces) for one in copied.files}
+    keep.add(b"data/" + CONTROL)
+    folders = {_datadir.destination(path, copied.tablespaces) for path in copied.directories} | {b"data", b"tablespaces"}
+    links = {b"data/pg_tblspc/%d" % one.oid for one in copied.tablespaces if not one.in_place}
+    for top in (b"data", b"tablespaces"):
+        if os.path.isdir(backup_path + b"/" + top):
+            _prune_folder(backup_path, top, keep, folders, links)
+    for path in copied.directories:
+        place = backup_path + b"/" + _datadir.destination(path, copied.tablespaces)
+        if os.path.islink(place) and _datadir.destination(path, copied.tablespaces) not in links:
+            os.unlink(place)
+        if not os.path.isdir(place):
+            os.mkdir(place, 0o700)
+
+
+def _prune_folder(root: bytes, top: bytes, keep: set[bytes], folders: set[bytes], links: set[bytes]) -> None:
+    os.chmod(root + b"/" + top, 0o700)
+    with os.scandir(root + b"/" + top) as listing:
+        entries = list(listing)
+    for entry in entries:
+        path = top + b"/" + entry.name
+        if path in links:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            if path in folders:
+                _prune_folder(root, path, keep, folders, links)
+            else:
+                shutil.rmtree(entry.path)
+        elif path in keep and entry.is_file(follow_symlinks=False):
+            os.chmod(entry.path, 0o600)
+        else:
+            os.unlink(entry.path)
+
+
+def describe_files(copied: _datadir.Scan, algorithm: str, jobs: int) -> t.Iterator[_manifest.ManifestFile]:
+    """Read, checksum and flush every file of ``copied``, and flush its directories."""
+
+    def describe(entry: _datadir.Entry) -> _manifest.ManifestFile:
+        digest = _manifest.new_hash(algorithm)
+        size = 0
+        handle = os.open(entry.source, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise BackupError(f"{_datadir.printable(entry.path)} is not a file.", code="copy_not_whole")
+            while digest is not None:
+                piece = os.read(handle, READ_SIZE)
+                if not piece:
+                    break
+                digest.update(piece)
+                size += len(piece)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if digest is None:
+            return _manifest.ManifestFile(entry.path, status.st_size, status.st_mtime, None, None)
+        return _manifest.ManifestFile(entry.path, size, status.st_mtime, algorithm, digest.hexdigest())
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        for described in pool.map(describe, copied.files):
+            yield described
+    for folder in {os.path.dirname(entry.source) for entry in copied.files} | {copied.data_directory}:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

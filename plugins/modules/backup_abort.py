@@ -1,0 +1,102 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_abort
+short_description: Give up an unfinished base backup
+version_added: 0.1.0
+description:
+  - Ends the session, waits until the copy has stopped, and removes the unfinished backup, or keeps it marked as failed.
+  - A published backup is never touched. A backup that does not exist, or that another run has taken over, is left alone.
+options:
+  keep:
+    description: Keep the files, marked as failed, for a look. They are no backup and cannot become one.
+    type: bool
+    default: false
+  timeout:
+    description: Seconds to wait for the session and the copy to end.
+    type: int
+    default: 60
+extends_documentation_fragment:
+  - pgfleet.basebackup.handle
+  - pgfleet.basebackup.handle.backup_id
+  - pgfleet.basebackup.attributes
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Give the backup up
+  pgfleet.basebackup.backup_abort:
+    repository: /srv/backups
+    cluster: main
+    backup_id: "{{ backup.backup_id }}"
+"""
+
+RETURN = r"""
+state:
+  description: V(absent), V(failed) with O(keep=true), V(published) or V(taken_over) when it was left alone.
+  type: str
+  returned: success
+  sample: absent
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._abort import abort
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    cluster_of,
+    handle,
+    handle_argument_spec,
+    require_positive,
+    run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import FAILED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import claim, look
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            handle_argument_spec(), keep={"type": "bool", "default": False}, timeout={"type": "int", "default": 60}
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def answer(changed: bool, state: str, msg: str) -> dict[str, object]:
+        return dict(handle(module), changed=changed, state=state, msg=msg)
+
+    def work() -> dict[str, object]:
+        require_positive(params, "timeout")
+        backup = cluster_of(module).find(params["backup_id"])
+        if backup is None:
+            return answer(False, "absent", f"There is no backup {params['backup_id']}.")
+        if backup.published:
+            return answer(False, "published", f"The backup {backup.id} is published and is left alone.")
+        activity = look(backup)
+        if params["owner"] and activity.owner not in (None, params["owner"]):
+            return answer(False, "taken_over", f"{activity.describe(backup)}; it is left alone.")
+        if params["keep"] and activity.state == FAILED and not activity.locked and not activity.here:
+            return answer(False, "failed", f"The backup {backup.id} is marked as failed already.")
+        if module.check_mode:
+            return answer(True, activity.state, f"The backup {backup.id} would be given up.")
+        try:
+            claim(backup, params["owner"])
+        except FileNotFoundError as exc:
+            raise BackupError(f"The backup {backup.id} is gone.", code="unknown_backup") from exc
+        changed = abort(backup, params["keep"], params["timeout"])
+        state = "failed" if params["keep"] else "absent"
+        return answer(changed, state, f"The backup {backup.id} was given up." if changed else f"The backup {backup.id} is marked as failed.")
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_copy
+short_description: Copy the files of a started base backup
+version_added: 0.1.0
+description:
+  - Copies the data directory and all tablespaces of the running server into the backup, leaving out what PostgreSQL's own base backup
+    leaves out. Each file is copied to the size that it has when it is opened; C(global/pg_control) comes last.
+  - The copying process is detached on the database host and renews the session's lease. When the task, the connection or the controller
+    dies, it goes on; the same call later finds it, or goes on where it stood and keeps the files already copied.
+    When the session is lost, the copy stops at once.
+  - While it runs, the progress is shown on the controller.
+options:
+  jobs:
+    description: Number of files that are copied at the same time.
+    type: int
+    default: 2
+  checksum_algorithm:
+    description:
+      - Algorithm of the checksums in C(backup_manifest). Each file is read once for copy and checksum.
+      - V(CRC32C) needs the Python library C(google-crc32c) on the database host. V(NONE) copies without checksums, in the kernel.
+    type: str
+    choices: [SHA224, SHA256, SHA384, SHA512, CRC32C, NONE]
+    default: SHA256
+  sync:
+    description:
+      - Flush files and directories to disk before the copy counts as done. Without it a crash of the host can damage the backup
+        unnoticed; only for tests.
+    type: bool
+    default: true
+  follow_symlinks:
+    description:
+      - Copy what symbolic links in the data directory point to, for example a C(postgresql.conf) kept elsewhere. By default such links
+        are left out, as PostgreSQL does, and reported. Tablespaces and C(pg_wal) are not meant here.
+    type: bool
+    default: false
+  progress_interval:
+    description:
+      - Seconds between two lines of progress on the controller; V(0) shows none.
+    type: int
+    default: 10
+  wait_timeout:
+    description:
+      - Seconds after which the call returns with RV(finished=false) while the copy goes on; V(0) waits until it is done.
+      - Set by the action plugin of this name; of use only where the module is run without it.
+    type: int
+    default: 0
+extends_documentation_fragment:
+  - pgfleet.basebackup.handle
+  - pgfleet.basebackup.handle.backup_id
+  - pgfleet.basebackup.attributes
+attributes:
+  action:
+    description: Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    support: full
+  async:
+    description: Supports being used with the C(async) keyword.
+    support: full
+    details:
+      - Without live progress.
+seealso:
+  - module: pgfleet.basebackup.backup_start
+  - module: pgfleet.basebackup.backup_stop
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Copy the files, four at a time
+  pgfleet.basebackup.backup_copy:
+    repository: /srv/backups
+    cluster: main
+    backup_id: "{{ backup.backup_id }}"
+    jobs: 4
+    progress_interval: 60
+"""
+
+RETURN = r"""
+finished:
+  description: Whether the copy is done.
+  type: bool
+  returned: success
+files:
+  description: Number of files in the copy.
+  type: int
+  returned: when finished
+  sample: 1301
+bytes:
+  description: Their size.
+  type: int
+  returned: when finished
+  sample: 39845888
+seconds:
+  description: How long the copy took, in its last process.
+  type: float
+  returned: when finished
+  sample: 0.21
+bytes_per_second:
+  description: The rate of that.
+  type: int
+  returned: when finished
+  sample: 189742323
+reused_files:
+  description: Files kept from an earlier, interrupted call.
+  type: int
+  returned: when finished
+  sample: 0
+vanished_files:
+  description: Files that were dropped by the server before they could be copied, which is normal.
+  type: int
+  returned: when finished
+  sample: 0
+special_files:
+  description: Symbolic links, FIFOs, sockets and devices that are not in the backup.
+  type: list
+  elements: dict
+  returned: when finished
+  contains:
+    path:
+      description: Path in the data directory.
+      type: str
+    kind:
+      description: V(symlink), V(fifo), V(socket) or V(device).
+      type: str
+    target:
+      description: Where a link points.
+      type: str
+  sample:
+    - kind: symlink
+      path: postgresql.conf
+      target: /etc/postgresql/postgresql.conf
+progress:
+  description: How far the copy is.
+  type: dict
+  returned: when not finished
+  contains:
+    percent:
+      description: Percent of the bytes.
+      type: float
+    done_bytes:
+      description: Bytes copied.
+      type: int
+    total_bytes:
+      description: Bytes to copy.
+      type: int
+    bytes_per_second:
+      description: The rate so far.
+      type: int
+    seconds_left:
+      description: Estimate of the time left in seconds.
+      type: int
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._copy_job import (
+    DONE,
+    launch,
+    scan_source,
+    wait,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._manifest import new_hash
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    backup_of,
+    handle,
+    handle_argument_spec,
+    require_positive,
+    run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import STARTED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import require_alive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import read_progress, session_of
+
+RESULTS = (
+    "files",
+    "bytes",
+    "seconds",
+    "bytes_per_second",
+    "reused_files",
+    "vanished_files",
+    "special_files",
+    "checksum_algorithm",
+)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            handle_argument_spec(),
+            jobs={"type": "int", "default": 2},
+            checksum_algorithm={
+                "type": "str",
+                "choices": ["SHA224", "SHA256", "SHA384", "SHA512", "CRC32C", "NONE"],
+                "default": "SHA256",
+            },
+            sync={"type": "bool", "default": True},
+            follow_symlinks={"type": "bool", "default": False},
+            progress_interval={"type": "int", "default": 10},
+            wait_timeout={"type": "int", "default": 0},
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def done(record: dict[str, object], changed: bool) -> dict[str, object]:
+        answer = {name: record[name] for name in RESULTS}
+        verb = "were copied" if changed else "are copied already"
+        msg = f"{record['files']} files, {record['bytes']} bytes {verb}."
+        return dict(handle(module), **answer, finished=True, changed=changed, msg=msg)
+
+    def work() -> dict[str, object]:
+        require_positive(params, "jobs")
+        new_hash(params["checksum_algorithm"])
+        backup = backup_of(module)
+        if backup is None:
+            return dict(handle(module), changed=True, finished=False, msg="The files would be copied; the backup is not started yet.")
+        content = backup.load()
+        record = read_progress(backup)
+        if backup.published or content["state"] != STARTED:
+            return dict(handle(module), changed=False, finished=True, msg=f"The backup {backup.id} has been stopped already.")
+        if record.get("state") == DONE:
+            return done(record, False)
+        require_alive(session_of(backup).ask("status", renew=not module.check_mode))
+        if module.check_mode:
+            scan = scan_source(content, params["follow_symlinks"])
+            msg = f"{scan.total_files} files, {scan.total_bytes} bytes would be copied."
+            return dict(handle(module), changed=True, finished=False, msg=msg)
+        if not backup.is_worked_on():
+            launch(backup, content, params)
+        elif not record:
+            raise BackupError(f"Another process works on the backup {backup.id}, and it is not a copy.", code="busy")
+        finished = wait(backup, params["wait_timeout"])
+        if finished is not None:
+            return done(finished, True)
+        record = read_progress(backup)
+        progress = {
+            name: record.get(name) for name in ("percent", "done_bytes", "total_bytes", "bytes_per_second", "seconds_left")
+        }
+        return dict(handle(module), changed=True, finished=False, progress=progress, msg=f"{record.get('percent')} % copied.")
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_info
+short_description: List the base backups of a repository
+version_added: 0.1.0
+description:
+  - Returns the published and the unfinished backups of one cluster or of all clusters in a repository. It needs no server.
+  - A damaged entry is reported and does not stop the list.
+options:
+  repository:
+    description: Absolute path of the repository.
+    type: path
+    required: true
+  cluster:
+    description: Name of a cluster; all clusters without it.
+    type: str
+  max_age:
+    description:
+      - Also tell whether the newest published, undamaged backup of each cluster is younger than this, as RV(clusters[].fresh).
+      - A number of seconds, or with a unit, for example V(90m), V(20 hours) or V(2d). The age counts from the end of the backup.
+    type: str
+  system_identifier:
+    description: With O(max_age), count only backups of this cluster.
+    type: str
+extends_documentation_fragment:
+  - pgfleet.basebackup.attributes.info
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: List all backups
+  pgfleet.basebackup.backup_info:
+    repository: /srv/backups
+  register: catalogue
+
+- name: Complain about clusters without a recent backup
+  ansible.builtin.assert:
+    that: item.fresh
+    fail_msg: "{{ item.name }} has no backup younger than 26 hours"
+  loop: "{{ catalogue.clusters }}"
+"""
+
+RETURN = r"""
+clusters:
+  description: The clusters, by name.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    name:
+      description: The cluster's name.
+      type: str
+    system_identifier:
+      description: The cluster's identifier.
+      type: str
+    problem:
+      description: What is wrong with the cluster's entry; null when nothing is.
+      type: str
+    fresh:
+      description: Whether there is a backup younger than O(max_age); null without it.
+      type: bool
+    newest:
+      description: The id of the newest published, undamaged backup; null when there is none.
+      type: str
+    newest_age_seconds:
+      description: Its age, counted from its end.
+      type: float
+    backups:
+      description: The published backups, oldest first.
+      type: list
+      elements: dict
+      contains:
+        backup_id:
+          description: The backup.
+          type: str
+        directory:
+          description: Its directory.
+          type: str
+        state:
+          description: V(published), or V(damaged) with RV(clusters[].backups[].problem).
+          type: str
+        problem:
+          description: What is wrong; null when nothing is.
+          type: str
+        kind:
+          description: V(full).
+          type: str
+        label:
+          description: The label given at start.
+          type: str
+        version:
+          description: The server's version.
+          type: str
+        from_standby:
+          description: Whether it was taken from a standby.
+          type: bool
+        start_lsn:
+          description: Where it starts in the WAL.
+          type: str
+        stop_lsn:
+          description: Where it ends.
+          type: str
+        timeline:
+          description: The timeline at its end.
+          type: int
+        started_at:
+          description: When it started, in UTC.
+          type: str
+        stopped_at:
+          description: When it ended, in UTC.
+          type: str
+        age_seconds:
+          description: Its age, counted from its end.
+          type: float
+        bytes:
+          description: Size of its files.
+          type: int
+        files:
+          description: Number of its files.
+          type: int
+        copy_seconds:
+          description: How long the copy took.
+          type: float
+        required_wal:
+          description: The WAL files that a restore needs.
+          type: list
+          elements: str
+        wal_proven_by:
+          description: How it was proven that they are archived.
+          type: str
+    unfinished:
+      description: The backups in progress.
+      type: list
+      elements: dict
+      contains:
+        backup_id:
+          description: The backup.
+          type: str
+        directory:
+          description: Its directory.
+          type: str
+        state:
+          description:
+            - V(starting), V(running), V(copied), V(stopping), V(stopped) or V(complete), which can be finished, or V(failed).
+          type: str
+        problem:
+          description: Why it failed.
+          type: str
+        working:
+          description: Whether a process works on it now.
+          type: bool
+        session_alive:
+          description: Whether its session lives.
+          type: bool
+        owner:
+          description: The run that works, or worked, on it.
+          type: str
+        since:
+          description: Since when, in UTC.
+          type: str
+        silent_seconds:
+          description: Seconds since that run was last heard of.
+          type: float
+        percent:
+          description: How far the copy is; null before it.
+          type: float
+        age_seconds:
+          description: Seconds since the backup was begun.
+          type: float
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import catalogue
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run, seconds
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "repository": {"type": "path", "required": True},
+            "cluster": {"type": "str"},
+            "max_age": {"type": "str"},
+            "system_identifier": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def work() -> dict[str, object]:
+        max_age = seconds(params["max_age"], "max_age") if params["max_age"] else None
+        repository = Repository(params["repository"], read_only=True)
+        clusters = catalogue(repository, params["cluster"], max_age, params["system_identifier"])
+        published = sum(len(one["backups"]) for one in clusters)
+        unfinished = sum(len(one["unfinished"]) for one in clusters)
+        msg = f"{published} published and {unfinished} unfinished backups in {repository.path}."
+        return {"changed": False, "clusters": clusters, "msg": msg}
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

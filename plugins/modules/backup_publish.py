@@ -1,0 +1,95 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_publish
+short_description: Publish a base backup whose WAL is archived
+version_added: 0.1.0
+description:
+  - Moves a stopped backup from C(in_progress/) to C(backups/), by one rename after everything in it is durable. What lies under C(backups/)
+    is complete, always.
+  - Refuses unless O(proof) covers every WAL file that a restore needs.
+options:
+  proof:
+    description:
+      - The RV(pgfleet.basebackup.wal_archived#module:proof) of M(pgfleet.basebackup.wal_archived). It is kept in the backup's record.
+    type: dict
+    required: true
+extends_documentation_fragment:
+  - pgfleet.basebackup.handle
+  - pgfleet.basebackup.handle.backup_id
+  - pgfleet.basebackup.attributes
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Publish
+  pgfleet.basebackup.backup_publish:
+    repository: /srv/backups
+    cluster: main
+    backup_id: "{{ backup.backup_id }}"
+    proof: "{{ archived.proof }}"
+"""
+
+RETURN = r"""
+directory:
+  description: The published backup's directory; its C(data/) is a data directory that C(cp) can restore.
+  type: str
+  returned: success
+  sample: /srv/backups/main/backups/20261122T081500Z-full
+state:
+  description: V(published); in check mode the state that the backup has.
+  type: str
+  returned: success
+  sample: published
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    backup_of,
+    handle,
+    handle_argument_spec,
+    run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import publish, refuse_unproven
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(handle_argument_spec(), proof={"type": "dict", "required": True}), supports_check_mode=True
+    )
+
+    def work() -> dict[str, object]:
+        backup = backup_of(module)
+        if backup is None:
+            return dict(handle(module), changed=True, state="absent", msg="The backup would be published; it is not started yet.")
+        if backup.published:
+            msg = f"The backup {backup.id} is published already."
+            return dict(handle(module), changed=False, state="published", directory=backup.path, msg=msg)
+        if module.check_mode:
+            content = backup.load()
+            try:
+                refuse_unproven(backup, content, module.params["proof"])
+            except BackupError as exc:
+                if exc.code != "not_stopped":
+                    raise
+            msg = f"The backup {backup.id} would be published."
+            return dict(handle(module), changed=True, state=content["state"], directory=backup.path, msg=msg)
+        publish(backup, module.params["proof"])
+        return dict(
+            handle(module), changed=True, state="published", directory=backup.path, msg=f"The backup {backup.id} is published."
+        )
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_start
+short_description: Start a base backup and keep its session
+version_added: 0.1.0
+description:
+  - Runs C(pg_backup_start) (C(pg_start_backup) in PostgreSQL 14, always non-exclusive) in a session that a small detached process on
+    the database host keeps until M(pgfleet.basebackup.backup_stop), and returns when the server is in backup mode.
+    Depending on O(fast) that takes a whole checkpoint.
+  - Everything that M(pgfleet.basebackup.server_info) would call a problem is refused before anything is touched.
+  - The process is visible as C(python3 -I <repository>/<cluster>/in_progress/<id>/session/keeper.py) and, in the server, by its
+    C(application_name). It ends by itself after O(session_timeout), or when nothing has asked for it for O(session_idle_timeout).
+options:
+  backup_id:
+    description:
+      - Name of the new backup, a plain file name. The default is UTC time plus kind, for example V(20261122T081500Z-full).
+      - With the id of a backup whose session lives, nothing is changed; with that of one whose session is dead, the module fails.
+    type: str
+  label:
+    description:
+      - The label in C(backup_label), at most 1024 bytes without control characters.
+      - The default names cluster and backup.
+    type: str
+  fast:
+    description:
+      - Begin with an immediate checkpoint, at the cost of an I/O spike, instead of one that is spread over
+        C(checkpoint_timeout) times C(checkpoint_completion_target).
+    type: bool
+    default: false
+  session_timeout:
+    description:
+      - Seconds after which the session ends in any case, and the backup with it. Choose it above your longest backup.
+    type: int
+    default: 86400
+  session_idle_timeout:
+    description:
+      - Seconds without a module or a running copy after which the session ends.
+    type: int
+    default: 3600
+  external_archive:
+    description:
+      - Another program archives the WAL, so the server's own archiving is not checked and C(archive_mode=off) is accepted.
+    type: bool
+    default: false
+  concurrent:
+    description:
+      - What to do when there is another unfinished backup of this cluster that can still be finished.
+      - V(allow) starts one more, as PostgreSQL does; V(skip) starts none and returns RV(skipped_busy=true); V(fail) fails.
+    type: str
+    choices: [allow, skip, fail]
+    default: allow
+  resume:
+    description:
+      - Go on with an unfinished backup of this cluster whose run has died, instead of starting a new one.
+      - Unfinished backups whose session is gone are removed, with a warning.
+      - Not with O(backup_id), which names the backup to go on with.
+    type: bool
+    default: false
+  takeover_after:
+    description:
+      - Seconds of silence after which the run that works on an unfinished backup counts as dead, for O(resume).
+      - Choose it above the longest of your own steps between the modules.
+    type: int
+    default: 30
+  owner:
+    description:
+      - Name of this run, for example V(deploy@controller job 42), told to others that find the backup unfinished.
+    type: str
+extends_documentation_fragment:
+  - pgfleet.basebackup.handle
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.attributes
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - With O(backup_id) a second call changes nothing while the session lives. Without it each call starts a backup.
+seealso:
+  - module: pgfleet.basebackup.backup_copy
+  - module: pgfleet.basebackup.backup_stop
+  - module: pgfleet.basebackup.backup_abort
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Start a backup
+  pgfleet.basebackup.backup_start:
+    repository: /srv/backups
+    cluster: main
+    fast: true
+  register: backup
+
+- name: Copy the files
+  pgfleet.basebackup.backup_copy:
+    repository: /srv/backups
+    cluster: main
+    backup_id: "{{ backup.backup_id }}"
+"""
+
+RETURN = r"""
+repository:
+  description: The repository, symbolic links resolved.
+  type: str
+  returned: success
+  sample: /srv/backups
+cluster:
+  description: The cluster's name.
+  type: str
+  returned: success
+  sample: main
+backup_id:
+  description: The backup; the handle for the next steps. With RV(skipped_busy=true) that of the other run.
+  type: str
+  returned: success
+  sample: 20261122T081500Z-full
+state:
+  description:
+    - V(running) after start; V(copied), V(stopping), V(stopped) or V(complete) for a backup that is continued;
+      V(absent) in check mode.
+  type: str
+  returned: success
+  sample: running
+resumed:
+  description: Whether an unfinished backup is continued.
+  type: bool
+  returned: success
+skipped_busy:
+  description: Whether nothing was started because another run works on a backup of this cluster.
+  type: bool
+  returned: success
+busy:
+  description: Who works on the other backup, since when (seconds since the epoch) and how far the copy is.
+  type: dict
+  returned: when RV(skipped_busy=true)
+directory:
+  description: The backup's directory.
+  type: str
+  returned: when the backup exists
+  sample: /srv/backups/main/in_progress/20261122T081500Z-full
+start_lsn:
+  description: Where the backup starts in the WAL.
+  type: str
+  returned: when the backup exists
+  sample: 0/2000028
+start_wal_file:
+  description: The first WAL segment that a restore needs.
+  type: str
+  returned: when the backup exists
+  sample: "000000010000000000000002"
+timeline:
+  description: The timeline at start.
+  type: int
+  returned: when the backup exists
+  sample: 1
+from_standby:
+  description: Whether the server is a standby.
+  type: bool
+  returned: success
+started_at:
+  description: When start returned, in seconds since the epoch.
+  type: float
+  returned: when the backup exists
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
+    Connection,
+    connection_kwargs,
+    login_argument_spec,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._label import check_label_text
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    cluster_argument_spec,
+    cluster_of,
+    require_positive,
+    run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._preflight import (
+    cluster_directories,
+    problems_of_backup,
+    repository_problems,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import check_name
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import server_info
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._start import Start
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            cluster_argument_spec(),
+            **login_argument_spec(),
+            backup_id={"type": "str"},
+            label={"type": "str"},
+            fast={"type": "bool", "default": False},
+            session_timeout={"type": "int", "default": 86400},
+            session_idle_timeout={"type": "int", "default": 3600},
+            external_archive={"type": "bool", "default": False},
+            concurrent={"type": "str", "choices": ["allow", "skip", "fail"], "default": "allow"},
+            resume={"type": "bool", "default": False},
+            takeover_after={"type": "int", "default": 30},
+            owner={"type": "str"},
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def work() -> dict[str, object]:
+        cluster = cluster_of(module)
+        if params["backup_id"]:
+            check_name(params["backup_id"], "The backup_id")
+        check_label_text(params["label"] or "")
+        require_positive(params, "session_timeout", "session_idle_timeout", "takeover_after")
+        connection_kwargs(params, "")
+        with Connection(params) as connection:
+            info = server_info(connection)
+        cluster.repository.refuse_inside(cluster_directories(info))
+        cluster.refuse_other(info["system_identifier"])
+        problems = problems_of_backup(info, params["external_archive"])
+        problems += repository_problems(info, params["repository"], params["cluster"])[0]
+        start = Start(cluster, params, info, problems)
+        return start.predict() if module.check_mode else dict(start.run(), warnings=start.warnings)
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: wal_archived
+short_description: Wait until the WAL that a base backup needs is archived
+version_added: 0.1.0
+description:
+  - Waits until each file of O(required_wal) is archived, and fails after O(timeout), naming the first that is missing. Nothing is lost then;
+    the same call later goes on.
+  - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the rules of the server itself.
+    That is the primary, or a standby with C(archive_mode=always). A standby with C(archive_mode=on) marks streamed segments as done
+    without archiving them, and is refused.
+  - With O(archive_directory) or O(restore_command) each file is fetched and its size, position and system identifier are checked,
+    which is the stronger proof. No server is asked then.
+options:
+  required_wal:
+    description: The files, as returned by M(pgfleet.basebackup.backup_stop).
+    type: list
+    elements: str
+    required: true
+  system_identifier:
+    description: The cluster's identifier; required with O(archive_directory) and O(restore_command).
+    type: str
+  wal_segment_size:
+    description: Size of a WAL segment in bytes. Only for O(archive_directory) and O(restore_command); the server knows its own.
+    type: int
+    default: 16777216
+  archive_directory:
+    description:
+      - Directory of the archive on the host that runs the module, with files under their own names, plain or with
+        C(.gz), C(.bz2), C(.xz), C(.zst), C(.lz4); the last two need the commands C(zstd) and C(lz4).
+    type: path
+  restore_command:
+    description: A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p); it is run on the host that runs the module.
+    type: str
+  timeout:
+    description: Seconds to wait.
+    type: int
+    default: 600
+  interval:
+    description: Seconds between two looks.
+    type: float
+    default: 1.0
+extends_documentation_fragment:
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.attributes.info
+seealso:
+  - module: pgfleet.basebackup.backup_publish
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Wait until the primary has archived what the backup needs
+  pgfleet.basebackup.wal_archived:
+    required_wal: "{{ stop.required_wal }}"
+    system_identifier: "{{ stop.system_identifier }}"
+    timeout: 900
+  register: proof
+
+- name: The same, proven by fetching each file
+  pgfleet.basebackup.wal_archived:
+    required_wal: "{{ stop.required_wal }}"
+    system_identifier: "{{ stop.system_identifier }}"
+    wal_segment_size: "{{ stop.wal_segment_size }}"
+    restore_command: cp /srv/wal/%f %p
+  register: proof
+"""
+
+RETURN = r"""
+proof:
+  description: What M(pgfleet.basebackup.backup_publish) wants to see.
+  type: dict
+  returned: success
+  contains:
+    archived:
+      description: The files that are proven.
+      type: list
+      elements: str
+    method:
+      description: V(server), V(archive_directory) or V(restore_command).
+      type: str
+    source:
+      description: The server, directory or command that was asked.
+      type: str
+    system_identifier:
+      description: The cluster's identifier.
+      type: str
+    proven_at:
+      description: When, in seconds since the epoch.
+      type: float
+missing:
+  description: Files that are not archived.
+  type: list
+  elements: str
+  returned: on time-out, and in check mode
+archiver:
+  description: The archiver's last success and failure, as in M(pgfleet.basebackup.server_info).
+  type: dict
+  returned: on time-out, when a server was asked
+"""
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived import (
+    archiver_report,
+    missing_by_command,
+    missing_in_directory,
+    missing_on_server,
+    require_cluster,
+    wait_archived,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
+    Connection,
+    login_argument_spec,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    require_positive,
+    run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._preflight import archives_itself
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import server_info
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import (
+    is_history_name,
+    is_segment_name,
+)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            login_argument_spec(),
+            required_wal={"type": "list", "elements": "str", "required": True},
+            system_identifier={"type": "str"},
+            wal_segment_size={"type": "int", "default": 16777216},
+            archive_directory={"type": "path"},
+            restore_command={"type": "str"},
+            timeout={"type": "int", "default": 600},
+            interval={"type": "float", "default": 1.0},
+        ),
+        mutually_exclusive=[("archive_directory", "restore_command")],
+        required_by={"archive_directory": ["system_identifier"], "restore_command": ["system_identifier"]},
+        supports_check_mode=True,
+    )
+    params = module.params
+    names = params["required_wal"]
+    timeout = 0 if module.check_mode else params["timeout"]
+
+    def late(missing: list[str], where: str, advice: str, **details: object) -> BackupError:
+        return BackupError(
+            f"The WAL file {missing[0]} was not archived within {timeout} s ({len(missing)} of {len(names)} are missing); {where}",
+            code="wal_not_archived",
+            hint=f"{advice} The backup is kept; run it again to go on waiting.",
+            missing=missing,
+            **details,
+        )
+
+    def from_archive() -> tuple[str, str, str]:
+        identifier, size = int(params["system_identifier"]), params["wal_segment_size"]
+        if params["archive_directory"]:
+            method, source, look = "archive_directory", params["archive_directory"], missing_in_directory
+        else:
+            method, source, look = "restore_command", params["restore_command"], missing_by_command
+        missing = wait_archived(lambda: look(source, names, size, identifier), timeout, params["interval"])
+        if missing:
+            raise late(missing, f"looked for by {method}: {source}.", "Look at what fills the archive.")
+        return method, source, params["system_identifier"]
+
+    def from_server() -> tuple[str, str, str]:
+        with Connection(params) as connection:
+            info = server_info(connection)
+            require_cluster(info, params["system_identifier"])
+            if not archives_itself(info):
+                raise BackupError(
+                    f"The standby at {info['address']} has archive_mode={info['archiving']['mode']}: it does not archive, the primary does.",
+                    code="not_the_archiver",
+                    hint="Ask the primary, or name archive_directory or restore_command.",
+                )
+            missing = wait_archived(lambda: missing_on_server(connection, info, names), timeout, params["interval"])
+            if missing:
+                report = archiver_report(connection)
+                raise late(
+                    missing,
+                    f"the archiver of {info['address']} last succeeded with {report['last_archived_wal'] or 'nothing'}"
+                    f" at {report['last_archived_time'] or 'no time'} and last failed with {report['last_failed_wal'] or 'nothing'}"
+                    f" at {report['last_failed_time'] or 'no time'}.",
+                    "Look at archive_command, the archive's free space and the server's log; on an idle primary switch the WAL.",
+                    archiver=report,
+                )
+            return "server", info["address"], info["system_identifier"]
+
+    def work() -> dict[str, object]:
+        require_positive(params, "interval")
+        bad = [name for name in names if not is_segment_name(name) and not is_history_name(name)]
+        if bad or not names:
+            raise BackupError(f"required_wal must list WAL file names, not {bad or 'nothing'}.", code="bad_wal_name")
+        by_archive = params["archive_directory"] or params["restore_command"]
+        try:
+            method, source, identifier = from_archive() if by_archive else from_server()
+        except BackupError as exc:
+            if module.check_mode and exc.code == "wal_not_archived":
+                return {"changed": False, "missing": exc.details["missing"], "msg": f"Not archived yet: {exc.details['missing'][0]}."}
+            raise
+        proof = {
+            "archived": names,
+            "method": method,
+            "source": source,
+            "system_identifier": identifier,
+            "proven_at": time.time(),
+        }
+        return {"changed": False, "proof": proof, "msg": f"All {len(names)} WAL files that the backup needs are archived."}
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
