@@ -73,7 +73,9 @@ def made_once(name: str) -> t.Iterator[tuple[pathlib.Path, pathlib.Path | None]]
 
 def _pip(*args: str | os.PathLike[str]) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check", *args]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, umask=0o022)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, umask=0o022
+    )
     if done.returncode != 0:
         raise RuntimeError(f"pip failed: {done.stdout}")
 
@@ -119,7 +121,13 @@ def _runs(python: str, as_server_user: bool) -> str | None:
     probe = "import ssl, sys, venv; print('%d.%d' % sys.version_info[:2])"
     try:
         done = subprocess.run(
-            [python, "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/", **credentials
+            [python, "-c", probe],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=False,
+            cwd="/",
+            **credentials,
         )
     except OSError:
         return None

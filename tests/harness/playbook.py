@@ -162,6 +162,13 @@ def start_playbook(
     return RunningPlay(command, work)
 
 
-def run_playbook(*args: t.Any, timeout: float = 180, **kwargs: t.Any) -> Play:
+def run_playbook(
+    playbook: str | pathlib.Path | list[dict[str, t.Any]],
+    inventory: t.Mapping[str, t.Mapping[str, t.Any]],
+    *,
+    directory: pathlib.Path,
+    timeout: float = 180,
+    **kwargs: t.Any,
+) -> Play:
     """Run ansible-playbook to its end: the arguments of `start_playbook`, and a time limit in seconds."""
-    return start_playbook(*args, **kwargs).wait(timeout)
+    return start_playbook(playbook, inventory, directory=directory, **kwargs).wait(timeout)
