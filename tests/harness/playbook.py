@@ -52,8 +52,8 @@ def ansible_environment(directory: pathlib.Path) -> dict[str, str]:
 def host_vars(server: Server, *, tcp: bool = False) -> dict[str, t.Any]:
     """Return the variables of a local host: connection, interpreter, how to become the server user.
 
-    Also its login as ``pg_backup_login_*``, over the socket or over TCP with the password. Whether to become at all is the play's decision; as an
-    ordinary user, who is the server user, becoming is switched off by ``ansible_become: false``.
+    Also its login as ``pg_backup_login_*``, over the socket or over TCP with the password. Whether to become at all is
+    the play's decision; for an ordinary user, who is the server user, ``ansible_become: false`` switches it off.
     """
     user = server_user()
     variables: dict[str, t.Any] = {

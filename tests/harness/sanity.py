@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make sanity``: ansible-test's checks and units, on a copy of the tree, which has to lie under ansible_collections."""
+"""``make sanity``: ansible-test's checks and units, on a copy of the tree under ansible_collections."""
 
 from __future__ import annotations
 
