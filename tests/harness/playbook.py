@@ -64,7 +64,7 @@ def host_vars(server: Server, *, tcp: bool = False) -> dict[str, t.Any]:
         "pg_backup_become_user": user.name,
     }
     if user.is_me:
-        variables["ansible_become"] = False
+        variables.update(ansible_become=False, pg_backup_become=False)
     else:
         # su comes with every system; the account may have no login shell.
         variables.update(ansible_become_method="su", ansible_become_flags="-s /bin/sh")
