@@ -270,16 +270,19 @@ class _Walk:
                 relation = parse_relation(name, self.major)
                 if relation is not None and relation[1] != b"init" and relation[0] in unlogged:
                     continue
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self._read_entry(prefix + name, entry, followed)
+            except FileNotFoundError:
+                continue
 
     def _read_entry(self, path: bytes, entry: os.DirEntry[bytes], followed: bool) -> None:
-        is_directory = entry.is_dir(follow_symlinks=False)
         if path == b"global/pg_control":
             return
         if entry.is_file(follow_symlinks=False):
             self.files.append(Entry(path, entry.path, entry.stat(follow_symlinks=False).st_size, followed))
-        elif self._is_emptied(path) and (is_directory or entry.is_symlink()):
+            return
+        is_directory = entry.is_dir(follow_symlinks=False)
+        if self._is_emptied(path) and (is_directory or entry.is_symlink()):
             self.directories.append(path)
             if path == b"pg_wal":
                 self.directories += [b"pg_wal/archive_status"] + [b"pg_wal/summaries"] * (self.major >= 17)

@@ -104,7 +104,16 @@ def base_backup(server: Server) -> pathlib.Path:
     options: list[bytes] = []
     for oid, location in locations(server).items():
         options += [b"-T", location + b"=" + os.fsencode(server.directory / f"taken_{oid}")]
-    command = [binaries.tool(server.major, "pg_basebackup"), "-D", target, "-X", "none", "-c", "fast", "--no-sync"]
+    command: list[t.Any] = [
+        binaries.tool(server.major, "pg_basebackup"),
+        "-D",
+        target,
+        "-X",
+        "none",
+        "-c",
+        "fast",
+        "--no-sync",
+    ]
     run([*command, *options], env=server.env)
     return target
 
@@ -146,10 +155,10 @@ def fill(server: Server) -> None:
     version = _datadir.version_directory(server.major, catalog_version(server))
     directories = [data + b"/global", data + b"/base/" + database]
     for oid in os.listdir(data + b"/pg_tblspc"):
-        space = os.path.join(data, b"pg_tblspc", oid)
-        directories += [space + b"/" + version + b"/" + database, space + b"/" + version]
-        make_file(space + b"/stray")
-        make_file(space + b"/PG_9.6_201608131/5/1259")
+        root = os.path.join(data, b"pg_tblspc", oid)
+        directories += [root + b"/" + version + b"/" + database, root + b"/" + version]
+        make_file(root + b"/stray")
+        make_file(root + b"/PG_9.6_201608131/5/1259")
     litter(data, directories)
 
 
@@ -291,7 +300,8 @@ def test_switch_of_timelines(sandbox: Sandbox, major: int) -> None:
     primary = sandbox.primary(major, initdb=["--wal-segsize=1"])
     standby = sandbox.standby(primary)
     primary.switch_wal()
-    primary.sql("SELECT pg_create_restore_point('some WAL')")
+    # Committed, so that the standby gets it and the timelines part in the middle of a segment.
+    primary.sql("CREATE TABLE in_the_middle ()")
     standby.catch_up()
     start = _wal.parse_lsn(standby.lsn())
     standby.promote()

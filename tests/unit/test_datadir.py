@@ -71,7 +71,8 @@ def test_the_least(data: pathlib.Path, major: int) -> None:
     found = scan(data, major)
     assert paths(found) == {"PG_VERSION"}
     assert directories(found) == BASE | ({"pg_wal/summaries"} if major >= 17 else set())
-    assert found.specials == found.tablespaces == []
+    assert found.specials == []
+    assert found.tablespaces == []
     assert found.data_directory == os.fsencode(data)
 
 
@@ -292,6 +293,15 @@ def test_tablespaces(data: pathlib.Path, tmp_path: pathlib.Path, major: int, fol
     sources = {entry.path: entry.source for entry in found.files}
     path = os.fsencode(f"pg_tblspc/16384/{version}/5/16390")
     assert sources[path] == expected[0].location + os.fsencode(f"/{version}/5/16390")
+
+
+def test_the_control_file_is_copied_apart_whatever_it_is(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    put(data, "sub/global/pg_control", "global/pg_control.old")
+    (data / "global/pg_control").rename(tmp_path / "pg_control")
+    (data / "global/pg_control").symlink_to(tmp_path / "pg_control")
+    found = scan(data, follow_symlinks=True)
+    assert paths(found) == {"PG_VERSION", "sub/global/pg_control", "global/pg_control.old"}
+    assert found.specials == []
 
 
 def test_relative_link_to_a_tablespace(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
