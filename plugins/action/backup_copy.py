@@ -57,7 +57,9 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         arguments = dict(self._task.args)
         if self._task.async_val or self._task.check_mode:
-            result.update(self._execute_module(module_args=arguments, task_vars=task_vars, wrap_async=bool(self._task.async_val)))
+            result.update(
+                self._execute_module(module_args=arguments, task_vars=task_vars, wrap_async=bool(self._task.async_val))
+            )
             return result
         if "wait_timeout" in arguments:
             # The user polls.
@@ -81,6 +83,8 @@ class ActionModule(ActionBase):
             if interval and time.monotonic() >= shown + interval - 1:
                 shown = time.monotonic()
                 progress = answer.get("progress") or {}
-                display.display(describe(task_vars.get("inventory_hostname", ""), str(arguments.get("backup_id")), progress))
+                display.display(
+                    describe(task_vars.get("inventory_hostname", ""), str(arguments.get("backup_id")), progress)
+                )
         result.update(answer, changed=changed and not answer.get("failed"))
         return result

@@ -13,8 +13,8 @@ options:
   repository:
     description:
       - Absolute path of the directory, on the database host, that holds the backups.
-      - It must exist, belong to the user that runs the module and not be writable by everybody. It must not lie inside the
-        data directory or a tablespace.
+      - It must exist, belong to the user that runs the module and not be writable by everybody. It must not lie
+        inside the data directory or a tablespace.
     type: path
     required: true
   cluster:
@@ -33,8 +33,8 @@ options:
     required: true
   owner:
     description:
-      - Name of the run that works on the backup, for example V(deploy@controller job 42). With it a step is refused when another
-        run has taken the backup over in the meantime.
+      - Name of the run that works on the backup, for example V(deploy@controller job 42). With it a step is refused
+        when another run has taken the backup over in the meantime.
       - Without it nothing is checked.
     type: str
 """

@@ -16,7 +16,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import se
 
 
 def abort(backup: Backup, keep: bool, timeout: float) -> bool:
-    """End everything that works on ``backup``; remove it, or with ``keep`` mark it as failed. Tell whether that changed it.
+    """End everything that works on ``backup``; remove it, or with ``keep`` mark it as failed. Tell what that changed.
 
     Raises :class:`BackupError` when the session or a working process is still there after ``timeout`` seconds.
     """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import shutil
@@ -31,7 +32,12 @@ SWITCH_LOCK = 0x7067666C656574  # "pgfleet"
 
 HEADER_BYTES = 4096
 COMMAND_SECONDS = 600
-OPENERS: dict[str, t.Callable[[str], t.Any]] = {"": lambda path: open(path, "rb"), ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, t.Callable[[str], t.Any]] = {
+    "": io.FileIO,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
 COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
 
 
@@ -39,7 +45,8 @@ def require_cluster(info: t.Mapping[str, t.Any], system_identifier: t.Optional[s
     """Raise :class:`BackupError` when the server belongs to another cluster than ``system_identifier``."""
     if system_identifier and info["system_identifier"] != system_identifier:
         raise BackupError(
-            f"The server at {info['address']} has the system identifier {info['system_identifier']}, not {system_identifier}.",
+            f"The server at {info['address']} has the system identifier {info['system_identifier']}, not"
+            f" {system_identifier}.",
             code="other_cluster",
             hint="It is not the primary of the cluster that was backed up.",
         )
@@ -53,7 +60,8 @@ def switch_wal(connection: Connection, info: t.Mapping[str, t.Any], lsn: int, ch
     """
     if info["role"] != "primary":
         raise BackupError(
-            f"The server at {info['address']} is a standby; WAL can be switched on the primary only.", code="not_primary"
+            f"The server at {info['address']} is a standby; WAL can be switched on the primary only.",
+            code="not_primary",
         )
     size = info["wal_segment_size"]
     needed = _wal.last_segment_of(lsn, size)
@@ -70,14 +78,23 @@ def switch_wal(connection: Connection, info: t.Mapping[str, t.Any], lsn: int, ch
                 hint="It is not the primary that the standby follows, or it lost WAL in a crash.",
             )
         if _wal.segment_of(current, size) > needed:
-            return {**answer, "current_lsn": _wal.format_lsn(current), "msg": f"The WAL segment {name} is finished already."}
+            return {
+                **answer,
+                "current_lsn": _wal.format_lsn(current),
+                "msg": f"The WAL segment {name} is finished already.",
+            }
         if not check_mode:
             connection.rows("SELECT pg_switch_wal()")
             current = _current(connection)
     finally:
         connection.rows("SELECT pg_advisory_unlock(%s)", (SWITCH_LOCK,))
     if check_mode:
-        return {**answer, "changed": True, "current_lsn": _wal.format_lsn(current), "msg": f"The WAL would be switched from {name}."}
+        return {
+            **answer,
+            "changed": True,
+            "current_lsn": _wal.format_lsn(current),
+            "msg": f"The WAL would be switched from {name}.",
+        }
     if _wal.segment_of(current, size) <= needed:
         # Nothing was written since the last switch, so there was nothing to finish: no record lies before lsn in it.
         return {
@@ -85,7 +102,12 @@ def switch_wal(connection: Connection, info: t.Mapping[str, t.Any], lsn: int, ch
             "current_lsn": _wal.format_lsn(current),
             "msg": f"Nothing was written to the WAL segment {name} yet; PostgreSQL did not switch.",
         }
-    return {**answer, "changed": True, "current_lsn": _wal.format_lsn(current), "msg": f"The WAL was switched; {name} is finished."}
+    return {
+        **answer,
+        "changed": True,
+        "current_lsn": _wal.format_lsn(current),
+        "msg": f"The WAL was switched; {name} is finished.",
+    }
 
 
 def _current(connection: Connection) -> int:
@@ -100,14 +122,23 @@ def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names
     waiting = {name for name in open_names if name + ".ready" in status}
     # Neither done nor ready: done since the first look, or recycled after it was archived, or not begun.
     again = _status(connection, open_names)
-    present = {row["name"] for row in connection.rows("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", (open_names,))}
-    missing = {name for name in open_names if name + ".done" not in again and (name in waiting or name in present or name + ".ready" in again)}
+    present = {
+        row["name"] for row in connection.rows("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", (open_names,))
+    }
+    missing = {
+        name
+        for name in open_names
+        if name + ".done" not in again and (name in waiting or name in present or name + ".ready" in again)
+    }
     return [name for name in names if name in unfinished or name in missing]
 
 
 def _status(connection: Connection, names: t.Sequence[str]) -> set[str]:
     wanted = [name + suffix for name in names for suffix in (".done", ".ready")]
-    return {row["name"] for row in connection.rows("SELECT name FROM pg_ls_archive_statusdir() WHERE name = ANY(%s)", (wanted,))}
+    return {
+        row["name"]
+        for row in connection.rows("SELECT name FROM pg_ls_archive_statusdir() WHERE name = ANY(%s)", (wanted,))
+    }
 
 
 def _unfinished(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> set[str]:
@@ -176,7 +207,9 @@ def _measure(path: str, suffix: str) -> tuple[bytes, int]:
                 code="tool_missing",
                 hint=f"Install {COMMANDS[suffix]}.",
             )
-        content = subprocess.run([tool, "-dcq", path], stdout=subprocess.PIPE, check=True, timeout=COMMAND_SECONDS).stdout
+        content = subprocess.run(
+            [tool, "-dcq", path], stdout=subprocess.PIPE, check=True, timeout=COMMAND_SECONDS
+        ).stdout
         return content[:HEADER_BYTES], len(content)
     with OPENERS[suffix](path) as stream:
         first = stream.read(HEADER_BYTES)
@@ -196,8 +229,18 @@ def missing_by_command(command: str, names: t.Sequence[str], size: int, system_i
             # The server's %p never ends in the name that it asks for either.
             target = os.path.join(folder, "RECOVERYXLOG")
             line = command.replace("%%", "\0").replace("%f", name).replace("%p", target).replace("\0", "%")
-            done = subprocess.run(line, shell=True, cwd=folder, timeout=COMMAND_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            if done.returncode != 0 or not os.path.isfile(target) or not check_fetched(target, "", name, size, system_identifier):
+            done = subprocess.run(
+                ["/bin/sh", "-c", line],
+                cwd=folder,
+                timeout=COMMAND_SECONDS,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            if (
+                done.returncode != 0
+                or not os.path.isfile(target)
+                or not check_fetched(target, "", name, size, system_identifier)
+            ):
                 missing.append(name)
             if os.path.exists(target):
                 os.unlink(target)

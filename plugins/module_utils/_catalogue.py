@@ -32,7 +32,10 @@ def _cluster(cluster: Cluster, max_age: t.Optional[float], system_identifier: t.
         identifier = cluster.system_identifier()
     except BackupError as exc:
         problem = exc.msg
-    backups = sorted((_published(backup) for backup in cluster.published()), key=lambda one: (one["stopped_at"] or "", one["backup_id"]))
+    backups = sorted(
+        (_published(backup) for backup in cluster.published()),
+        key=lambda one: (one["stopped_at"] or "", one["backup_id"]),
+    )
     good = [
         one
         for one in backups
@@ -54,7 +57,8 @@ def _cluster(cluster: Cluster, max_age: t.Optional[float], system_identifier: t.
 def _published(backup: Backup) -> dict[str, t.Any]:
     entry: dict[str, t.Any] = {"backup_id": backup.id, "directory": backup.path, "state": "published", "problem": None}
     details = (
-        "system_identifier kind label version from_standby start_lsn stop_lsn timeline started_at stopped_at age_seconds"
+        "system_identifier kind label version from_standby start_lsn stop_lsn timeline started_at"
+        " stopped_at age_seconds"
         " bytes files copy_seconds required_wal wal_proven_by"
     )
     entry.update(dict.fromkeys(details.split()))

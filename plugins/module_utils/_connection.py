@@ -18,7 +18,6 @@ import traceback
 import typing as t
 
 from ansible.module_utils.basic import env_fallback, missing_required_lib
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 PSYCOPG2_TRACEBACK: t.Optional[str] = None
@@ -81,7 +80,8 @@ def connection_kwargs(params: t.Mapping[str, t.Any], application_name: str) -> d
         raise BackupError(
             f"connect_params must not hold {', '.join(clash)}.",
             code="bad_connect_params",
-            hint="Use login_host, login_port, login_user, login_password, login_db; client_encoding is always SQL_ASCII.",
+            hint="Use login_host, login_port, login_user, login_password, login_db; client_encoding is"
+            " always SQL_ASCII.",
         )
     host = params.get("login_host") or ""
     if params.get("login_unix_socket") and host in ("", "localhost"):
@@ -165,7 +165,8 @@ class Connection:
         """Raise :class:`BackupError` unless the server is PostgreSQL 14 to 18."""
         if not OLDEST_VERSION <= self.version <= NEWEST_VERSION:
             raise BackupError(
-                f"The server at {self.address} is PostgreSQL {self.major}; this collection knows the backup rules of 14 to 18.",
+                f"The server at {self.address} is PostgreSQL {self.major}; this collection knows the backup"
+                f" rules of 14 to 18.",
                 code="unsupported_version",
                 hint="Update the collection or back this server up with its own pg_basebackup.",
             )

@@ -98,7 +98,9 @@ class _Recorder:
         write_json(self._path, self.content)
 
 
-def _copy_all(backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[str, t.Any], recorder: _Recorder) -> None:
+def _copy_all(
+    backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[str, t.Any], recorder: _Recorder
+) -> None:
     watch = session_of(backup).watch()
     try:
         scan = scan_source(content, options["follow_symlinks"])
@@ -131,7 +133,12 @@ def _copy_all(backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping
         seconds_left=0,
         bytes_per_second=round(result.bytes / seconds),
         finished_at=time.time(),
-        control={"size": control.size, "mtime": control.mtime, "algorithm": control.algorithm, "checksum": control.checksum},
+        control={
+            "size": control.size,
+            "mtime": control.mtime,
+            "algorithm": control.algorithm,
+            "checksum": control.checksum,
+        },
         checksum_algorithm=options["checksum_algorithm"],
         files=result.files + result.reused_files + 1,
         bytes=result.bytes + result.reused_bytes + control.size,

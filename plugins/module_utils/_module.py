@@ -13,9 +13,13 @@ import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository, check_name
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
+    Backup,
+    Cluster,
+    Repository,
+    check_name,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import claim
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -34,7 +38,7 @@ def handle_argument_spec() -> dict[str, t.Any]:
 
 
 def seconds(text: str, name: str) -> float:
-    """Return the seconds that ``text`` means: ``90``, ``90s``, ``15 min``, ``20 hours``, ``2d``. Raises :class:`BackupError`."""
+    """Return the seconds in ``text``: ``90``, ``15 min``, ``20 hours``, ``2d``. Raises :class:`BackupError`."""
     match = _DURATION.match(text.lower())
     unit = match.group(2) if match else None
     factor = UNITS.get(unit or "s") or UNITS.get((unit or "").rstrip("s"))

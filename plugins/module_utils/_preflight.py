@@ -70,7 +70,8 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
         return [
             problem(
                 "archive_command_empty",
-                f"archive_mode is {archiving['mode']} on {info['address']}, but neither archive_command nor archive_library is set.",
+                f"archive_mode is {archiving['mode']} on {info['address']}, but neither archive_command nor"
+                f" archive_library is set.",
                 "ALTER SYSTEM SET archive_command = '...'; SELECT pg_reload_conf();",
             )
         ]
@@ -78,7 +79,8 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
         return [
             problem(
                 "archiver_failing",
-                f"The archiver of {info['address']} fails: {archiving['last_failed_wal']} at {archiving['last_failed_time']};"
+                f"The archiver of {info['address']} fails: {archiving['last_failed_wal']} at"
+                f" {archiving['last_failed_time']};"
                 f" its last success was {archiving['last_archived_wal'] or 'never'}"
                 f" at {archiving['last_archived_time'] or 'no time'}.",
                 "See the server's log for what archive_command said.",
@@ -140,7 +142,9 @@ def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
     return found
 
 
-def repository_problems(info: t.Mapping[str, t.Any], repository: str, cluster: str) -> tuple[list[dict[str, str]], t.Optional[int]]:
+def repository_problems(
+    info: t.Mapping[str, t.Any], repository: str, cluster: str
+) -> tuple[list[dict[str, str]], t.Optional[int]]:
     """Return the problems of the place where the backup shall go, and its free bytes (None when it is unusable)."""
     try:
         place = Repository(repository)
@@ -164,11 +168,11 @@ def repository_problems(info: t.Mapping[str, t.Any], repository: str, cluster: s
 def cluster_directories(info: t.Mapping[str, t.Any]) -> list[bytes]:
     """Return the data directory and the external tablespaces' locations."""
     directories = [tablespace["location"] for tablespace in info["tablespaces"] if not tablespace["in_place"]]
-    return [os.fsencode(one) for one in [info["data_directory"]] + directories if one]
+    return [os.fsencode(one) for one in [info["data_directory"], *directories] if one]
 
 
 def problems_of_backup(info: t.Mapping[str, t.Any], external_archive: bool = False) -> list[dict[str, str]]:
-    """Return what would stop a backup of this server. With ``external_archive`` the server's own archiving does not matter."""
+    """Return what would stop a backup of this server; with ``external_archive`` its own archiving does not matter."""
     found = []
     if info["pooling_proxy"]:
         found.append(

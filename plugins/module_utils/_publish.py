@@ -37,7 +37,8 @@ def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Map
     missing = [name for name in content["required_wal"] if name not in (proof.get("archived") or ())]
     if missing:
         raise BackupError(
-            f"The WAL file {missing[0]} of the backup {backup.id} is not proven to be archived ({len(missing)} in all).",
+            f"The WAL file {missing[0]} of the backup {backup.id} is not proven to be archived"
+            f" ({len(missing)} in all).",
             code="wal_not_proven",
             hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop.",
             missing=missing,
@@ -45,7 +46,9 @@ def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Map
     lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
     if lost:
         raise BackupError(
-            f"The backup {backup.id} lacks {', '.join(lost)}; somebody removed it.", code="damaged_backup", hint="Take a new backup."
+            f"The backup {backup.id} lacks {', '.join(lost)}; somebody removed it.",
+            code="damaged_backup",
+            hint="Take a new backup.",
         )
 
 

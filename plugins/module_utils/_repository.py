@@ -139,7 +139,8 @@ class Repository:
             raise BackupError(
                 f"The repository {path} does not exist or is not a directory.",
                 code="repository_missing",
-                hint=f"Make it on this host, owned by the user that runs the backup: install -d -m 0700 -o postgres {path}",
+                hint=f"Make it on this host, owned by the user that runs the backup: install -d -m 0700 -o"
+                f" postgres {path}",
             )
         self.path = os.path.realpath(path)
         mode = os.stat(self.path).st_mode
@@ -152,7 +153,8 @@ class Repository:
         wanted = os.R_OK | os.X_OK if read_only else os.R_OK | os.W_OK | os.X_OK
         if not os.access(self.path, wanted):
             raise BackupError(
-                f"The repository {path} cannot be {'read' if read_only else 'written'} by the user with id {os.geteuid()}.",
+                f"The repository {path} cannot be {'read' if read_only else 'written'} by the user with id"
+                f" {os.geteuid()}.",
                 code="repository_not_writable",
                 hint="Check its owner and mode, and become_user of the task.",
             )
@@ -164,7 +166,8 @@ class Repository:
             real = os.path.realpath(directory)
             if own == real or own.startswith(real + b"/"):
                 raise BackupError(
-                    f"The repository {self.path} lies inside {os.fsdecode(real)}, which is part of the database cluster.",
+                    f"The repository {self.path} lies inside {os.fsdecode(real)}, which is part of the"
+                    f" database cluster.",
                     code="repository_inside_cluster",
                     hint="A backup must not contain itself; choose a directory outside, best on another device.",
                 )
@@ -219,7 +222,8 @@ class Cluster:
                 f"{self.path} holds backups of the cluster with system identifier {known};"
                 f" this server's is {system_identifier}.",
                 code="other_cluster",
-                hint="Give this cluster a name or repository of its own. After initdb or pg_upgrade it is another cluster.",
+                hint="Give this cluster a name or repository of its own. After initdb or pg_upgrade it is"
+                " another cluster.",
             )
 
     def prepare(self, system_identifier: str) -> None:
@@ -321,9 +325,7 @@ class Backup:
                 raise ValueError(f"it names the backup {content['backup_id']}")
             return content
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise BackupError(
-                f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup"
-            ) from exc
+            raise BackupError(f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup") from exc
 
     def save(self, content: t.Mapping[str, t.Any]) -> None:
         """Replace ``backup.json`` durably."""

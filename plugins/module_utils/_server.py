@@ -35,7 +35,8 @@ FROM pg_control_system() s, pg_control_init() i, pg_control_checkpoint() c
 """
 
 ARCHIVER = """
-SELECT archived_count, last_archived_wal, last_archived_time::text, failed_count, last_failed_wal, last_failed_time::text,
+SELECT archived_count, last_archived_wal, last_archived_time::text, failed_count, last_failed_wal,
+last_failed_time::text,
        coalesce(last_failed_time > last_archived_time, last_failed_time IS NOT NULL) AS failing
 FROM pg_stat_archiver
 """
@@ -43,7 +44,8 @@ FROM pg_stat_archiver
 STANDBY = """
 SELECT pg_last_wal_receive_lsn()::text AS receive_lsn, pg_last_wal_replay_lsn()::text AS replay_lsn,
        CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
-            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8 AS replay_lag_seconds
+            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8 AS
+            replay_lag_seconds
 """
 
 TABLESPACES = """
@@ -154,7 +156,9 @@ def server_info(connection: Connection) -> dict[str, t.Any]:
     data_directory = _setting(connection, "data_directory")
     directory = None if data_directory is None else os.fsdecode(raw(data_directory))
     sizes = rights["pg_monitor"]
-    total = _allowed(connection, "SELECT sum(pg_tablespace_size(oid))::bigint AS size FROM pg_tablespace") if sizes else []
+    total = (
+        _allowed(connection, "SELECT sum(pg_tablespace_size(oid))::bigint AS size FROM pg_tablespace") if sizes else []
+    )
     command = _setting(connection, "archive_command")
     archiver = connection.row(ARCHIVER)
     info: dict[str, t.Any] = {
@@ -221,7 +225,8 @@ def find_primary(params: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> 
         host, port = standby.get("upstream_host"), standby.get("upstream_port")
         if not host:
             raise BackupError(
-                f"The standby at {current['address']} does not tell its upstream (no streaming connection, or no right to see it).",
+                f"The standby at {current['address']} does not tell its upstream (no streaming connection,"
+                f" or no right to see it).",
                 code="primary_unknown",
             )
         login = dict(params, login_host=host, login_port=port, login_unix_socket=None)
@@ -234,4 +239,6 @@ def find_primary(params: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> 
             )
         if current["role"] == "primary":
             return {**current, "login_host": host, "login_port": port}
-    raise BackupError(f"No primary was found within {MAX_CASCADE} steps up from {info['address']}.", code="primary_unknown")
+    raise BackupError(
+        f"No primary was found within {MAX_CASCADE} steps up from {info['address']}.", code="primary_unknown"
+    )

@@ -152,7 +152,7 @@ class Session:
         return state
 
     def watch(self) -> Watch:
-        """Return a :class:`Watch`, which also renews the lease. Raises :class:`BackupError` when the session is over."""
+        """Return a :class:`Watch`, which renews the lease. Raises :class:`BackupError` when the session is over."""
         try:
             client = self._connect(ANSWER_SECONDS)
             client.sendall(b'{"do": "watch", "renew": true}\n')
@@ -199,7 +199,7 @@ def require_alive(state: t.Mapping[str, t.Any]) -> None:
 
 
 HINTS = {
-    "connection_lost": "See the server's log; a restart, an administrator or the network ended the session. Take a new backup.",
+    "connection_lost": "See the server's log: a restart, an administrator or the network ended it. Take a new backup.",
     "pooling_proxy": "Let login_host and login_port name the server itself.",
     "42501": "pgfleet.basebackup.server_info shows the GRANT that is missing.",
     "session_timeout": "Raise session_timeout above the longest backup.",

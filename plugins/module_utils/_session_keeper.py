@@ -146,10 +146,12 @@ class Backend:
         identifier = self._rows("SELECT system_identifier::text FROM pg_control_system()")[0][0]
         if identifier != self._orders["system_identifier"]:
             raise SessionEnded(
-                f"The server is another cluster ({identifier}) than the one looked at ({self._orders['system_identifier']}).",
+                f"The server is another cluster ({identifier}) than the one looked at"
+                f" ({self._orders['system_identifier']}).",
                 "other_cluster",
             )
-        # Asked before start: a tablespace that appears between the two is in the map but counts as new, never the reverse.
+        # Asked before start: a tablespace that appears between the two counts as new though the map has it, never
+        # the reverse.
         tablespaces = self._tablespaces()
         self._record.write(state="starting", backend_pid=pid, tablespaces=tablespaces)
         label = self._orders["label"].encode("utf-8").decode("latin-1")
@@ -168,7 +170,9 @@ class Backend:
         """Run stop without waiting for the archive; record label and map durably before anything else."""
         pid = self._rows("SELECT pg_backend_pid()")[0][0]
         if pid != self._record.get()["backend_pid"]:
-            raise SessionEnded("The connection is served by another backend than at start: a pooling proxy.", "pooling_proxy")
+            raise SessionEnded(
+                "The connection is served by another backend than at start: a pooling proxy.", "pooling_proxy"
+            )
         # Waiting inside the server would end in a lost label: a cancelled stop has already ended backup mode.
         if self.connection.server_version >= 150000:
             query = "SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(false)"
@@ -178,15 +182,15 @@ class Backend:
         result = {"stop_lsn": lsn, "label_file": as_bytes(label).hex(), "map_file": as_bytes(space_map).hex()}
         self._record.write(stopped_at=time.time(), **result)
         timeline = self._rows("SELECT min_recovery_end_timeline FROM pg_control_recovery()")[0][0]
-        self._record.write(
-            state="stopped", min_recovery_end_timeline=timeline, tablespaces_after=self._tablespaces()
-        )
+        self._record.write(state="stopped", min_recovery_end_timeline=timeline, tablespaces_after=self._tablespaces())
 
 
 class Keeper:
     """The loop: answers requests, watches the connection, the deadline and the lease."""
 
-    def __init__(self, directory: str, backend: Backend, record: Record, orders: dict[str, t.Any], listener: socket.socket) -> None:
+    def __init__(
+        self, directory: str, backend: Backend, record: Record, orders: dict[str, t.Any], listener: socket.socket
+    ) -> None:
         self._directory = directory
         self._backend = backend
         self._record = record
@@ -229,12 +233,14 @@ class Keeper:
             end = exc if isinstance(exc, SessionEnded) else SessionEnded(f"The session process failed: {exc!r}", "bug")
             failed_in = self._record.state
             self._cancel()
-            self._record.write(state="failed", error=end.reason, code=end.code, sqlstate=end.sqlstate, failed_in=failed_in)
+            self._record.write(
+                state="failed", error=end.reason, code=end.code, sqlstate=end.sqlstate, failed_in=failed_in
+            )
         finally:
             self._farewell()
 
     def _turn(self) -> None:
-        readers: list[t.Any] = [self._listener, self._wake_read] + self._watchers
+        readers: list[t.Any] = [self._listener, self._wake_read, *self._watchers]
         connection = self._backend.connection
         watched = connection if connection is not None and not self._busy else None
         if watched is not None:
@@ -259,7 +265,9 @@ class Keeper:
             self._backend.connection.poll()
         except Exception as exc:  # any error here means that the connection is gone
             message, sqlstate = error_of(exc)
-            raise SessionEnded(f"The connection to PostgreSQL was lost: {message}", "connection_lost", sqlstate) from exc
+            raise SessionEnded(
+                f"The connection to PostgreSQL was lost: {message}", "connection_lost", sqlstate
+            ) from exc
         if self._backend.connection.closed:
             raise SessionEnded("The connection to PostgreSQL was lost.", "connection_lost")
 
@@ -271,7 +279,8 @@ class Keeper:
             raise SessionEnded(f"session_timeout of {self._session_timeout:.0f} s was reached.", "session_timeout")
         if now >= self._asked + self._idle_timeout and not self._busy:
             raise SessionEnded(
-                f"Nothing asked for the session for session_idle_timeout of {self._idle_timeout:.0f} s.", "session_idle_timeout"
+                f"Nothing asked for the session for session_idle_timeout of {self._idle_timeout:.0f} s.",
+                "session_idle_timeout",
             )
         if not os.path.isdir(self._directory):
             raise SessionEnded("The backup's folder was removed.", "folder_removed")
@@ -377,7 +386,9 @@ def main() -> None:
         listener.bind("socket")
         listener.listen(16)
     except OSError as exc:
-        os.write(ready, json.dumps({"error": f"Cannot set up the session in {directory}: {exc}"}).encode("ascii") + b"\n")
+        os.write(
+            ready, json.dumps({"error": f"Cannot set up the session in {directory}: {exc}"}).encode("ascii") + b"\n"
+        )
         os._exit(1)
     record = Record(directory, state="connecting", pid=os.getpid(), created_at=time.time())
     record.write()

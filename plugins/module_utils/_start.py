@@ -65,7 +65,8 @@ def _takeable(activity: Activity, owner: t.Optional[str], takeover_after: float)
 def choose(cluster: Cluster, *, resume: bool, owner: t.Optional[str], takeover_after: float, patient: bool) -> Choice:
     """Look at the unfinished backups of ``cluster``; the caller holds its lock.
 
-    ``patient`` tells that the caller will look again, so a backup that may turn out to be abandoned is reported as busy.
+    ``patient`` tells that the caller will look again, so a backup that may turn out to be abandoned is reported as
+    busy.
     """
     looked = [(backup, look(backup)) for backup in cluster.unfinished()]
     dead = [(backup, act) for backup, act in looked if act.state == FAILED and not act.locked and act.here]
@@ -161,7 +162,9 @@ class Start:
                     new = self._create()
             self._clean(choice.dead)
             if choice.backup is not None:
-                return self.result(choice.backup, False, f"The unfinished backup {choice.backup.id} is continued.", resumed=True)
+                return self.result(
+                    choice.backup, False, f"The unfinished backup {choice.backup.id} is continued.", resumed=True
+                )
             if choice.busy is None:
                 return self._launch(new)
             backup, activity = choice.busy
@@ -177,7 +180,9 @@ class Start:
     def _same_id(self, backup: Backup) -> dict[str, t.Any]:
         if backup.published:
             raise BackupError(
-                f"There is a published backup {backup.path} already.", code="backup_exists", hint="Choose another backup_id."
+                f"There is a published backup {backup.path} already.",
+                code="backup_exists",
+                hint="Choose another backup_id.",
             )
         activity = look(backup)
         if activity.state == FAILED:
@@ -194,7 +199,9 @@ class Start:
         if self._params["concurrent"] == "fail":
             raise BackupError(f"{text}.", code="busy", hint="Wait for it, or set concurrent to allow.")
         answer = self._handle(backup.id)
-        answer.update(changed=False, skipped_busy=True, resumed=False, state=activity.state, msg=f"{text}; no other is taken.")
+        answer.update(
+            changed=False, skipped_busy=True, resumed=False, state=activity.state, msg=f"{text}; no other is taken."
+        )
         answer["busy"] = {"owner": activity.owner, "since": activity.since, "progress": activity.progress}
         return answer
 
@@ -206,7 +213,9 @@ class Start:
                         backup.remove()
                 except BackupError:
                     continue
-                self.warnings.append(f"The unfinished backup {backup.id} could not be continued and was removed: {activity.reason}")
+                self.warnings.append(
+                    f"The unfinished backup {backup.id} could not be continued and was removed: {activity.reason}"
+                )
 
     def _create(self) -> tuple[Backup, t.ContextManager[int]]:
         self._refuse_problems()
@@ -237,7 +246,9 @@ class Start:
             session = session_of(backup)
             session.launch(
                 {
-                    "connection": connection_kwargs(params, f"pgfleet.basebackup {self._cluster.name}/{backup.id}"[:63]),
+                    "connection": connection_kwargs(
+                        params, f"pgfleet.basebackup {self._cluster.name}/{backup.id}"[:63]
+                    ),
                     "label": backup.load()["label"],
                     "fast": params["fast"],
                     "from_standby": self._info["role"] == "standby",
@@ -263,7 +274,9 @@ class Start:
         if activity.state in ("connecting", "starting"):
             session_of(backup).wait_started()
             activity = look(backup)
-        answer.update(changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, directory=backup.path)
+        answer.update(
+            changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, directory=backup.path
+        )
         answer.update(start_facts(backup))
         return answer
 

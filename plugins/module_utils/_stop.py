@@ -175,11 +175,13 @@ class Stop:
         record = read_progress(self._backup)
         names = ("seconds", "special_files", "vanished_files", "checksum_algorithm", "reused_files")
         summary = {name: record.get(name) for name in names}
-        summary.update(files=len(files), bytes=sum(one.size for one in files.values()), by="backup_copy" if record else "user")
+        summary.update(
+            files=len(files), bytes=sum(one.size for one in files.values()), by="backup_copy" if record else "user"
+        )
         return summary
 
     def _refuse_new_tablespaces(self, state: t.Mapping[str, t.Any], map_bytes: bytes) -> None:
-        """A tablespace made during the backup is not in the map: replay would attach its original location, maybe a live one."""
+        """Replay attaches a tablespace made during the backup, which the map lacks, at its original location."""
         before = {one["oid"]: one["location"] for one in state["tablespaces"]}
         after = {one["oid"]: one["location"] for one in state["tablespaces_after"]}
         new = [oid for oid in after if before.get(oid) != after[oid]]
@@ -188,13 +190,15 @@ class Stop:
         new += [int(name) for name in os.listdir(links) if name.isdigit() and int(name) not in before]
         if new:
             names = [
-                f"{bytes.fromhex(one['name']).decode('utf-8', 'replace')} at {bytes.fromhex(one['location']).decode('utf-8', 'replace')}"
+                f"{bytes.fromhex(one['name']).decode('utf-8', 'replace')} at"
+                f" {bytes.fromhex(one['location']).decode('utf-8', 'replace')}"
                 for one in state["tablespaces_after"]
                 if one["oid"] in new
             ]
             raise self._void(
                 BackupError(
-                    f"A tablespace was created during the backup {self._backup.id}: {', '.join(names) or sorted(set(new))}."
+                    f"A tablespace was created during the backup {self._backup.id}:"
+                    f" {', '.join(names) or sorted(set(new))}."
                     " A restore would attach itself to its original location.",
                     code="tablespace_created",
                     hint="The backup is void; take a new one.",
@@ -219,7 +223,8 @@ class Stop:
         if (label.backup_from == "standby") != (control.state in RECOVERY_STATES):
             raise self._void(
                 BackupError(
-                    f"The backup is from a {label.backup_from}, but the copied pg_control has the state {control.state}:"
+                    f"The backup is from a {label.backup_from}, but the copied pg_control has the state"
+                    f" {control.state}:"
                     " a restore would refuse it.",
                     code="control_inconsistent",
                     hint="The server changed its role; take a new backup.",
@@ -257,7 +262,9 @@ class Stop:
         modified = os.stat(self._backup.file("data", os.fsdecode(path))).st_mtime
         return _manifest.ManifestFile(path, len(content), modified, algorithm if checksum else None, checksum)
 
-    def _write_manifest(self, files: t.Mapping[bytes, _manifest.ManifestFile], ranges: t.Sequence[_wal.WalRange]) -> str:
+    def _write_manifest(
+        self, files: t.Mapping[bytes, _manifest.ManifestFile], ranges: t.Sequence[_wal.WalRange]
+    ) -> str:
         path = self._backup.file("data", "backup_manifest")
         handle = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as stream:
@@ -273,5 +280,3 @@ class Stop:
         os.rename(path + ".tmp", path)
         fsync_path(os.path.dirname(path))
         return checksum
-
-

@@ -88,7 +88,10 @@ def _missing(live: _datadir.Scan, copied: _datadir.Scan, started_at: float) -> l
 def _prune(copied: _datadir.Scan, backup_path: bytes) -> None:
     keep = {_datadir.destination(one.path, copied.tablespaces) for one in copied.files}
     keep.add(b"data/" + CONTROL)
-    folders = {_datadir.destination(path, copied.tablespaces) for path in copied.directories} | {b"data", b"tablespaces"}
+    folders = {_datadir.destination(path, copied.tablespaces) for path in copied.directories} | {
+        b"data",
+        b"tablespaces",
+    }
     links = {b"data/pg_tblspc/%d" % one.oid for one in copied.tablespaces if not one.in_place}
     for top in (b"data", b"tablespaces"):
         if os.path.isdir(backup_path + b"/" + top):
@@ -145,8 +148,7 @@ def describe_files(copied: _datadir.Scan, algorithm: str, jobs: int) -> t.Iterat
         return _manifest.ManifestFile(entry.path, size, status.st_mtime, algorithm, digest.hexdigest())
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        for described in pool.map(describe, copied.files):
-            yield described
+        yield from pool.map(describe, copied.files)
     for folder in {os.path.dirname(entry.source) for entry in copied.files} | {copied.data_directory}:
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -11,7 +11,8 @@ short_description: Give up an unfinished base backup
 version_added: 0.1.0
 description:
   - Ends the session, waits until the copy has stopped, and removes the unfinished backup, or keeps it marked as failed.
-  - A published backup is never touched. A backup that does not exist, or that another run has taken over, is left alone.
+  - A published backup is never touched. A backup that does not exist, or that another run has taken over, is left
+    alone.
 options:
   keep:
     description: Keep the files, marked as failed, for a look. They are no backup and cannot become one.
@@ -46,7 +47,6 @@ state:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._abort import abort
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
@@ -93,7 +93,11 @@ def main() -> None:
             raise BackupError(f"The backup {backup.id} is gone.", code="unknown_backup") from exc
         changed = abort(backup, params["keep"], params["timeout"])
         state = "failed" if params["keep"] else "absent"
-        return answer(changed, state, f"The backup {backup.id} was given up." if changed else f"The backup {backup.id} is marked as failed.")
+        return answer(
+            changed,
+            state,
+            f"The backup {backup.id} was given up." if changed else f"The backup {backup.id} is marked as failed.",
+        )
 
     run(module, work)
 

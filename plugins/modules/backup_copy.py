@@ -10,11 +10,12 @@ module: backup_copy
 short_description: Copy the files of a started base backup
 version_added: 0.1.0
 description:
-  - Copies the data directory and all tablespaces of the running server into the backup, leaving out what PostgreSQL's own base backup
-    leaves out. Each file is copied to the size that it has when it is opened; C(global/pg_control) comes last.
-  - The copying process is detached on the database host and renews the session's lease. When the task, the connection or the controller
-    dies, it goes on; the same call later finds it, or goes on where it stood and keeps the files already copied.
-    When the session is lost, the copy stops at once.
+  - Copies the data directory and all tablespaces of the running server into the backup, leaving out what PostgreSQL's
+    own base backup leaves out. Each file is copied to the size that it has when it is opened; C(global/pg_control)
+    comes last.
+  - The copying process is detached on the database host and renews the session's lease. When the task, the connection
+    or the controller dies, it goes on; the same call later finds it, or goes on where it stood and keeps the files
+    already copied. When the session is lost, the copy stops at once.
   - While it runs, the progress is shown on the controller.
 options:
   jobs:
@@ -24,20 +25,21 @@ options:
   checksum_algorithm:
     description:
       - Algorithm of the checksums in C(backup_manifest). Each file is read once for copy and checksum.
-      - V(CRC32C) needs the Python library C(google-crc32c) on the database host. V(NONE) copies without checksums, in the kernel.
+      - V(CRC32C) needs the Python library C(google-crc32c) on the database host. V(NONE) copies without checksums, in
+        the kernel.
     type: str
     choices: [SHA224, SHA256, SHA384, SHA512, CRC32C, NONE]
     default: SHA256
   sync:
     description:
-      - Flush files and directories to disk before the copy counts as done. Without it a crash of the host can damage the backup
-        unnoticed; only for tests.
+      - Flush files and directories to disk before the copy counts as done. Without it a crash of the host can damage
+        the backup unnoticed; only for tests.
     type: bool
     default: true
   follow_symlinks:
     description:
-      - Copy what symbolic links in the data directory point to, for example a C(postgresql.conf) kept elsewhere. By default such links
-        are left out, as PostgreSQL does, and reported. Tablespaces and C(pg_wal) are not meant here.
+      - Copy what symbolic links in the data directory point to, for example a C(postgresql.conf) kept elsewhere. By
+        default such links are left out, as PostgreSQL does, and reported. Tablespaces and C(pg_wal) are not meant here.
     type: bool
     default: false
   progress_interval:
@@ -47,7 +49,8 @@ options:
     default: 10
   wait_timeout:
     description:
-      - Seconds after which the call returns with RV(finished=false) while the copy goes on; V(0) waits until it is done.
+      - Seconds after which the call returns with RV(finished=false) while the copy goes on; V(0) waits until it is
+        done.
       - Set by the action plugin of this name; of use only where the module is run without it.
     type: int
     default: 0
@@ -57,7 +60,8 @@ extends_documentation_fragment:
   - pgfleet.basebackup.attributes
 attributes:
   action:
-    description: Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    description:
+      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
     support: full
   async:
     description: Supports being used with the C(async) keyword.
@@ -158,7 +162,6 @@ progress:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._copy_job import (
     DONE,
     launch,
@@ -221,11 +224,18 @@ def main() -> None:
         new_hash(params["checksum_algorithm"])
         backup = backup_of(module)
         if backup is None:
-            return dict(handle(module), changed=True, finished=False, msg="The files would be copied; the backup is not started yet.")
+            return dict(
+                handle(module),
+                changed=True,
+                finished=False,
+                msg="The files would be copied; the backup is not started yet.",
+            )
         content = backup.load()
         record = read_progress(backup)
         if backup.published or content["state"] != STARTED:
-            return dict(handle(module), changed=False, finished=True, msg=f"The backup {backup.id} has been stopped already.")
+            return dict(
+                handle(module), changed=False, finished=True, msg=f"The backup {backup.id} has been stopped already."
+            )
         if record.get("state") == DONE:
             return done(record, False)
         require_alive(session_of(backup).ask("status", renew=not module.check_mode))
@@ -242,9 +252,12 @@ def main() -> None:
             return done(finished, True)
         record = read_progress(backup)
         progress = {
-            name: record.get(name) for name in ("percent", "done_bytes", "total_bytes", "bytes_per_second", "seconds_left")
+            name: record.get(name)
+            for name in ("percent", "done_bytes", "total_bytes", "bytes_per_second", "seconds_left")
         }
-        return dict(handle(module), changed=True, finished=False, progress=progress, msg=f"{record.get('percent')} % copied.")
+        return dict(
+            handle(module), changed=True, finished=False, progress=progress, msg=f"{record.get('percent')} % copied."
+        )
 
     run(module, work)
 

@@ -10,7 +10,8 @@ module: backup_info
 short_description: List the base backups of a repository
 version_added: 0.1.0
 description:
-  - Returns the published and the unfinished backups of one cluster or of all clusters in a repository. It needs no server.
+  - Returns the published and the unfinished backups of one cluster or of all clusters in a repository. It needs no
+    server.
   - A damaged entry is reported and does not stop the list.
 options:
   repository:
@@ -22,8 +23,10 @@ options:
     type: str
   max_age:
     description:
-      - Also tell whether the newest published, undamaged backup of each cluster is younger than this, as RV(clusters[].fresh).
-      - A number of seconds, or with a unit, for example V(90m), V(20 hours) or V(2d). The age counts from the end of the backup.
+      - Also tell whether the newest published, undamaged backup of each cluster is younger than this, as
+        RV(clusters[].fresh).
+      - A number of seconds, or with a unit, for example V(90m), V(20 hours) or V(2d). The age counts from the end of
+        the backup.
     type: str
   system_identifier:
     description: With O(max_age), count only backups of this cluster.
@@ -148,7 +151,8 @@ clusters:
           type: str
         state:
           description:
-            - V(starting), V(running), V(copied), V(stopping), V(stopped) or V(complete), which can be finished, or V(failed).
+            - V(starting), V(running), V(copied), V(stopping), V(stopped) or V(complete), which can be finished, or
+              V(failed).
           type: str
         problem:
           description: Why it failed.
@@ -177,7 +181,6 @@ clusters:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import catalogue
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run, seconds
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository

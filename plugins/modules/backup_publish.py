@@ -10,13 +10,14 @@ module: backup_publish
 short_description: Publish a base backup whose WAL is archived
 version_added: 0.1.0
 description:
-  - Moves a stopped backup from C(in_progress/) to C(backups/), by one rename after everything in it is durable. What lies under C(backups/)
-    is complete, always.
+  - Moves a stopped backup from C(in_progress/) to C(backups/), by one rename after everything in it is durable. What
+    lies under C(backups/) is complete, always.
   - Refuses unless O(proof) covers every WAL file that a restore needs.
 options:
   proof:
     description:
-      - The RV(pgfleet.basebackup.wal_archived#module:proof) of M(pgfleet.basebackup.wal_archived). It is kept in the backup's record.
+      - The RV(pgfleet.basebackup.wal_archived#module:proof) of M(pgfleet.basebackup.wal_archived). It is kept in the
+        backup's record.
     type: dict
     required: true
 extends_documentation_fragment:
@@ -50,7 +51,6 @@ state:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
@@ -70,7 +70,12 @@ def main() -> None:
     def work() -> dict[str, object]:
         backup = backup_of(module)
         if backup is None:
-            return dict(handle(module), changed=True, state="absent", msg="The backup would be published; it is not started yet.")
+            return dict(
+                handle(module),
+                changed=True,
+                state="absent",
+                msg="The backup would be published; it is not started yet.",
+            )
         if backup.published:
             msg = f"The backup {backup.id} is published already."
             return dict(handle(module), changed=False, state="published", directory=backup.path, msg=msg)
@@ -85,7 +90,11 @@ def main() -> None:
             return dict(handle(module), changed=True, state=content["state"], directory=backup.path, msg=msg)
         publish(backup, module.params["proof"])
         return dict(
-            handle(module), changed=True, state="published", directory=backup.path, msg=f"The backup {backup.id} is published."
+            handle(module),
+            changed=True,
+            state="published",
+            directory=backup.path,
+            msg=f"The backup {backup.id} is published.",
         )
 
     run(module, work)

@@ -10,17 +10,20 @@ module: backup_start
 short_description: Start a base backup and keep its session
 version_added: 0.1.0
 description:
-  - Runs C(pg_backup_start) (C(pg_start_backup) in PostgreSQL 14, always non-exclusive) in a session that a small detached process on
-    the database host keeps until M(pgfleet.basebackup.backup_stop), and returns when the server is in backup mode.
-    Depending on O(fast) that takes a whole checkpoint.
+  - Runs C(pg_backup_start) (C(pg_start_backup) in PostgreSQL 14, always non-exclusive) in a session that a small
+    detached process on the database host keeps until M(pgfleet.basebackup.backup_stop), and returns when the server
+    is in backup mode. Depending on O(fast) that takes a whole checkpoint.
   - Everything that M(pgfleet.basebackup.server_info) would call a problem is refused before anything is touched.
-  - The process is visible as C(python3 -I <repository>/<cluster>/in_progress/<id>/session/keeper.py) and, in the server, by its
-    C(application_name). It ends by itself after O(session_timeout), or when nothing has asked for it for O(session_idle_timeout).
+  - The process is visible as C(python3 -I <repository>/<cluster>/in_progress/<id>/session/keeper.py) and, in the
+    server, by its C(application_name). It ends by itself after O(session_timeout), or when nothing has asked for it for
+    O(session_idle_timeout).
 options:
   backup_id:
     description:
-      - Name of the new backup, a plain file name. The default is UTC time plus kind, for example V(20261122T081500Z-full).
-      - With the id of a backup whose session lives, nothing is changed; with that of one whose session is dead, the module fails.
+      - Name of the new backup, a plain file name. The default is UTC time plus kind, for example
+        V(20261122T081500Z-full).
+      - With the id of a backup whose session lives, nothing is changed; with that of one whose session is dead, the
+        module fails.
     type: str
   label:
     description:
@@ -45,13 +48,15 @@ options:
     default: 3600
   external_archive:
     description:
-      - Another program archives the WAL, so the server's own archiving is not checked and C(archive_mode=off) is accepted.
+      - Another program archives the WAL, so the server's own archiving is not checked and C(archive_mode=off) is
+        accepted.
     type: bool
     default: false
   concurrent:
     description:
       - What to do when there is another unfinished backup of this cluster that can still be finished.
-      - V(allow) starts one more, as PostgreSQL does; V(skip) starts none and returns RV(skipped_busy=true); V(fail) fails.
+      - V(allow) starts one more, as PostgreSQL does; V(skip) starts none and returns RV(skipped_busy=true); V(fail)
+        fails.
     type: str
     choices: [allow, skip, fail]
     default: allow
@@ -170,7 +175,6 @@ started_at:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
     Connection,
     connection_kwargs,

@@ -10,15 +10,16 @@ module: backup_stop
 short_description: Stop a base backup and write its label, map and manifest
 version_added: 0.1.0
 description:
-  - Runs C(pg_backup_stop) in the session of M(pgfleet.basebackup.backup_start), never waiting inside the server, and writes
-    C(backup_label), C(tablespace_map) and C(backup_manifest), byte for byte and durably.
+  - Runs C(pg_backup_stop) in the session of M(pgfleet.basebackup.backup_start), never waiting inside the server, and
+    writes C(backup_label), C(tablespace_map) and C(backup_manifest), byte for byte and durably.
   - Returns the WAL files that a restore needs. The backup is not complete before they are archived, see
     M(pgfleet.basebackup.wal_archived); after a standby's backup the WAL must be switched on the primary first,
     see M(pgfleet.basebackup.wal_switch).
-  - A backup during which a tablespace was created is void, because a restore would attach itself to the original, perhaps live directory.
-  - A copy made by your own step (a snapshot, rsync) is taken over when it lies in C(data/) and C(tablespaces/<oid>/) of the backup.
-    What PostgreSQL's own base backup leaves out is removed from it, C(global/pg_control) is copied anew, as the last file, and the checksums
-    are computed here.
+  - A backup during which a tablespace was created is void, because a restore would attach itself to the original,
+    perhaps live directory.
+  - A copy made by your own step (a snapshot, rsync) is taken over when it lies in C(data/) and C(tablespaces/<oid>/)
+    of the backup. What PostgreSQL's own base backup leaves out is removed from it, C(global/pg_control) is copied
+    anew, as the last file, and the checksums are computed here.
 options:
   checksum_algorithm:
     description: Algorithm of the checksums of a copy made by your own step; see M(pgfleet.basebackup.backup_copy).
@@ -121,7 +122,6 @@ directory:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._copy_job import DONE
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._manifest import new_hash

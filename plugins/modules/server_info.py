@@ -16,8 +16,8 @@ options:
   purpose:
     description:
       - V(backup) checks whether a backup can be taken of this server, on this host.
-      - V(wal_switch) checks whether this server, a primary, can finish and archive the WAL that a standby's backup needs.
-        The data directory need not be on the host that runs the module.
+      - V(wal_switch) checks whether this server, a primary, can finish and archive the WAL that a standby's backup
+        needs. The data directory need not be on the host that runs the module.
     type: str
     choices: [backup, wal_switch]
     default: backup
@@ -29,7 +29,8 @@ options:
     default: false
   find_primary:
     description:
-      - On a standby, follow the upstreams over libpq up to the primary, with the same login, and return it as RV(primary).
+      - On a standby, follow the upstreams over libpq up to the primary, with the same login, and return it as
+        RV(primary).
     type: bool
     default: false
   repository:
@@ -91,7 +92,9 @@ problems:
   sample:
     - code: no_privilege_backup_start
       msg: The role backup lacks pg_backup_start(text, boolean).
-      hint: "As a superuser, in the database postgres: GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean) TO backup;"
+      hint: >-
+        As a superuser, in the database postgres:
+        GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean) TO backup;
 version:
   description: The server's version.
   type: str
@@ -292,7 +295,8 @@ privileges:
     switch_wal: false
 primary:
   description:
-    - The facts of the primary, as this module returns them with O(purpose=wal_switch), with C(login_host) and C(login_port).
+    - The facts of the primary, as this module returns them with O(purpose=wal_switch), with C(login_host) and
+      C(login_port).
     - With C(error) only, when the way up to it ended.
   type: dict
   returned: when O(find_primary=true) and the server is a standby
@@ -303,7 +307,6 @@ repository_free_bytes:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
     Connection,
     login_argument_spec,

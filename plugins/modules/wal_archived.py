@@ -10,13 +10,13 @@ module: wal_archived
 short_description: Wait until the WAL that a base backup needs is archived
 version_added: 0.1.0
 description:
-  - Waits until each file of O(required_wal) is archived, and fails after O(timeout), naming the first that is missing. Nothing is lost then;
-    the same call later goes on.
-  - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the rules of the server itself.
-    That is the primary, or a standby with C(archive_mode=always). A standby with C(archive_mode=on) marks streamed segments as done
-    without archiving them, and is refused.
-  - With O(archive_directory) or O(restore_command) each file is fetched and its size, position and system identifier are checked,
-    which is the stronger proof. No server is asked then.
+  - Waits until each file of O(required_wal) is archived, and fails after O(timeout), naming the first that is
+    missing. Nothing is lost then; the same call later goes on.
+  - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the rules
+    of the server itself. That is the primary, or a standby with C(archive_mode=always). A standby with
+    C(archive_mode=on) marks streamed segments as done without archiving them, and is refused.
+  - With O(archive_directory) or O(restore_command) each file is fetched and its size, position and system identifier
+    are checked, which is the stronger proof. No server is asked then.
 options:
   required_wal:
     description: The files, as returned by M(pgfleet.basebackup.backup_stop).
@@ -27,7 +27,8 @@ options:
     description: The cluster's identifier; required with O(archive_directory) and O(restore_command).
     type: str
   wal_segment_size:
-    description: Size of a WAL segment in bytes. Only for O(archive_directory) and O(restore_command); the server knows its own.
+    description:
+      - Size of a WAL segment in bytes. Only for O(archive_directory) and O(restore_command); the server knows its own.
     type: int
     default: 16777216
   archive_directory:
@@ -36,7 +37,9 @@ options:
         C(.gz), C(.bz2), C(.xz), C(.zst), C(.lz4); the last two need the commands C(zstd) and C(lz4).
     type: path
   restore_command:
-    description: A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p); it is run on the host that runs the module.
+    description:
+      - A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p); it is run on the host that runs the
+        module.
     type: str
   timeout:
     description: Seconds to wait.
@@ -108,7 +111,6 @@ archiver:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived import (
     archiver_report,
     missing_by_command,
@@ -157,7 +159,8 @@ def main() -> None:
 
     def late(missing: list[str], where: str, advice: str, **details: object) -> BackupError:
         return BackupError(
-            f"The WAL file {missing[0]} was not archived within {timeout} s ({len(missing)} of {len(names)} are missing); {where}",
+            f"The WAL file {missing[0]} was not archived within {timeout} s ({len(missing)} of {len(names)}"
+            f" are missing); {where}",
             code="wal_not_archived",
             hint=f"{advice} The backup is kept; run it again to go on waiting.",
             missing=missing,
@@ -166,10 +169,9 @@ def main() -> None:
 
     def from_archive() -> tuple[str, str, str]:
         identifier, size = int(params["system_identifier"]), params["wal_segment_size"]
-        if params["archive_directory"]:
-            method, source, look = "archive_directory", params["archive_directory"], missing_in_directory
-        else:
-            method, source, look = "restore_command", params["restore_command"], missing_by_command
+        method = "archive_directory" if params["archive_directory"] else "restore_command"
+        source = params[method]
+        look = missing_in_directory if params["archive_directory"] else missing_by_command
         missing = wait_archived(lambda: look(source, names, size, identifier), timeout, params["interval"])
         if missing:
             raise late(missing, f"looked for by {method}: {source}.", "Look at what fills the archive.")
@@ -181,7 +183,8 @@ def main() -> None:
             require_cluster(info, params["system_identifier"])
             if not archives_itself(info):
                 raise BackupError(
-                    f"The standby at {info['address']} has archive_mode={info['archiving']['mode']}: it does not archive, the primary does.",
+                    f"The standby at {info['address']} has archive_mode={info['archiving']['mode']}: it"
+                    f" does not archive, the primary does.",
                     code="not_the_archiver",
                     hint="Ask the primary, or name archive_directory or restore_command.",
                 )
@@ -191,9 +194,11 @@ def main() -> None:
                 raise late(
                     missing,
                     f"the archiver of {info['address']} last succeeded with {report['last_archived_wal'] or 'nothing'}"
-                    f" at {report['last_archived_time'] or 'no time'} and last failed with {report['last_failed_wal'] or 'nothing'}"
+                    f" at {report['last_archived_time'] or 'no time'} and last failed with"
+                    f" {report['last_failed_wal'] or 'nothing'}"
                     f" at {report['last_failed_time'] or 'no time'}.",
-                    "Look at archive_command, the archive's free space and the server's log; on an idle primary switch the WAL.",
+                    "Look at archive_command, the archive's free space and the server's log; on an idle"
+                    " primary switch the WAL.",
                     archiver=report,
                 )
             return "server", info["address"], info["system_identifier"]
@@ -208,7 +213,11 @@ def main() -> None:
             method, source, identifier = from_archive() if by_archive else from_server()
         except BackupError as exc:
             if module.check_mode and exc.code == "wal_not_archived":
-                return {"changed": False, "missing": exc.details["missing"], "msg": f"Not archived yet: {exc.details['missing'][0]}."}
+                return {
+                    "changed": False,
+                    "missing": exc.details["missing"],
+                    "msg": f"Not archived yet: {exc.details['missing'][0]}.",
+                }
             raise
         proof = {
             "archived": names,
@@ -217,7 +226,11 @@ def main() -> None:
             "system_identifier": identifier,
             "proven_at": time.time(),
         }
-        return {"changed": False, "proof": proof, "msg": f"All {len(names)} WAL files that the backup needs are archived."}
+        return {
+            "changed": False,
+            "proof": proof,
+            "msg": f"All {len(names)} WAL files that the backup needs are archived.",
+        }
 
     run(module, work)
 

@@ -10,9 +10,10 @@ module: wal_switch
 short_description: Finish the WAL segment that a base backup ends in
 version_added: 0.1.0
 description:
-  - Makes sure that the WAL segment which contains, or ends at, O(lsn) is finished on the primary, so that it can be archived.
-    A standby cannot do this itself, and on an idle primary it would never happen.
-  - Idempotent by LSN. Several standbys of one primary, or a second run, switch once; parallel calls are kept in order by an advisory lock.
+  - Makes sure that the WAL segment which contains, or ends at, O(lsn) is finished on the primary, so that it can be
+    archived. A standby cannot do this itself, and on an idle primary it would never happen.
+  - Idempotent by LSN. Several standbys of one primary, or a second run, switch once; parallel calls are kept in order
+    by an advisory lock.
 options:
   lsn:
     description: The stop LSN, as returned by M(pgfleet.basebackup.backup_stop).
@@ -57,7 +58,6 @@ current_lsn:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived import (
     require_cluster,
     switch_wal,
