@@ -59,7 +59,7 @@ unit: .venv/stamp
 	$(PYTEST) tests/unit $(ARGS)
 
 integration: .venv/stamp
-	$(PYTEST) tests/integration -n 2 $(ARGS)
+	$(PYTEST) tests/integration -n 2 --dist worksteal $(ARGS)
 
 molecule: .venv/stamp
 	$(PY) -m tests.harness.molecule $(ARGS)

@@ -17,7 +17,7 @@ from psycopg2 import sql
 from . import binaries
 from .sandbox import HBA, Sandbox, free_port
 from .servers import Server, wait_until
-from .user import own_file, run, server_user
+from .user import me, own_file, run, server_user
 
 
 def verifybackup(data: pathlib.Path, major: int, wal: pathlib.Path | None = None) -> None:
@@ -25,7 +25,7 @@ def verifybackup(data: pathlib.Path, major: int, wal: pathlib.Path | None = None
     with_wal = ["-w", str(wal)] if wal else ["-n"]
     # As ourselves: a backup may belong to another account than the server's.
     command: list[str | pathlib.Path] = [binaries.tool(major, "pg_verifybackup"), "--exit-on-error", *with_wal, data]
-    run(command, env=binaries.environment(major), user=_myself(), timeout=600)
+    run(command, env=binaries.environment(major), user=me(), timeout=600)
 
 
 def amcheck(server: Server) -> None:
@@ -59,11 +59,6 @@ def data_checksum(server: Server) -> str:
     return total.hexdigest()
 
 
-def _myself() -> t.Any:
-    user = server_user()
-    return type(user)("", os.geteuid(), os.getegid())
-
-
 def restore(
     sandbox: Sandbox,
     backup: pathlib.Path,
@@ -83,10 +78,10 @@ def restore(
     """
     server = Server(major, name, sandbox.directory(name), free_port())
     sandbox.servers.append(server)
-    run(["cp", "-a", backup / "data", server.data], user=_myself())
+    run(["cp", "-a", backup / "data", server.data], user=me())
     own_links = server.directory / "tablespaces"
     if (backup / "tablespaces").is_dir():
-        run(["cp", "-a", backup / "tablespaces", own_links], user=_myself())
+        run(["cp", "-a", backup / "tablespaces", own_links], user=me())
         for oid in os.listdir(own_links):
             link = server.data / "pg_tblspc" / oid
             link.unlink(missing_ok=True)
@@ -97,7 +92,7 @@ def restore(
             map_file.write_bytes(b"".join(b"%s %s/%s\n" % (oid, os.fsencode(own_links), oid) for oid in oids))
     user = server_user()
     if not user.is_me:
-        run(["chown", "-R", "-h", f"{user.uid}:{user.gid}", server.directory], user=_myself())
+        run(["chown", "-R", "-h", f"{user.uid}:{user.gid}", server.directory], user=me())
 
     # A standby's backup would otherwise connect to its upstream for ever, and one of a primary archive over it.
     (server.data / "standby.signal").unlink(missing_ok=True)

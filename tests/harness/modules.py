@@ -20,6 +20,7 @@ from unittest import mock
 import yaml
 from ansible.module_utils import basic
 
+from . import binaries
 from .sandbox import temporary_directory
 from .servers import Server
 from .user import ServerUser, run
@@ -108,6 +109,20 @@ def payload() -> pathlib.Path:
     for path in (root, *root.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return root
+
+
+def target_pythons() -> list[str]:
+    """Return the oldest and the newest interpreter at hand that this ansible-core's modules run on, with psycopg2.
+
+    They may lie in the current user's home: run them as that user, see `tests.harness.user.me`.
+    """
+    minimum = tuple(getattr(basic, "_PY_MIN", (3, 8)))
+    usable = [
+        path
+        for version, path in binaries.interpreters().items()
+        if tuple(int(part) for part in version.split(".")) >= minimum
+    ]
+    return [binaries.with_psycopg2(path) for path in dict.fromkeys([usable[0], usable[-1]])]
 
 
 @functools.cache

@@ -48,6 +48,11 @@ def server_user() -> ServerUser:
     raise RuntimeError("PostgreSQL does not run as root: set PGFLEET_USER to an unprivileged account")
 
 
+def me() -> ServerUser:
+    """Return the user of this process, for commands that must not run as the server user."""
+    return ServerUser("", os.geteuid(), os.getegid())
+
+
 def clean_environment(extra: t.Mapping[str, str] | None = None) -> dict[str, str]:
     """Return an environment that no PG* or PYTHON* variable and no locale of the caller leaks into."""
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "TZ": "UTC"}

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The harness by its own use: what it calls a good backup is one that pg_basebackup made."""
+"""The harness by its own use: backups that pg_basebackup made, modules in all three ways of running them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 
 from tests.harness import binaries
 from tests.harness.checks import data_checksum, restore_and_check
+from tests.harness.modules import Modules, run_module_as, target_pythons
+from tests.harness.playbook import host_vars, run_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
-from tests.harness.user import own_directory
+from tests.harness.user import me, own_directory, server_user
 
 
 @pytest.mark.majors(*binaries.MAJORS)
@@ -39,3 +41,36 @@ def test_pg_basebackup_of_a_standby_restores(
 
     restore_and_check(sandbox, backup, primary.archive, major, compare, verify_wal=False)
     assert data_checksum(primary) == expected
+
+
+@pytest.mark.oldest_core
+def test_the_same_module_in_process_by_interpreter_and_in_a_play(
+    sandbox: Sandbox, primary: Server, standby: Server, modules: Modules
+) -> None:
+    """In process, under the oldest and newest Python, as the server user, and on two hosts of a play."""
+    identity = primary.system_identifier
+    arguments = modules.arguments("server_info")
+    assert modules.ok("server_info")["system_identifier"] == identity
+    for python in target_pythons():
+        result = run_module_as("server_info", arguments, python=python, user=me())
+        assert result.get("system_identifier") == identity, (python, result)
+    result = run_module_as("server_info", arguments, python=binaries.server_python())
+    assert result.get("system_identifier") == identity, result
+
+    login = {key: f"{{{{ pg_backup_{key} }}}}" for key in primary.login()}
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "become": True,
+        "become_user": server_user().name,
+        "tasks": [
+            {"name": "Who", "ansible.builtin.command": "id -un", "changed_when": False},
+            {"name": "Look", "pgfleet.basebackup.server_info": login},
+        ],
+    }
+    done = run_playbook([play], {"db1": host_vars(primary), "db2": host_vars(standby)}, directory=sandbox.root).ok()
+    assert done.stats["db1"]["ok"] == 2
+    for host, role in (("db1", "primary"), ("db2", "standby")):
+        who, look = done.of(host, "ok")
+        assert who["result"]["stdout"] == server_user().name
+        assert (look["result"]["system_identifier"], look["result"]["role"]) == (identity, role)
