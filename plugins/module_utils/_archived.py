@@ -115,7 +115,24 @@ def _current(connection: Connection) -> int:
 
 
 def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> list[str]:
-    """Return those of ``names`` that this server's archiver has not archived yet, in their order."""
+    """Return those of ``names`` that this server's archiver has not archived yet, in their order.
+
+    Raises :class:`BackupError` for segments of an older timeline than the server's. It has received them as a standby,
+    which marks them as done without archiving them, and the last one exists as ``.partial`` only.
+    """
+    older = [
+        name
+        for name in names
+        if _wal.is_segment_name(name) and _wal.parse_segment_name(name, info["wal_segment_size"])[0] < info["timeline"]
+    ]
+    if older:
+        raise BackupError(
+            f"The WAL file {older[0]} is of an older timeline than that of the server at {info['address']}"
+            f" ({info['timeline']}), which cannot tell whether it was archived.",
+            code="older_timeline",
+            hint="Name archive_directory or restore_command, so that the archive itself is looked into.",
+            missing=older,
+        )
     unfinished = _unfinished(connection, info, names)
     status = _status(connection, names)
     open_names = [name for name in names if name not in unfinished and name + ".done" not in status]
@@ -142,7 +159,7 @@ def _status(connection: Connection, names: t.Sequence[str]) -> set[str]:
 
 
 def _unfinished(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> set[str]:
-    """Return the segments that this server has not finished: absent from every list, they would pass for archived."""
+    """Return the files that this server has not finished: absent from every list, they would pass for archived."""
     if info["role"] == "primary":
         current = _current(connection)
     else:

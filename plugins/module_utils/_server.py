@@ -198,7 +198,10 @@ def server_info(connection: Connection) -> dict[str, t.Any]:
         "started_at",
     ):
         info[name] = basics[name]
-    if basics["in_recovery"]:
+    if not basics["in_recovery"]:
+        # The last checkpoint may still be of the timeline before a promotion.
+        info["timeline"] = int(connection.value("SELECT pg_walfile_name(pg_current_wal_lsn())")[:8], 16)
+    else:
         standby = connection.row(STANDBY)
         source = upstream(connection)
         received = _allowed(connection, "SELECT received_tli FROM pg_stat_wal_receiver")

@@ -381,7 +381,8 @@ def main() -> None:
     os.chdir(directory)
     lock = os.open("lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Waits for those who just look whether the lock is taken; nobody else ever takes it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind("socket")
         listener.listen(16)

@@ -17,6 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
     FAILED,
     STARTED,
+    STOPPED,
     Backup,
     Cluster,
     check_name,
@@ -54,28 +55,50 @@ class Choice(t.NamedTuple):
     dead: t.Sequence[tuple[Backup, Activity]] = ()
 
 
-def _takeable(activity: Activity, owner: t.Optional[str], takeover_after: float) -> bool:
-    if not activity.here or activity.state == FAILED:
+class Wish(t.NamedTuple):
+    """What a run wants of the unfinished backups of a cluster."""
+
+    resume: bool = False
+    owner: t.Optional[str] = None
+    takeover_after: float = 30.0  # seconds
+    patient: bool = True  # it will look again, so one that may turn out to be abandoned is reported as busy
+    source: t.Optional[str] = None  # the data directory of the server
+    max_age: t.Optional[float] = None  # seconds
+
+
+def _takeable(activity: Activity, wish: Wish) -> bool:
+    if not activity.here or activity.state == FAILED or wish.source not in (None, activity.source):
         return False
     if activity.locked and not activity.copying:
         return False
-    return (owner is not None and activity.owner == owner) or activity.silence >= takeover_after
+    return (wish.owner is not None and activity.owner == wish.owner) or activity.silence >= wish.takeover_after
 
 
-def choose(cluster: Cluster, *, resume: bool, owner: t.Optional[str], takeover_after: float, patient: bool) -> Choice:
-    """Look at the unfinished backups of ``cluster``; the caller holds its lock.
+def _outdated(activity: Activity, wish: Wish) -> bool:
+    """A stopped backup whose WAL never came must not stand in the way of a new one for ever."""
+    if wish.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
+        return False
+    return _takeable(activity, wish) and time.time() - activity.stopped_at > wish.max_age
 
-    ``patient`` tells that the caller will look again, so a backup that may turn out to be abandoned is reported as
-    busy.
-    """
-    looked = [(backup, look(backup)) for backup in cluster.unfinished()]
-    dead = [(backup, act) for backup, act in looked if act.state == FAILED and not act.locked and act.here]
-    live = [(backup, act) for backup, act in looked if act.state != FAILED or act.locked]
-    if resume:
+
+def choose(cluster: Cluster, wish: Wish) -> Choice:
+    """Look at the unfinished backups of ``cluster``; the caller holds its lock."""
+    dead, live = [], []
+    for backup in cluster.unfinished():
+        activity = look(backup)
+        if _outdated(activity, wish):
+            reason = f"It was stopped, but its WAL was not archived within {wish.max_age:.0f} s."
+            dead.append((backup, activity._replace(reason=reason)))
+        elif activity.state == FAILED and not activity.locked:
+            if activity.here:
+                dead.append((backup, activity))
+        else:
+            live.append((backup, activity))
+    if wish.resume:
         for backup, activity in live:
-            if _takeable(activity, owner, takeover_after):
+            if _takeable(activity, wish):
                 return Choice(backup=backup, dead=dead)
-    return Choice(busy=live[0] if live and patient else None, dead=dead)
+    return Choice(busy=live[0] if live and wish.patient else None, dead=dead)
 
 
 def may_be_abandoned(activity: Activity, takeover_after: float) -> bool:
@@ -92,9 +115,10 @@ def default_id(cluster: Cluster, kind: str) -> str:
 
 
 class Start:
-    """One call of ``backup_start``: ``params`` are the module's arguments, ``info`` is :func:`_server.server_info`.
+    """One call of ``backup_start``: ``params`` are the module's arguments, durations in seconds.
 
-    ``problems`` (those of ``server_info``) stop a new backup, but not going on with one that was started before.
+    ``info`` is that of :func:`_server.server_info`; ``problems`` (the same module's) stop a new backup, but not going
+    on with one that was started before.
     """
 
     def __init__(
@@ -116,13 +140,17 @@ class Start:
             raise BackupError(text, code=self._problems[0]["code"], problems=list(self._problems))
 
     def _choose(self) -> Choice:
-        return choose(
-            self._cluster,
-            resume=self._params["resume"] and not self._params["backup_id"],
-            owner=self._params["owner"],
-            takeover_after=self._params["takeover_after"],
-            patient=self._params["concurrent"] != "allow",
+        params = self._params
+        resume = params["resume"] and not params["backup_id"]
+        wish = Wish(
+            resume=resume,
+            owner=params["owner"],
+            takeover_after=params["takeover_after"],
+            patient=params["concurrent"] != "allow",
+            source=self._info["data_directory"],
+            max_age=params["max_age"] if resume else None,
         )
+        return choose(self._cluster, wish)
 
     def predict(self) -> dict[str, t.Any]:
         """Return what :meth:`run` would do, for check mode."""
@@ -160,13 +188,16 @@ class Start:
                     claim(choice.backup, params["owner"], take_over=True)
                 elif choice.busy is None:
                     new = self._create()
-            self._clean(choice.dead)
             if choice.backup is not None:
+                self._clean(choice.dead)
                 return self.result(
                     choice.backup, False, f"The unfinished backup {choice.backup.id} is continued.", resumed=True
                 )
             if choice.busy is None:
-                return self._launch(new)
+                answer = self._launch(new)
+                # Only now: what has been given up may be all that there is.
+                self._clean(choice.dead)
+                return answer
             backup, activity = choice.busy
             first = seen.setdefault(backup.id, activity.seen)
             wait = params["resume"] and not params["backup_id"] and first == activity.seen

@@ -48,6 +48,8 @@ class Activity(t.NamedTuple):
     seen: float  # when its run was last heard of, seconds since the epoch
     progress: dict[str, t.Any]
     here: bool  # its session belongs to this host
+    source: t.Optional[str]  # the data directory that it is taken from
+    stopped_at: t.Optional[float]  # seconds since the epoch
 
     @property
     def silence(self) -> float:
@@ -134,6 +136,8 @@ def look(backup: Backup) -> Activity:
         seen=seen,
         progress=progress,
         here=here,
+        source=(content.get("server") or {}).get("data_directory"),
+        stopped_at=(content.get("stop") or {}).get("stopped_at"),
     )
 
 

@@ -67,6 +67,12 @@ options:
       - Not with O(backup_id), which names the backup to go on with.
     type: bool
     default: false
+  max_age:
+    description:
+      - With O(resume), a stopped backup that is older than this and still waits for its WAL is not continued; it is
+        removed, with a warning, once a new one has been started. A number of seconds, or with a unit, for example
+        V(20 hours). Without it a stopped backup is continued however old it is.
+    type: str
   takeover_after:
     description:
       - Seconds of silence after which the run that works on an unfinished backup counts as dead, for O(resume).
@@ -186,6 +192,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     cluster_of,
     require_positive,
     run,
+    seconds,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._preflight import (
     cluster_directories,
@@ -211,6 +218,7 @@ def main() -> None:
             external_archive={"type": "bool", "default": False},
             concurrent={"type": "str", "choices": ["allow", "skip", "fail"], "default": "allow"},
             resume={"type": "bool", "default": False},
+            max_age={"type": "str"},
             takeover_after={"type": "int", "default": 30},
             owner={"type": "str"},
         ),
@@ -220,6 +228,7 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         cluster = cluster_of(module)
+        max_age = seconds(params["max_age"], "max_age") if params["max_age"] else None
         if params["backup_id"]:
             check_name(params["backup_id"], "The backup_id")
         check_label_text(params["label"] or "")
@@ -231,7 +240,7 @@ def main() -> None:
         cluster.refuse_other(info["system_identifier"])
         problems = problems_of_backup(info, params["external_archive"])
         problems += repository_problems(info, params["repository"], params["cluster"])[0]
-        start = Start(cluster, params, info, problems)
+        start = Start(cluster, dict(params, max_age=max_age), info, problems)
         return start.predict() if module.check_mode else dict(start.run(), warnings=start.warnings)
 
     run(module, work)

@@ -126,7 +126,7 @@ system_identifier:
   returned: success
   sample: "7710880042689923079"
 timeline:
-  description: The timeline of the last checkpoint, on a standby of the WAL that it receives, whichever is newer.
+  description: The timeline that a primary writes, or that a standby receives.
   type: int
   returned: success
   sample: 1

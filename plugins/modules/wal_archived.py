@@ -14,7 +14,8 @@ description:
     missing. Nothing is lost then; the same call later goes on.
   - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the rules
     of the server itself. That is the primary, or a standby with C(archive_mode=always). A standby with
-    C(archive_mode=on) marks streamed segments as done without archiving them, and is refused.
+    C(archive_mode=on) marks streamed segments as done without archiving them, and is refused. So are segments of an
+    older timeline than the server's, which it may have received in that way.
   - With O(archive_directory) or O(restore_command) each file is fetched and its size, position and system identifier
     are checked, which is the stronger proof. No server is asked then.
 options:
