@@ -15,8 +15,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import session_of
 
 
-def abort(backup: Backup, keep: bool, timeout: float) -> bool:
-    """End everything that works on ``backup``; remove it, or with ``keep`` mark it as failed. Tell what that changed.
+def abort(backup: Backup, keep: bool, timeout: float) -> None:
+    """End everything that works on ``backup``, then remove it, or with ``keep`` mark it as failed.
 
     Raises :class:`BackupError` when the session or a working process is still there after ``timeout`` seconds.
     """
@@ -37,10 +37,7 @@ def abort(backup: Backup, keep: bool, timeout: float) -> bool:
     with backup.work(max(0.5, deadline - time.monotonic())):
         if not keep:
             backup.remove()
-            return True
+            return
         content = backup.load()
-        if content["state"] == FAILED:
-            return False
-        content.update(state=FAILED, error="It was given up.")
+        content.update(state=FAILED, error=content.get("error") or "It was given up.", kept=True)
         backup.save(content)
-        return True

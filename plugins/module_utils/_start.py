@@ -90,7 +90,7 @@ def choose(cluster: Cluster, wish: Wish) -> Choice:
             reason = f"It was stopped, but its WAL was not archived within {wish.max_age:.0f} s."
             dead.append((backup, activity._replace(reason=reason)))
         elif activity.state == FAILED and not activity.locked:
-            if activity.here:
+            if activity.here and not activity.kept:
                 dead.append((backup, activity))
         else:
             live.append((backup, activity))

@@ -50,6 +50,7 @@ class Activity(t.NamedTuple):
     here: bool  # its session belongs to this host
     source: t.Optional[str]  # the data directory that it is taken from
     stopped_at: t.Optional[float]  # seconds since the epoch
+    kept: bool  # it failed, and its administrator wanted to keep it for a look
 
     @property
     def silence(self) -> float:
@@ -138,6 +139,7 @@ def look(backup: Backup) -> Activity:
         here=here,
         source=(content.get("server") or {}).get("data_directory"),
         stopped_at=(content.get("stop") or {}).get("stopped_at"),
+        kept=bool(content.get("kept")),
     )
 
 

@@ -15,7 +15,9 @@ description:
     alone.
 options:
   keep:
-    description: Keep the files, marked as failed, for a look. They are no backup and cannot become one.
+    description:
+      - Keep the files, marked as failed, for a look. They are no backup and cannot become one.
+      - They stay until this module is called without O(keep).
     type: bool
     default: false
   timeout:
@@ -83,21 +85,19 @@ def main() -> None:
         activity = look(backup)
         if params["owner"] and activity.owner not in (None, params["owner"]):
             return answer(False, "taken_over", f"{activity.describe(backup)}; it is left alone.")
-        if params["keep"] and activity.state == FAILED and not activity.locked and not activity.here:
-            return answer(False, "failed", f"The backup {backup.id} is marked as failed already.")
+        if params["keep"] and activity.kept:
+            return answer(False, FAILED, f"The backup {backup.id} is marked as failed already.")
+        if not activity.here and activity.state != FAILED:
+            raise BackupError(
+                f"The session of the backup {backup.id} belongs to another host.",
+                code="other_host",
+                hint="Give it up on the host that started it; backup.json names it.",
+            )
         if module.check_mode:
             return answer(True, activity.state, f"The backup {backup.id} would be given up.")
-        try:
-            claim(backup, params["owner"])
-        except FileNotFoundError as exc:
-            raise BackupError(f"The backup {backup.id} is gone.", code="unknown_backup") from exc
-        changed = abort(backup, params["keep"], params["timeout"])
-        state = "failed" if params["keep"] else "absent"
-        return answer(
-            changed,
-            state,
-            f"The backup {backup.id} was given up." if changed else f"The backup {backup.id} is marked as failed.",
-        )
+        claim(backup, params["owner"])
+        abort(backup, params["keep"], params["timeout"])
+        return answer(True, FAILED if params["keep"] else "absent", f"The backup {backup.id} was given up.")
 
     run(module, work)
 
