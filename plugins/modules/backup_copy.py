@@ -25,7 +25,7 @@ options:
   checksum_algorithm:
     description:
       - Algorithm of the checksums in C(backup_manifest). Each file is read once for copy and checksum.
-      - V(CRC32C) needs the Python library C(google-crc32c) on the database host. V(NONE) copies without checksums, in
+      - V(CRC32C) needs the Python package C(crc32c) on the database host. V(NONE) copies without checksums, in
         the kernel.
     type: str
     choices: [SHA224, SHA256, SHA384, SHA512, CRC32C, NONE]
