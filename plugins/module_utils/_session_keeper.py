@@ -265,8 +265,11 @@ class Keeper:
             self._backend.connection.poll()
         except Exception as exc:  # any error here means that the connection is gone
             message, sqlstate = error_of(exc)
+            # The server's farewell answers no query, so it came as a notice.
+            notices = self._backend.connection.notices[-1:]
+            farewell = " ".join(as_bytes("".join(notices)).decode("utf-8", "replace").split())
             raise SessionEnded(
-                f"The connection to PostgreSQL was lost: {message}", "connection_lost", sqlstate
+                f"The connection to PostgreSQL was lost: {farewell or message}", "connection_lost", sqlstate
             ) from exc
         if self._backend.connection.closed:
             raise SessionEnded("The connection to PostgreSQL was lost.", "connection_lost")
