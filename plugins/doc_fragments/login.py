@@ -68,7 +68,8 @@ options:
   connect_params:
     description:
       - Further libpq connection parameters, for example V(connect_timeout) (10 seconds here) or V(options).
-      - Host, port, user, password, database and client encoding are refused here; they have options of their own.
+      - Host, port, user, password, database and client encoding are refused here; they have options of their own. So is
+        V(sslpassword), a secret that would be logged; use a key without a passphrase.
     type: dict
     default: {}
 requirements:

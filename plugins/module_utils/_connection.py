@@ -32,8 +32,8 @@ OLDEST_VERSION = 140000
 NEWEST_VERSION = 189999
 CONNECT_TIMEOUT = 10
 
-# Parameters that the arguments or the byte-exact decoding already decide.
-RESERVED_CONNECT_PARAMS = ("client_encoding", "dbname", "host", "password", "port", "user")
+# Parameters that an option or the byte-exact decoding decides, and secrets, which would be logged with the arguments.
+RESERVED_CONNECT_PARAMS = ("client_encoding", "dbname", "host", "password", "port", "sslpassword", "user")
 
 
 def login_argument_spec() -> dict[str, t.Any]:
