@@ -162,6 +162,7 @@ class Backend:
             query = "SELECT pg_start_backup(%s, %s, false)::text"
         lsn = self._rows(query, label, self._orders["fast"])[0][0]
         timeline = self._rows("SELECT timeline_id FROM pg_control_checkpoint()")[0][0]
+        del self.connection.notices[:]
         self._record.write(
             state="running", start_lsn=lsn, start_timeline=timeline, from_standby=in_recovery, started_at=time.time()
         )
@@ -265,9 +266,9 @@ class Keeper:
             self._backend.connection.poll()
         except Exception as exc:  # any error here means that the connection is gone
             message, sqlstate = error_of(exc)
-            # The server's farewell answers no query, so it came as a notice.
-            notices = self._backend.connection.notices[-1:]
-            farewell = " ".join(as_bytes("".join(notices)).decode("utf-8", "replace").split())
+            # The server's farewell answers no query, so it came as notices.
+            notices = [as_bytes(text).decode("utf-8", "replace") for text in self._backend.connection.notices]
+            farewell = "; ".join(" ".join(text.split()) for text in notices)
             raise SessionEnded(
                 f"The connection to PostgreSQL was lost: {farewell or message}", "connection_lost", sqlstate
             ) from exc
