@@ -157,7 +157,7 @@ class Start:
         params = self._params
         backup = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
         if backup is not None:
-            return self._same_id(backup)
+            return self._same_id(backup, predict=True)
         choice = self._choose()
         if choice.backup is not None:
             return self.result(choice.backup, False, f"The backup {choice.backup.id} would be continued.", resumed=True)
@@ -208,7 +208,7 @@ class Start:
     def _handle(self, backup_id: str) -> dict[str, t.Any]:
         return {"repository": self._cluster.repository.path, "cluster": self._cluster.name, "backup_id": backup_id}
 
-    def _same_id(self, backup: Backup) -> dict[str, t.Any]:
+    def _same_id(self, backup: Backup, predict: bool = False) -> dict[str, t.Any]:
         if backup.published:
             raise BackupError(
                 f"There is a published backup {backup.path} already.",
@@ -222,7 +222,8 @@ class Start:
                 code="session_lost",
                 hint="Clean up with pgfleet.basebackup.backup_abort, then take a new backup.",
             )
-        claim(backup, self._params["owner"])
+        if not predict:
+            claim(backup, self._params["owner"])
         return self.result(backup, False, f"The backup {backup.id} was started already; its state is {activity.state}.")
 
     def _busy(self, backup: Backup, activity: Activity) -> dict[str, t.Any]:
