@@ -30,6 +30,8 @@ help:
 .venv/stamp .venv-oldest/stamp: tests/harness/bootstrap.sh $(wildcard requirements/core-*.txt)
 	@sh tests/harness/bootstrap.sh $(@D)
 
+# It touches nothing outside the clone and its cache, hence not pip's either.
+demo demo-down: export PIP_NO_CACHE_DIR := 1
 demo demo-down: .venv/stamp
 	@$(PY) -m tests.harness.demo $(if $(filter demo-down,$@),down,up)
 

@@ -32,6 +32,7 @@ from .sandbox import Sandbox
 from .servers import Server, is_alive, wait_until
 from .user import popen, run, server_user
 
+MAJOR: t.Final = binaries.NEWEST
 SCALE: t.Final = 10
 ACCOUNTS: t.Final = SCALE * 100_000
 # Enough to change pages all over the place while they are copied, too little to fill a disk.
@@ -212,7 +213,10 @@ class Demo:
             f"{ACCOUNTS:,} pgbench accounts in the tablespace, and a load that goes on during the backups"
         )
         self.primary.pgbench_init(SCALE, "postgres", "--tablespace=extra")
+        # So that the standby's backup starts here, too, and not at a restartpoint before all this.
+        self.primary.sql("CHECKPOINT")
         self.standby.catch_up()
+        self.standby.sql("CHECKPOINT")
         self.show.command("pgbench", *LOAD)
         log = (self.sandbox.root / "pgbench.log").open("w")
         command = [binaries.tool(MAJOR, "pgbench"), *LOAD, "-h", str(self.primary.socket_directory), "postgres"]
@@ -323,8 +327,12 @@ class Demo:
         show.heading(f"Restore the {backup['cluster']}'s backup with cp, start it, look for corruption")
         show.command("cp", "-a", shortened(source / "data"), shortened(target / "data"))
         show.command("cp", "-a", shortened(source / "tablespaces"), shortened(target / "tablespaces"))
-        show.say("pg_tblspc, tablespace_map: the copy of the tablespace; restore_command: cp from the archive;")
-        show.say("recovery_target: immediate; recovery_target_action: promote")
+        show.say(
+            "pg_tblspc and tablespace_map then name the tablespace's copy, restore_command = 'cp ...' from the archive,"
+        )
+        show.say(
+            "recovery_target = 'immediate', recovery_target_action = 'promote', archive_mode = off, recovery.signal"
+        )
         server = restore(self.sandbox, source, self.primary.archive, MAJOR, name=name, target="immediate")
         show.say(f"started, recovered to the end of the backup, promoted to timeline {_timeline(server)}")
         show.command("pg_amcheck", "--all", "--heapallindexed", "--parent-check")
@@ -375,9 +383,6 @@ class Demo:
         show.say("make demo-down      # stops the servers and removes everything")
 
 
-MAJOR: t.Final = binaries.NEWEST
-
-
 def _timeline(server: Server) -> int:
     return int(server.value("SELECT timeline_id FROM pg_control_checkpoint()"))
 
@@ -385,10 +390,11 @@ def _timeline(server: Server) -> int:
 def up() -> int:
     """Run the demo and return the exit code; the servers go on only if all went well."""
     show = Show()
-    for old in down():
-        print(f"Removed the previous demo: {old}")
     folder = None
+    shown = False
     try:
+        for old in down():
+            print(f"Removed the previous demo: {old}")
         if not (binaries.cache_directory() / f"postgresql-{binaries.VERSIONS[MAJOR]}").exists():
             print(f"Downloading PostgreSQL {MAJOR} to {binaries.cache_directory()}, once.", flush=True)
         binaries.prefix(MAJOR)
@@ -396,7 +402,7 @@ def up() -> int:
         show.started = time.monotonic()
         folder = choose_folder()
         Demo(folder, show).run()
-        return 0
+        shown = True
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
@@ -404,8 +410,12 @@ def up() -> int:
         print(f"\nThe demo failed in step {show.step}: {exc}", file=sys.stderr)
         return 1
     finally:
-        if folder and sys.exc_info()[0]:
+        if folder and not shown:
             end_processes(folder)
+            print(
+                f"The servers are stopped. What there is lies in {folder}; make demo-down removes it.", file=sys.stderr
+            )
+    return 0
 
 
 def main(words: list[str]) -> int:
