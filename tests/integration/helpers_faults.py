@@ -1,0 +1,269 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of faults share: one backup step by step, a copy caught in the middle, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import time
+import typing as t
+
+from tests.harness.binaries import cache_directory
+from tests.harness.checks import amcheck, data_checksum, restore, verifybackup
+from tests.harness.modules import Modules, Result
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import Server, wait_until
+from tests.harness.user import own_file
+
+# How soon a copy must have stopped after its session was lost, in seconds.
+STOPS_WITHIN: t.Final = 2.0
+
+# A name that a relation could have, in the database that every version has.
+BIG_FILE: t.Final = "base/1/99999999"
+
+
+class Background:
+    """A module that runs in a process of its own, as a task does, and can be killed like one."""
+
+    def __init__(self, work: t.Callable[[], Result]) -> None:
+        context = multiprocessing.get_context("fork")
+        self._answer, give = context.Pipe(duplex=False)
+        self._process = context.Process(target=lambda: give.send(work()), daemon=True)
+        self._process.start()
+        give.close()
+
+    def result(self, timeout: float = 60) -> Result:
+        """Return what the module returned."""
+        assert self._answer.poll(timeout), "the module does not end"
+        result: Result = self._answer.recv()
+        self._process.join()
+        return result
+
+    def kill(self) -> None:
+        """End the module's process with SIGKILL."""
+        self._process.kill()
+        self._process.join()
+
+    @property
+    def running(self) -> bool:
+        """Whether the module has not ended yet."""
+        return self._process.is_alive()
+
+
+class Steps:
+    """The modules for one backup, in the order in which they are used."""
+
+    def __init__(self, modules: Modules, server: Server, backup_id: str = "one") -> None:
+        self.modules = modules
+        self.server = server
+        self.id = backup_id
+        self.cluster = pathlib.Path(modules.common["repository"], modules.common["cluster"])
+        self.work = self.cluster / "in_progress" / backup_id
+        self.published = self.cluster / "backups" / backup_id
+
+    def run(self, name: str, **arguments: t.Any) -> Result:
+        """Run a module for this backup, whatever comes of it."""
+        return self.modules.run(name, backup_id=self.id, **arguments)
+
+    def ok(self, name: str, **arguments: t.Any) -> Result:
+        """Run a module for this backup, which must succeed."""
+        return self.modules.ok(name, backup_id=self.id, **arguments)
+
+    def fails(self, name: str, **arguments: t.Any) -> Result:
+        """Run a module for this backup, which must fail with a message."""
+        return self.modules.fails(name, backup_id=self.id, **arguments)
+
+    def start(self, **arguments: t.Any) -> Result:
+        """Start, with an immediate checkpoint unless told otherwise."""
+        return self.ok("backup_start", **{"fast": True, **arguments})
+
+    def archived(self, stop: Result, **arguments: t.Any) -> dict[str, t.Any]:
+        """Wait for the WAL and return the proof."""
+        arguments = {"timeout": 30, "interval": 0.05, **arguments}
+        answer = self.modules.ok(
+            "wal_archived",
+            required_wal=stop["required_wal"], system_identifier=stop["system_identifier"], **arguments,
+        )  # fmt: skip
+        proof: dict[str, t.Any] = answer["proof"]
+        return proof
+
+    def finish(self, archiver: Modules | None = None) -> Result:
+        """Go on after start: copy what is not copied yet, stop, wait and publish; return the stop's answer.
+
+        ``archiver`` has the login of the primary when a standby is backed up.
+        """
+        self.ok("backup_copy")
+        stop = self.ok("backup_stop")
+        if archiver:
+            archiver.ok("wal_switch", lsn=stop["stop_lsn"], system_identifier=stop["system_identifier"])
+        proof = Steps(archiver or self.modules, self.server, self.id).archived(stop)
+        self.ok("backup_publish", proof=proof)
+        return stop
+
+    def whole(self, **arguments: t.Any) -> Result:
+        """Take a whole backup."""
+        self.start(**arguments)
+        return self.finish()
+
+    @property
+    def state(self) -> dict[str, t.Any]:
+        """What the session process has written down."""
+        return read_json(self.work / "session" / "state.json")
+
+    @property
+    def keeper(self) -> int:
+        """The session process."""
+        return int(self.state["pid"])
+
+    @property
+    def progress(self) -> dict[str, t.Any]:
+        """What the copy has written down."""
+        return read_json(self.work / "copy" / "progress.json")
+
+    def copy_processes(self) -> list[int]:
+        """Return the processes that hold the lock of a running copy: the one that leads first."""
+        lock = str(self.work / "lock")
+        holders = [pid for pid in processes() if pid != os.getpid() and lock in descriptors(pid)]
+        return sorted(holders, key=lambda pid: pid != self.progress.get("pid"))
+
+    @contextlib.contextmanager
+    def copying(self, size: int = 8 << 30, **arguments: t.Any) -> t.Iterator[Background]:
+        """Give a copy that is in the middle of a sparse file of ``size`` bytes, which is removed from the source at the end."""
+        big = self.big_file(size)
+        copy = Background(lambda: self.run("backup_copy", **arguments))
+        try:
+            wait_until(lambda: self.progress.get("done_bytes"), f"the copy is under way: {self.progress}", interval=0.002)
+            yield copy
+        finally:
+            big.unlink()
+
+    def big_file(self, size: int) -> pathlib.Path:
+        """Make the large file in the data directory and return it."""
+        path = own_file(self.server.data / BIG_FILE, "")
+        os.truncate(path, size)
+        return path
+
+    @contextlib.contextmanager
+    def stopped_processes(self) -> t.Iterator[list[int]]:
+        """Hold the copy's processes by SIGSTOP."""
+        group = os.getpgid(self.copy_processes()[0])
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            yield self.copy_processes()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGCONT)
+
+    def stops_soon(self, copy: Background) -> Result:
+        """Require that a copy whose session was lost just now stops in time and that its module fails; return its result."""
+        begun = time.monotonic()
+        result = copy.result()
+        assert time.monotonic() - begun < STOPS_WITHIN
+        assert result["failed"], result
+        wait_until(lambda: not self.copy_processes(), "the copy's processes have ended", timeout=STOPS_WITHIN)
+        return result
+
+    def void(self) -> None:
+        """Require that the backup is refused by every further step and removed by abort."""
+        if self.progress.get("state") != "done":
+            assert self.fails("backup_copy")["msg"]
+        assert self.fails("backup_stop")["msg"]
+        refused = self.fails("backup_publish", proof={})
+        assert refused["code"] == "not_stopped", refused
+        assert self.ok("backup_abort")["state"] == "absent"
+        assert not self.work.exists()
+        assert not self.published.exists()
+
+
+def read_json(path: pathlib.Path) -> dict[str, t.Any]:
+    """Return a JSON file's object, {} while there is none."""
+    try:
+        content: dict[str, t.Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def processes() -> list[int]:
+    """Return all process ids."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def descriptors(pid: int) -> set[str]:
+    """Return what a process has open; nothing where it is gone or not ours to see."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Return a process's command line, '' when it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def left_behind(root: pathlib.Path) -> dict[int, str]:
+    """Return the processes that have to do with ``root``, by command line or open file, without PostgreSQL's."""
+    found = {}
+    for pid in processes():
+        try:
+            program = os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            continue
+        if pid == os.getpid() or program.startswith(str(cache_directory() / "postgresql-")):
+            continue
+        if str(root) in command_line(pid) or any(name.startswith(f"{root}/") for name in descriptors(pid)):
+            found[pid] = command_line(pid)
+    return found
+
+
+def sessions(server: Server) -> list[tuple[t.Any, ...]]:
+    """Return pid and state of our sessions in the server."""
+    return server.sql(
+        "SELECT pid, application_name, state, query FROM pg_stat_activity WHERE application_name LIKE 'pgfleet.basebackup%'"
+    )
+
+
+def all_is_well(sandbox: Sandbox, repository: pathlib.Path, *servers: Server, unfinished: t.Sequence[str] = ()) -> None:
+    """Require that servers, repository and machine are as a backup, good or bad, must leave them."""
+    for server in servers:
+        wait_until(lambda server=server: not sessions(server), f"{server.name} has no session of ours", timeout=10)  # type: ignore[misc]
+        assert not (server.data / "backup_label").exists()
+        assert not (server.data / "tablespace_map").exists()
+        if not server.in_recovery:
+            server.sql("CHECKPOINT")
+    wait_until(lambda: not left_behind(sandbox.root), f"left behind: {left_behind(sandbox.root)}", timeout=10)
+    for cluster in repository.iterdir():
+        assert sorted(os.listdir(cluster / "in_progress")) == sorted(unfinished)
+        for backup in (cluster / "backups").iterdir():
+            assert read_json(backup / "backup.json")["state"] == "complete"
+            assert {path.name for path in backup.iterdir()} == {"backup.json", "data", "tablespaces"}
+            for name in ("backup_label", "backup_manifest", "global/pg_control"):
+                assert (backup / "data" / name).is_file()
+
+
+def restores(sandbox: Sandbox, steps: Steps, primary: Server, name: str = "restored") -> None:
+    """Require that a published backup is verified, recovers to the end of the archive and equals the idle ``primary``."""
+    assert primary.archive is not None
+    expected = data_checksum(primary)
+    last = primary.value("SELECT pg_walfile_name(pg_switch_wal())")
+    archived = primary.archive / last
+    wait_until(lambda: archived.exists() or not (primary.data / "pg_wal" / last).exists(), f"{last} is archived")
+    verifybackup(steps.published / "data", primary.major, primary.archive)
+    server = restore(sandbox, steps.published, primary.archive, primary.major, name=name)
+    try:
+        assert data_checksum(server) == expected
+        amcheck(server)
+    finally:
+        server.stop("immediate")

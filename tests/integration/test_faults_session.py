@@ -1,0 +1,274 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The session is lost, or must not be lost: backends, networks, time-outs, and the session process itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import time
+import types
+import typing as t
+
+import pytest
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _session, _stop
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+from tests.harness.modules import Modules
+from tests.harness.sandbox import Sandbox, free_port
+from tests.harness.servers import Server, is_alive, wait_until
+from tests.harness.user import me, popen
+
+from .helpers_faults import Background, Steps, all_is_well, restores, sessions
+
+BOTH: t.Final = pytest.mark.majors(15, 18)
+
+FORWARDER: t.Final = """
+import select, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+peers = {}
+while True:
+    for one in select.select([listener, *peers], [], [])[0]:
+        if one is listener:
+            near, far = listener.accept()[0], socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+            peers.update({near: far, far: near})
+        elif one in peers:
+            data = one.recv(65536)
+            if data:
+                peers[one].sendall(data)
+            else:
+                peers[one].close()
+                del peers[peers.pop(one)]
+                one.close()
+"""
+
+
+@pytest.fixture
+def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
+    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    yield Steps(modules, primary)
+    all_is_well(sandbox, repository, primary)
+
+
+def session_of(steps: Steps) -> Session:
+    """Return the session, to ask it without renewing its lease."""
+    return Session(str(steps.work / "session"))
+
+
+@BOTH
+def test_backend_is_terminated(steps: Steps, primary: Server) -> None:
+    """The copy stops at once and names the cause, the backup is void, and the next one is good."""
+    steps.start()
+    with steps.copying() as copy:
+        primary.sql("SELECT pg_terminate_backend(%s)", [steps.state["backend_pid"]])
+        result = steps.stops_soon(copy)
+    assert result["code"] == "connection_lost"
+    assert "terminating connection due to administrator command" in result["msg"]
+    assert "void" in result["msg"]
+    steps.void()
+    steps.whole()
+
+
+@BOTH
+def test_network_is_cut(steps: Steps, modules: Modules, primary: Server) -> None:
+    """The connection is closed by something in between."""
+    port = free_port()
+    forwarder = popen([sys.executable, "-c", FORWARDER, str(port), str(primary.port)], user=me())
+    try:
+        modules.common.update(primary.login(tcp=True), login_port=port)
+        modules.common.pop("login_unix_socket", None)
+        wait_until(lambda: not modules.run("server_info").get("failed"), "the forwarder forwards")
+        steps.start()
+        with steps.copying() as copy:
+            forwarder.kill()
+            result = steps.stops_soon(copy)
+    finally:
+        forwarder.kill()
+        forwarder.wait()
+    assert result["code"] == "connection_lost"
+    steps.void()
+
+
+@BOTH
+def test_session_timeouts_do_not_end_it(steps: Steps, primary: Server, major: int) -> None:
+    """Time-outs of role and database end other idle sessions, but not ours, and not a start that takes longer."""
+    dirty(primary)
+    names = ["idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "statement_timeout"]
+    if major >= 17:
+        names.append("transaction_timeout")
+    for name in names:
+        primary.sql(f"ALTER ROLE postgres SET {name} = '500ms'")
+        primary.sql(f"ALTER DATABASE postgres SET {name} = '500ms'")
+    steps.start(fast=False)
+    assert steps.state["started_at"] - steps.state["created_at"] > 1, "the start must outlast the time-outs"
+    with contextlib.closing(primary.connect()):
+        wait_until(lambda: "terminating connection due to idle-session timeout" in primary.log, "a witness was ended")
+    primary.sql("ALTER ROLE postgres RESET ALL")
+    primary.sql("ALTER DATABASE postgres RESET ALL")
+    assert session_of(steps).ask("status")["state"] == "running"
+    steps.finish()
+
+
+def dirty(primary: Server) -> None:
+    """Let the next spread checkpoint take about two seconds: a tenth for each page to write."""
+    primary.conf(checkpoint_timeout="1h", checkpoint_completion_target="0.9").reload()
+    primary.sql("CREATE TABLE dirty (i int)")
+    primary.sql("CHECKPOINT")
+    primary.sql("INSERT INTO dirty SELECT generate_series(1, 4000)")
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_session_process_is_killed(steps: Steps, number: signal.Signals) -> None:
+    """The copy stops at once, whether the process can still say why or not."""
+    steps.start()
+    with steps.copying() as copy:
+        os.kill(steps.keeper, number)
+        result = steps.stops_soon(copy)
+    if number == signal.SIGKILL:
+        assert result["code"] == "session_killed"
+    else:
+        assert result["code"] == "signal"
+        assert "signal 15" in result["msg"]
+    steps.void()
+
+
+@pytest.mark.parametrize("option", ["session_timeout", "session_idle_timeout"])
+def test_time_is_up(steps: Steps, primary: Server, option: str) -> None:
+    """A session that nobody renews, or that is too old, ends by itself and says so afterwards."""
+    steps.start(**{option: 1})
+    keeper = steps.keeper
+    wait_until(lambda: not is_alive(keeper), "the session process has ended", timeout=5)
+    assert not sessions(primary)
+    result = steps.fails("backup_copy")
+    assert result["code"] == option
+    assert f"{option} of 1 s" in result["msg"]
+    steps.void()
+
+
+def test_time_is_up_during_the_copy(steps: Steps) -> None:
+    """The absolute limit also ends a backup that is being copied."""
+    steps.start(session_timeout=2)
+    with steps.copying() as copy:
+        result = copy.result()
+    assert result["code"] == "session_timeout"
+    steps.void()
+
+
+def test_running_copy_renews_the_lease(steps: Steps) -> None:
+    """A copy that takes longer than the idle time-out keeps the session, although no module asks for it."""
+    steps.start(session_idle_timeout=1)
+    with steps.copying(256 << 20) as copy:
+        with steps.stopped_processes():
+            copy.kill()
+            begun = time.monotonic()
+            wait_until(lambda: time.monotonic() - begun > 2, "two idle time-outs have passed")
+            assert session_of(steps).ask("status", renew=False)["state"] == "running"
+    steps.finish()
+
+
+def test_folder_is_removed(steps: Steps, primary: Server) -> None:
+    """Somebody removes the unfinished backup: the session ends by itself soon, and nothing is in the way of the next."""
+    steps.start()
+    keeper = steps.keeper
+    shutil.rmtree(steps.work)
+    wait_until(lambda: not is_alive(keeper), "the session process has ended", timeout=10)
+    assert steps.fails("backup_copy")["code"] == "unknown_backup"
+    assert not steps.ok("backup_abort")["changed"]
+
+
+@BOTH
+def test_module_is_killed_between_stop_and_label(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
+    """The server has given label and map, once; the session process has them, and a second stop goes on."""
+    steps.start()
+    steps.ok("backup_copy")
+    with stop_in_the_middle(steps, primary) as stop:
+        stop.kill()
+        assert not (steps.work / "data" / "backup_label").exists()
+    wait_until(lambda: steps.state["state"] == "stopped", "the session process has finished")
+    assert steps.ok("backup_stop")["changed"]
+    assert (steps.work / "data" / "backup_label").read_bytes() == bytes.fromhex(steps.state["label_file"])
+    steps.finish()
+    restores(sandbox, steps, primary)
+
+
+@contextlib.contextmanager
+def stop_in_the_middle(steps: Steps, primary: Server) -> t.Iterator[Background]:
+    """Give a stop whose session process has the label, but has told nobody: its next question waits for a lock."""
+    with contextlib.closing(primary.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK TABLE pg_tablespace IN ACCESS EXCLUSIVE MODE")
+        stop = Background(lambda: steps.run("backup_stop"))
+        wait_until(lambda: steps.state.get("label_file"), "the server has answered stop")
+        assert steps.state["state"] == "stopping"
+        yield stop
+
+
+@BOTH
+def test_label_cannot_be_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writing of the label fails: the second call goes on from the session's record."""
+
+    def fail(path: str, content: bytes) -> None:
+        raise OSError(28, "No space left on device", path)
+
+    steps.start()
+    steps.ok("backup_copy")
+    with monkeypatch.context() as patch:
+        patch.setattr(_stop, "write_bytes", fail)
+        result = steps.fails("backup_stop")
+        assert "backup_label: No space left on device" in result["msg"]
+    assert not steps.published.exists()
+    steps.finish()
+
+
+@BOTH
+def test_session_process_is_killed_during_stop(steps: Steps, primary: Server) -> None:
+    """It dies with what the server told it: the backup is void and reported so."""
+    steps.start()
+    steps.ok("backup_copy")
+    with stop_in_the_middle(steps, primary) as stop:
+        os.kill(steps.keeper, signal.SIGKILL)
+        result = stop.result()
+    assert result["code"] == "session_killed"
+    assert "void" in result["msg"]
+    assert not (steps.work / "data" / "backup_label").exists()
+    steps.void()
+
+
+@BOTH
+def test_session_process_dies_before_it_can_write_the_label_down(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment after the server has ended the backup and before anything is on disk."""
+    source = pathlib.Path(_session._session_keeper.__file__).read_text()
+    there = "        lsn, label, space_map = self._rows(query)[0]\n"
+    assert there in source
+    deadly = source.replace(there, f"{there}        os.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(_session, "inspect", types.SimpleNamespace(getsource=lambda module: deadly))
+    steps.start()
+    steps.ok("backup_copy")
+    result = steps.fails("backup_stop")
+    assert result["code"] == "session_killed"
+    steps.void()
+
+
+@BOTH
+def test_status_while_start_waits_for_the_checkpoint(steps: Steps, primary: Server) -> None:
+    """With fast=false start takes as long as the checkpoint; meanwhile the session answers, and the catalogue shows it."""
+    dirty(primary)
+    start = Background(lambda: steps.run("backup_start", fast=False))
+    wait_until(lambda: steps.state.get("state") == "starting", "the session starts")
+    asked = time.monotonic()
+    assert session_of(steps).ask("status")["state"] == "starting"
+    ((entry,),) = [one["unfinished"] for one in steps.modules.ok("backup_info")["clusters"]]
+    assert (entry["state"], entry["working"], entry["session_alive"]) == ("starting", True, True)
+    assert time.monotonic() - asked < 1
+    assert start.running
+    result = start.result()
+    assert not result.get("failed"), result
+    assert steps.state["started_at"] - steps.state["created_at"] > 1
+    steps.finish()
