@@ -16,7 +16,7 @@ import typing as t
 from tests.harness import binaries
 from tests.harness.modules import Modules, Result
 from tests.harness.servers import Server, wait_until
-from tests.harness.user import popen
+from tests.harness.user import me, popen, run
 
 # What stop writes, after the copy.
 WRITTEN_BY_STOP: t.Final = frozenset(("backup_label", "tablespace_map", "backup_manifest"))
@@ -112,3 +112,12 @@ def manifest(data: pathlib.Path) -> dict[str, t.Any]:
     """Return the content of ``backup_manifest``."""
     content: dict[str, t.Any] = json.loads((data / "backup_manifest").read_bytes())
     return content
+
+
+def copy_data_directory(server: Server, backup: pathlib.Path) -> None:
+    """Copy a server with cp alone, as a user's own copy step would: PGDATA to ``data``, tablespaces to their oids."""
+    run(["cp", "-a", server.data, backup / "data"], user=me())
+    run(["mkdir", "-p", backup / "tablespaces"], user=me())
+    for link in (server.data / "pg_tblspc").iterdir():
+        if link.is_symlink():
+            run(["cp", "-a", link.resolve(), backup / "tablespaces" / link.name], user=me())
