@@ -33,7 +33,7 @@ from .servers import Server, is_alive, wait_until
 from .user import popen, run, server_user
 
 MAJOR: t.Final = binaries.NEWEST
-SCALE: t.Final = 10
+SCALE: t.Final = 5
 ACCOUNTS: t.Final = SCALE * 100_000
 # Enough to change pages all over the place while they are copied, too little to fill a disk.
 LOAD: t.Final = ("-n", "-c", "2", "-R", "200", "-T", "600", "-b", "tpcb-like")
