@@ -1,0 +1,262 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How fast the copy is, against ``cp -a`` and ``pg_basebackup``: prints Markdown tables.
+
+Every contender runs once in each round, and what counts is the median of the rounds. Times are those of whole
+processes, the start of the interpreter included. Files are in the page cache when they are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import time
+import typing as t
+
+from .sandbox import Sandbox
+from .servers import Server
+from .user import own_directory
+
+MB = 1_000_000
+COLLECTIONS = pathlib.Path(sys.prefix) / "collections"
+ENGINE = """
+import json, os, resource, sys
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _copy, _datadir
+options = json.loads(sys.argv[1])
+source, target = os.fsencode(options["source"]), os.fsencode(options["target"])
+scan = _datadir.scan(source, 18, options["catalog_version"])
+common = {"algorithm": options["algorithm"], "sync": options["sync"]}
+_copy.copy_cluster(scan, target, target + b".jsonl", jobs=options["jobs"], check=lambda: None,
+                   progress=lambda done, files: None, **common)
+if options["control"]:
+    _copy.copy_control(source, target, **common)
+own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+print(own + options["jobs"] * children)
+"""
+
+# Copies to the directory and returns its peak memory in kB, 0 when that was not measured.
+Run = t.Callable[[pathlib.Path], int]
+
+
+@dataclasses.dataclass
+class Contender:
+    """Something to measure and what came out."""
+
+    name: str
+    run: Run
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    peak: int = 0
+
+    @property
+    def median(self) -> float:
+        """The median of the rounds, in seconds."""
+        return statistics.median(self.seconds)
+
+
+@dataclasses.dataclass
+class Target:
+    """``name`` must take at most ``limit`` times as long as ``against``."""
+
+    name: str
+    against: str
+    limit: float
+
+
+class Bench:
+    """The directories of one run of the benchmark."""
+
+    def __init__(self, sandbox: Sandbox, runs: int) -> None:
+        self.sandbox = sandbox
+        self.runs = runs
+        self._made = 0
+
+    def measure(self, title: str, contenders: t.Sequence[Contender], targets: t.Sequence[Target]) -> None:
+        """Run all contenders in turns and print a table and the targets."""
+        for _round in range(self.runs):
+            for contender in contenders:
+                self._made += 1
+                target = self.sandbox.directory(f"copy-{self._made}")
+                os.sync()
+                begun = time.monotonic()
+                peak = contender.run(target)
+                contender.seconds.append(time.monotonic() - begun)
+                contender.peak = max(contender.peak, peak)
+                empty(target)
+        report(title, contenders, targets)
+
+
+def empty(directory: pathlib.Path) -> None:
+    """Give back the space of a copy but keep its files: ext4 looks long for new inodes after many were deleted."""
+    for parent, _names, files in os.walk(directory):
+        for name in files:
+            os.truncate(os.path.join(parent, name), 0)
+
+
+def report(title: str, contenders: t.Sequence[Contender], targets: t.Sequence[Target]) -> None:
+    """Print the medians, their spread and ratios."""
+    print(f"\n### {title}\n")
+    bases = list(dict.fromkeys(target.against for target in targets))
+    by_name = {contender.name: contender for contender in contenders}
+    print("| | median s | min–max s | peak MB |" + "".join(f" × {base} |" for base in bases))
+    print("|---|---|---|---|" + "---|" * len(bases))
+    for one in contenders:
+        ratios = "".join(f" {one.median / by_name[base].median:.2f} |" for base in bases)
+        peak = f"{one.peak * 1024 / MB:.0f}" if one.peak else ""
+        print(f"| {one.name} | {one.median:.2f} | {min(one.seconds):.2f}–{max(one.seconds):.2f} | {peak} |{ratios}")
+    print()
+    for target in targets:
+        ratio = by_name[target.name].median / by_name[target.against].median
+        verdict = "reached" if ratio <= target.limit else "MISSED"
+        print(f"- {target.name}: {ratio:.2f} × {target.against}, target {target.limit}: {verdict}")
+    sys.stdout.flush()
+
+
+def engine(source: pathlib.Path, catalog_version: int, jobs: int, algorithm: str, sync: bool, control: bool) -> Run:
+    """Return a run of the copy engine in a process of its own, its workers' memory included in the peak."""
+
+    def run(target: pathlib.Path) -> int:
+        options = {
+            "source": str(source),
+            "target": str(target),
+            "catalog_version": catalog_version,
+            "jobs": jobs,
+            "algorithm": algorithm,
+            "sync": sync,
+            "control": control,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", ENGINE, json.dumps(options)],
+            env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return int(done.stdout)
+
+    return run
+
+
+def cp(source: pathlib.Path) -> Run:
+    """Return a run of ``cp -a``."""
+
+    def run(target: pathlib.Path) -> int:
+        subprocess.run(["cp", "-a", source, target / "data"], check=True)
+        return 0
+
+    return run
+
+
+def pg_basebackup(server: Server, algorithm: str, sync: bool) -> Run:
+    """Return a run of ``pg_basebackup -Fp`` without WAL."""
+
+    def run(target: pathlib.Path) -> int:
+        options = ["-Fp", "-X", "none", "-c", "fast", "--no-estimate-size", f"--manifest-checksums={algorithm}"]
+        server.tool("pg_basebackup", "-D", target / "data", *options, *([] if sync else ["--no-sync"]), timeout=600)
+        return 0
+
+    return run
+
+
+def engines(source: pathlib.Path, catalog_version: int, sync: bool, control: bool = True) -> list[Contender]:
+    """Return the engine with one and two jobs, with and without checksums."""
+    return [
+        Contender(f"{algorithm} jobs={jobs}", engine(source, catalog_version, jobs, algorithm, sync, control))
+        for algorithm in ("SHA256", "NONE")
+        for jobs in (1, 2)
+    ]
+
+
+def make_cluster(sandbox: Sandbox, scale: int, incompressible: int) -> tuple[Server, int]:
+    """Return a server with pgbench's tables and a table of ``incompressible`` MB, and its catalogue version."""
+    server = sandbox.primary(archive=False, max_wal_size="128MB", min_wal_size="32MB", max_wal_senders=4)
+    server.pgbench_init(scale)
+    # 62 random UUIDs are 992 bytes a row, which stay in the table as they are.
+    server.sql("CREATE TABLE noise (id int, junk bytea)")
+    server.sql("ALTER TABLE noise ALTER junk SET STORAGE PLAIN")
+    server.sql(
+        "INSERT INTO noise SELECT n, (SELECT string_agg(uuid_send(gen_random_uuid()), '') FROM generate_series(1, 62)"
+        f" WHERE n > 0) FROM generate_series(1, {incompressible * 1000}) n"
+    )
+    server.sql("CHECKPOINT")
+    server.sql("CHECKPOINT")
+    return server, int(server.value("SELECT catalog_version_no FROM pg_control_system()"))
+
+
+def make_small_files(directory: pathlib.Path, count: int) -> pathlib.Path:
+    """Make what many empty databases look like: ``count`` files of 8 to 64 kB, 300 a directory."""
+    (directory / "pg_tblspc").mkdir()
+    chance = random.Random(20000)  # noqa: S311 - the same files in every run, no secret
+    blob = os.urandom(1 << 20)
+    for number in range(count):
+        parent = directory / "base" / str(16384 + number // 300)
+        if number % 300 == 0:
+            parent.mkdir(parents=True)
+        size = chance.randrange(1, 9) * 8192
+        begin = chance.randrange(len(blob) - size)
+        (parent / str(10000 + number)).write_bytes(blob[begin : begin + size])
+    return directory
+
+
+def measure_cluster(bench: Bench, scale: int, incompressible: int) -> None:
+    """Measure a cluster of a few large files, without and with fsync."""
+    server, version = make_cluster(bench.sandbox, scale, incompressible)
+    size = sum(path.stat().st_size for path in server.data.rglob("*") if path.is_file())
+    print(f"Cluster of {size / MB:.0f} MB, {os.cpu_count()} cores, Python {sys.version.split()[0]}.")
+    basebackups = {
+        sync: [
+            Contender(f"pg_basebackup {algorithm}", pg_basebackup(server, algorithm, sync))
+            for algorithm in ("CRC32C", "SHA256")
+        ]
+        for sync in (False, True)
+    }
+    bench.measure(
+        "Without fsync",
+        [*engines(server.data, version, False), Contender("cp -a", cp(server.data)), *basebackups[False]],
+        [Target("SHA256 jobs=2", "cp -a", 1.15), Target("NONE jobs=2", "cp -a", 1.0)],
+    )
+    bench.measure(
+        "With fsync",
+        [*engines(server.data, version, True), *basebackups[True]],
+        [Target("SHA256 jobs=2", "pg_basebackup SHA256", 0.6)],
+    )
+    server.stop()
+
+
+def measure_small_files(bench: Bench, count: int) -> None:
+    """Measure many small files, without fsync."""
+    source = make_small_files(bench.sandbox.directory("small"), count)
+    bench.measure(
+        f"{count} files of 8 to 64 kB, without fsync",
+        [*engines(source, 1, False, control=False), Contender("cp -a", cp(source))],
+        [Target("SHA256 jobs=2", "cp -a", 1.5)],
+    )
+
+
+def main() -> None:
+    """Run the parts that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=pathlib.Path, default=pathlib.Path("/var/tmp"), help="on the disk to use")
+    parser.add_argument("--runs", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--scale", type=int, default=100, help="pgbench scale, about 15 MB each (default: 100)")
+    parser.add_argument("--incompressible", type=int, default=800, help="MB of random data (default: 800)")
+    parser.add_argument("--files", type=int, default=20_000, help="small files (default: 20000)")
+    parser.add_argument("--only", choices=["cluster", "small"])
+    given = parser.parse_args()
+    with Sandbox(own_directory(given.directory / f"pgfleet-bench-{os.getpid()}")) as sandbox:
+        bench = Bench(sandbox, given.runs)
+        if given.only != "cluster":
+            measure_small_files(bench, given.files)
+        if given.only != "small":
+            measure_cluster(bench, given.scale, given.incompressible)
+
+
+if __name__ == "__main__":
+    main()
