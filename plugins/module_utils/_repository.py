@@ -120,7 +120,9 @@ def take_lock(path: str, seconds: float) -> t.Optional[int]:
 
 def _make_directory(path: str) -> None:
     if not os.path.isdir(path):
-        os.mkdir(path, 0o700)
+        # Another run's first backup may make it at this moment.
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
         os.chmod(path, 0o700)
         fsync_path(os.path.dirname(path))
 
@@ -381,13 +383,27 @@ class Backup:
         """
         if self.published:
             raise BackupError(f"The backup {self.path} is published and is not removed.", code="published")
-        with contextlib.suppress(BackupError):
-            self.save({**self.load(), "state": FAILED, "error": "being removed"})
+        with self.cluster.lock():
+            self._rule_out()
         with contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.path), key=lambda one: one == "backup.json"):
                 _remove(self.file(name))
             os.rmdir(self.path)
             fsync_path(self.cluster.in_progress)
+
+    def _rule_out(self) -> None:
+        """Make sure that this is never published; under the catalogue's lock, as :meth:`publish` is."""
+        try:
+            self.save({**self.load(), "state": FAILED, "error": "being removed"})
+        except BackupError:
+            # Without its metadata it cannot be published anyway.
+            pass
+        except OSError:
+            # A full disk takes no new file, but it gives one up, and without its label nothing is published.
+            label = self.file("data", "backup_label")
+            if os.path.lexists(label):
+                os.unlink(label)
+                fsync_path(os.path.dirname(label))
 
 
 def _remove(path: str) -> None:

@@ -1,0 +1,196 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What unit tests share: a backup in a repository, a crash at every step of a piece of work, and a lock's holder."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pathlib
+import signal
+import time
+import typing as t
+from unittest import mock
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+
+IDENTIFIER: t.Final = "7710880042689923079"
+SEGMENT: t.Final = "000000010000000000000002"
+# What a process does to a file system; between any two of them it can die.
+STEPS: t.Final = ("open", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod")
+
+T = t.TypeVar("T")
+
+
+class Crash(BaseException):
+    """The end of a process, seen from inside: nothing may handle it but ``finally``."""
+
+
+def make_cluster(folder: pathlib.Path, name: str = "main") -> Cluster:
+    """Return a prepared cluster in a new repository below ``folder``."""
+    path = folder / "repository"
+    path.mkdir(mode=0o700, exist_ok=True)
+    cluster = Repository(str(path)).cluster(name)
+    cluster.prepare(IDENTIFIER)
+    return cluster
+
+
+def metadata(state: str = "started", **more: t.Any) -> dict[str, t.Any]:
+    """Return what ``backup.json`` holds in the given state."""
+    now = time.time()
+    content: dict[str, t.Any] = {
+        "state": state,
+        "kind": "full",
+        "host": os.uname().nodename,
+        "label": "nightly",
+        "created_at": now,
+        "session_idle_timeout": 3600,
+        "server": {"system_identifier": IDENTIFIER, "version": "18.3", "major": 18, "data_directory": "/srv/pg"},
+    }
+    if state in ("stopped", "complete"):
+        content.update(
+            start={"start_lsn": "0/2000028", "timeline": 1, "from_standby": False, "started_at": now - 2},
+            stop={"stop_lsn": "0/2000120", "timeline": 1, "stopped_at": now - 1},
+            copy={"bytes": 7, "files": 2, "seconds": 0.5},
+            required_wal=[SEGMENT],
+        )
+    if state == "complete":
+        content["wal_proof"] = proof()
+    return {**content, **more}
+
+
+def proof(*names: str) -> dict[str, t.Any]:
+    """Return what ``wal_archived`` would have proven."""
+    return {
+        "archived": list(names or (SEGMENT,)),
+        "method": "server",
+        "source": "db:5432",
+        "system_identifier": IDENTIFIER,
+        "proven_at": time.time(),
+    }
+
+
+def make_backup(cluster: Cluster, backup_id: str = "b1", state: str = "started", **more: t.Any) -> Backup:
+    """Return an unfinished backup with all that may lie in one, and no process behind it."""
+    backup = cluster.new_backup(backup_id, metadata(state, **more))
+    for name, content in CONTENTS.items():
+        place = pathlib.Path(backup.file(*name.split("/")))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(content)
+    return backup
+
+
+# A backup's files, and those of the work on it.
+CONTENTS: t.Final = {
+    "data/PG_VERSION": "18\n",
+    "data/backup_label": "label",
+    "data/backup_manifest": "manifest",
+    "data/global/pg_control": "control",
+    "data/base/1/1259": "relation",
+    "tablespaces/16385/PG_18_202506291/1/2": "space",
+    "session/keeper.py": "",
+    "session/state.json": '{"state": "stopped"}',
+    "copy/files.jsonl": "",
+    "owner.json": '{"owner": "me", "since": 1.0, "seen": 1.0}',
+    "lock": "",
+}
+FILES: t.Final = frozenset(name for name in CONTENTS if name.startswith(("data/", "tablespaces/")))
+
+
+def files_below(root: str | pathlib.Path) -> set[str]:
+    """Return the files below ``root`` by their relative paths."""
+    top = pathlib.Path(root)
+    return {str(path.relative_to(top)) for path in top.rglob("*") if not path.is_dir()}
+
+
+@contextlib.contextmanager
+def crash_at(step: int, crash: t.Callable[[], t.Any]) -> t.Iterator[None]:
+    """Call ``crash`` instead of the ``step``-th call, counted from 1, that touches the file system."""
+    count = itertools.count(1)
+
+    def wrap(function: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+        def call(*args: t.Any, **kwargs: t.Any) -> t.Any:
+            if next(count) == step:
+                crash()
+            return function(*args, **kwargs)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in STEPS:
+            stack.enter_context(mock.patch.object(os, name, wrap(getattr(os, name))))
+        yield
+
+
+def _raises(work: t.Callable[[], t.Any], step: int) -> bool:
+    def crash() -> None:
+        raise Crash
+
+    try:
+        with crash_at(step, crash):
+            work()
+    except Crash:
+        return True
+    return False
+
+
+def _is_killed(work: t.Callable[[], t.Any], step: int) -> bool:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            with crash_at(step, die):
+                work()
+            status = 0
+        finally:
+            os._exit(status)
+    _pid, status = os.waitpid(pid, 0)
+    assert status in (0, signal.SIGKILL), f"the work failed: {status}"
+    return status != 0
+
+
+def crashes(
+    root: pathlib.Path, prepare: t.Callable[[pathlib.Path], T], work: t.Callable[[T], t.Any]
+) -> t.Iterator[tuple[str, T]]:
+    """Yield what ``work`` leaves of what ``prepare`` made, for a crash at each of its steps.
+
+    Each step is tried twice: as an exception, after which ``finally`` still runs, and as a SIGKILL.
+    """
+    for crash in (_raises, _is_killed):
+        for step in itertools.count(1):
+            folder = root / f"{crash.__name__}{step}"
+            folder.mkdir()
+            state = prepare(folder)
+            if not crash(lambda: work(state), step):  # noqa: B023  # called here and now
+                assert step > 1, "nothing was tried"
+                break
+            yield folder.name, state
+
+
+@contextlib.contextmanager
+def held_by_another_process(path: str | pathlib.Path) -> t.Iterator[int]:
+    """Have a child hold the flock on ``path``; gives its process id."""
+    ready_read, ready_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(ready_read)
+            if _repository.take_lock(str(path), 5.0) is not None:
+                os.write(ready_write, b".")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(ready_write)
+    try:
+        assert os.read(ready_read, 1) == b".", "the lock could not be taken"
+        yield pid
+    finally:
+        os.close(ready_read)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
