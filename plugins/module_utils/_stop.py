@@ -118,8 +118,17 @@ class Stop:
         destination = os.fsencode(backup.path)
         live = _copy_job.scan_source(self._content, follow_symlinks=False)
         started = session_of(backup).recorded()["started_at"]
-        copied = _user_copy.take_over(live, destination, server["major"], server["catalog_version"], started)
-        files = {one.path: one for one in _user_copy.describe_files(copied, self._algorithm, self._jobs)}
+        _user_copy.take_over(live, destination, server["major"], server["catalog_version"], started)
+        watch = session_of(backup).watch()
+        try:
+            known = {b"global/pg_control"}
+            hashed = _copy.hash_missing(
+                destination, known, jobs=self._jobs, algorithm=self._algorithm, check=watch.check
+            )
+            files = {one.path: one for one in hashed}
+            _copy.sync_tree(destination, jobs=self._jobs, check=watch.check)
+        finally:
+            watch.close()
         # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on.
         control = _copy.copy_control(live.data_directory, destination, algorithm=self._algorithm, sync=True)
         files[control.path] = control

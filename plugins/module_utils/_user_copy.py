@@ -13,21 +13,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
-import typing as t
-from concurrent.futures import ThreadPoolExecutor
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _datadir, _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _datadir
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
-READ_SIZE = 1 << 20
 CONTROL = b"global/pg_control"
 
 
-def take_over(
-    live: _datadir.Scan, backup_path: bytes, major: int, catalog_version: int, started_at: float
-) -> _datadir.Scan:
-    """Bring the copy in ``backup_path`` into shape and return what is in it.
+def take_over(live: _datadir.Scan, backup_path: bytes, major: int, catalog_version: int, started_at: float) -> None:
+    """Bring the copy in ``backup_path`` into shape.
 
     ``live`` is the server's tree now. Raises :class:`BackupError` (``nothing_copied``, ``copy_not_whole``) when files
     are missing that have not been changed since ``started_at`` (seconds since the epoch), so have been there all along.
@@ -50,7 +44,6 @@ def take_over(
             hint="Copy the data directory to data/ and each tablespace to tablespaces/<oid>/ of the backup.",
         )
     _prune(copied, backup_path)
-    return copied
 
 
 def _link_tablespaces(live: _datadir.Scan, backup_path: bytes) -> None:
@@ -121,37 +114,3 @@ def _prune_folder(root: bytes, top: bytes, keep: set[bytes], folders: set[bytes]
             os.chmod(entry.path, 0o600)
         else:
             os.unlink(entry.path)
-
-
-def describe_files(copied: _datadir.Scan, algorithm: str, jobs: int) -> t.Iterator[_manifest.ManifestFile]:
-    """Read, checksum and flush every file of ``copied``, and flush its directories."""
-
-    def describe(entry: _datadir.Entry) -> _manifest.ManifestFile:
-        digest = _manifest.new_hash(algorithm)
-        size = 0
-        handle = os.open(entry.source, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise BackupError(f"{_datadir.printable(entry.path)} is not a file.", code="copy_not_whole")
-            while digest is not None:
-                piece = os.read(handle, READ_SIZE)
-                if not piece:
-                    break
-                digest.update(piece)
-                size += len(piece)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if digest is None:
-            return _manifest.ManifestFile(entry.path, status.st_size, status.st_mtime, None, None)
-        return _manifest.ManifestFile(entry.path, size, status.st_mtime, algorithm, digest.hexdigest())
-
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        yield from pool.map(describe, copied.files)
-    for folder in {os.path.dirname(entry.source) for entry in copied.files} | {copied.data_directory}:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

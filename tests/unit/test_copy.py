@@ -20,7 +20,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control, _copy, _copyfile, _datadir
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control, _copy, _copyfile, _datadir, _workers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import Scan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
@@ -521,14 +521,14 @@ def test_an_unknown_algorithm_is_refused_before_anything_is_touched(bench: Bench
 def test_more_work_than_a_pipe_holds() -> None:
     work = [[number] for number in range(40_000)]
     counted = 0
-    for report in _copy._run_workers(work, lambda _batch, _reporter: None, 2, lambda: None):
+    for report in _workers.run_workers(work, lambda _batch, _reporter: None, 2, lambda: None):
         counted += report.batches
     assert counted == 40_000
 
 
 def test_large_files_come_first_and_small_ones_together() -> None:
     sizes = [10, 5 * MB, 20, 50 * MB, *[1000] * 40]
-    found = _copy._batches(list(range(len(sizes))), sizes)
+    found = _workers.batches(list(range(len(sizes))), sizes)
     assert found[:2] == [[3], [1]]
     assert found[2][:2] == [0, 2]
     assert sorted(number for batch in found for number in batch) == list(range(len(sizes)))
