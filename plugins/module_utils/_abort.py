@@ -38,6 +38,8 @@ def abort(backup: Backup, keep: bool, timeout: float) -> None:
         if not keep:
             backup.remove()
             return
-        content = backup.load()
-        content.update(state=FAILED, error=content.get("error") or "It was given up.", kept=True)
-        backup.save(content)
+        # Under the catalogue's lock, as publish is: a backup is either published or marked.
+        with backup.cluster.lock():
+            content = backup.load()
+            content.update(state=FAILED, error=content.get("error") or "It was given up.", kept=True)
+            backup.save(content)
