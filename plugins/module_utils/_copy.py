@@ -13,6 +13,7 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -103,6 +104,9 @@ def copy_cluster(
                 progress(reused_bytes + done, reused_files + files)
         except BackupError as exc:
             if exc.code == "disk_full":
+                # What is incomplete is of no use, and without its room others cannot write, maybe the server itself.
+                with contextlib.suppress(BackupError):
+                    _keep_finished(destination, journal, wanted)
                 raise _disk_full(exc, sum(entry.size for entry in entries) - done) from exc
             raise
     if sync:

@@ -11,6 +11,7 @@ far it is. It is forked from the module after everything is imported, because th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
     Backup,
     fsync_path,
+    write_bytes,
     write_json,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import (
@@ -33,6 +35,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import (
 RUNNING, DONE, BROKEN = "running", "done", "failed"
 RECORD_INTERVAL = 0.5
 POLL_INTERVAL = 0.1
+RESERVE_BYTES = 16384
 
 
 def journal_path(backup: Backup) -> bytes:
@@ -58,6 +61,7 @@ class _Recorder:
 
     def __init__(self, backup: Backup, total_bytes: int, total_files: int) -> None:
         self._path = backup.file(*COPY_RECORD)
+        self._reserve = backup.file("copy", "reserve")
         self._begun = time.monotonic()
         self._written = 0.0
         self.content: dict[str, t.Any] = {
@@ -88,13 +92,23 @@ class _Recorder:
         )
         # Read by others while it is replaced, so by rename; not durable, so without fsync.
         temporary = self._path + ".new"
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(json.dumps(self.content).encode("ascii"))
-        os.rename(temporary, self._path)
+        # On a full disk those that copy have the better message.
+        with contextlib.suppress(OSError):
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(json.dumps(self.content).encode("ascii"))
+            os.rename(temporary, self._path)
+
+    def begin(self) -> None:
+        """Write the first record, and keep room for the last one, which a full disk must not prevent."""
+        write_json(self._path, self.content)
+        write_bytes(self._reserve, bytes(RESERVE_BYTES))
 
     def finish(self, **changes: t.Any) -> None:
+        """Write the last record."""
         self.content.update(changes)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._reserve)
         write_json(self._path, self.content)
 
 
@@ -195,7 +209,7 @@ def launch(backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[st
             os.chmod(folder, 0o700)
             fsync_path(backup.path)
         recorder = _Recorder(backup, 0, 0)
-        recorder.finish()
+        recorder.begin()
         first = os.fork()
         if first:
             os.waitpid(first, 0)

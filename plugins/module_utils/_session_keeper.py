@@ -34,6 +34,7 @@ import typing as t
 # Longest pause in which the removal of the folder, the deadline or the lease goes unnoticed, in seconds.
 TICK = 5.0
 MAX_REQUEST = 4096
+RESERVE_BYTES = 65536
 FINAL_STATES = ("stopped", "failed")
 
 # Each would end the session in the middle of a long copy, and with it the backup.
@@ -91,20 +92,32 @@ class Record:
     def write(self, **changes: t.Any) -> None:
         with self._guard:
             content = dict(self._content, **changes)
-            path = os.path.join(self._directory, "state.json")
-            handle = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "w", encoding="ascii") as stream:
-                json.dump(content, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.rename(path + ".tmp", path)
-            folder = os.open(self._directory, os.O_RDONLY)
             try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-            # Only what is on disk may be told.
+                try:
+                    self._replace(content)
+                except OSError:
+                    # A full disk must not cost the label.
+                    os.unlink(os.path.join(self._directory, "reserve"))
+                    self._replace(content)
+            except OSError:
+                if content["state"] != "failed":
+                    raise
+            # Only what is on disk may be told, unless it is a failure.
             self._content = content
+
+    def _replace(self, content: dict[str, t.Any]) -> None:
+        path = os.path.join(self._directory, "state.json")
+        handle = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(path + ".tmp", path)
+        folder = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 class Backend:
@@ -390,6 +403,8 @@ def main() -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind("socket")
         listener.listen(16)
+        with open("reserve", "wb") as reserve:
+            reserve.write(bytes(RESERVE_BYTES))
     except OSError as exc:
         os.write(
             ready, json.dumps({"error": f"Cannot set up the session in {directory}: {exc}"}).encode("ascii") + b"\n"

@@ -48,6 +48,8 @@ state:
   sample: absent
 """
 
+import errno
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._abort import abort
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
@@ -95,7 +97,12 @@ def main() -> None:
             )
         if module.check_mode:
             return answer(True, activity.state, f"The backup {backup.id} would be given up.")
-        claim(backup, params["owner"])
+        try:
+            claim(backup, params["owner"])
+        except OSError as exc:
+            # A full disk must not protect what fills it.
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
         abort(backup, params["keep"], params["timeout"])
         return answer(True, FAILED if params["keep"] else "absent", f"The backup {backup.id} was given up.")
 
