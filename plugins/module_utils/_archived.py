@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import time
 import typing as t
+import zlib
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import Connection
@@ -39,6 +40,25 @@ OPENERS: dict[str, t.Callable[[str], t.Any]] = {
     ".xz": lzma.open,
 }
 COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
+
+
+def require_wal_names(names: t.Sequence[str], size: int) -> None:
+    """Raise :class:`BackupError` unless ``names`` are those of history files and of segments of ``size`` bytes."""
+    if size < 1 << 20 or size > 1 << 30 or size & (size - 1):
+        raise BackupError(f"A WAL segment has a power of two from 1 MB to 1 GB, not {size} bytes.", code="bad_number")
+    bad = [name for name in names if not _wal.is_history_name(name) and not _is_segment(name, size)]
+    if bad or not names:
+        raise BackupError(
+            f"required_wal must list names of WAL files of {size} bytes, not {bad or 'nothing'}.", code="bad_wal_name"
+        )
+
+
+def _is_segment(name: str, size: int) -> bool:
+    try:
+        _wal.parse_segment_name(name, size)
+    except ValueError:
+        return False
+    return True
 
 
 def require_cluster(info: t.Mapping[str, t.Any], system_identifier: t.Optional[str]) -> None:
@@ -202,7 +222,7 @@ def check_fetched(path: str, suffix: str, name: str, size: int, system_identifie
     """
     try:
         first, length = _measure(path, suffix)
-    except (EOFError, OSError, lzma.LZMAError, subprocess.SubprocessError):
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, subprocess.SubprocessError):
         return False
     if _wal.is_history_name(name):
         _wal.parse_history(first.decode("ascii", "replace"))
@@ -246,18 +266,19 @@ def missing_by_command(command: str, names: t.Sequence[str], size: int, system_i
             # The server's %p never ends in the name that it asks for either.
             target = os.path.join(folder, "RECOVERYXLOG")
             line = command.replace("%%", "\0").replace("%f", name).replace("%p", target).replace("\0", "%")
-            done = subprocess.run(
-                ["/bin/sh", "-c", line],
-                cwd=folder,
-                timeout=COMMAND_SECONDS,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            if (
-                done.returncode != 0
-                or not os.path.isfile(target)
-                or not check_fetched(target, "", name, size, system_identifier)
-            ):
+            try:
+                subprocess.run(
+                    ["/bin/sh", "-c", line],
+                    cwd=folder,
+                    timeout=COMMAND_SECONDS,
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                fetched = os.path.isfile(target) and check_fetched(target, "", name, size, system_identifier)
+            except subprocess.SubprocessError:
+                fetched = False
+            if not fetched:
                 missing.append(name)
             if os.path.exists(target):
                 os.unlink(target)

@@ -118,6 +118,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived impor
     missing_in_directory,
     missing_on_server,
     require_cluster,
+    require_wal_names,
     wait_archived,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
@@ -131,10 +132,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._preflight import archives_itself
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import server_info
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import (
-    is_history_name,
-    is_segment_name,
-)
 
 
 def main() -> None:
@@ -169,7 +166,11 @@ def main() -> None:
         )
 
     def from_archive() -> tuple[str, str, str]:
-        identifier, size = int(params["system_identifier"]), params["wal_segment_size"]
+        size = params["wal_segment_size"]
+        require_wal_names(names, size)
+        if not params["system_identifier"].isdigit():
+            raise BackupError("system_identifier must be a number.", code="bad_number")
+        identifier = int(params["system_identifier"])
         method = "archive_directory" if params["archive_directory"] else "restore_command"
         source = params[method]
         look = missing_in_directory if params["archive_directory"] else missing_by_command
@@ -181,6 +182,7 @@ def main() -> None:
     def from_server() -> tuple[str, str, str]:
         with Connection(params) as connection:
             info = server_info(connection)
+            require_wal_names(names, info["wal_segment_size"])
             require_cluster(info, params["system_identifier"])
             if not archives_itself(info):
                 raise BackupError(
@@ -206,9 +208,6 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         require_positive(params, "interval")
-        bad = [name for name in names if not is_segment_name(name) and not is_history_name(name)]
-        if bad or not names:
-            raise BackupError(f"required_wal must list WAL file names, not {bad or 'nothing'}.", code="bad_wal_name")
         by_archive = params["archive_directory"] or params["restore_command"]
         try:
             method, source, identifier = from_archive() if by_archive else from_server()
