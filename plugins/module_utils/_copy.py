@@ -40,9 +40,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._workers import
 
 __all__ = ("CopyResult", "copy_cluster", "copy_control", "hash_missing", "read_journal", "sync_tree")
 
-# Never in a manifest (documentation, "Backup Manifest Format").
-_UNLISTED = (b"pg_wal/", b"backup_manifest")
-
 
 class CopyResult(t.NamedTuple):
     """What a copy did: ``files`` and ``bytes`` copied in ``seconds`` of this run, ``vanished`` files that the server
@@ -143,7 +140,7 @@ def hash_missing(
     missing = [
         (path, place, size)
         for path, place, size in backup_files(destination)
-        if path not in known and not path.startswith(_UNLISTED)
+        if path not in known and path != b"backup_manifest" and not path.startswith(b"pg_wal/")
     ]
 
     def hash_files(batch: t.Sequence[tuple[bytes, bytes, int]], reporter: Reporter) -> None:

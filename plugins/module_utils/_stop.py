@@ -80,25 +80,34 @@ class Stop:
         if self._content["state"] in (STOPPED, COMPLETE):
             return result(backup, self._content, False, f"The backup {backup.id} was stopped already.")
         with backup.work():
+            # Another call may have finished while this one waited for the lock.
+            self._content = backup.load()
+            if self._content["state"] in (STOPPED, COMPLETE):
+                return result(backup, self._content, False, f"The backup {backup.id} was stopped already.")
             claim(backup, None)
             session = session_of(backup)
             state = session.ask("status")
-            if state["state"] != "stopped":
+            stopped = state["state"] == "stopped"
+            if not stopped:
                 require_alive(state)
-                files = self._copied_files()
+            files = self._copied_files(stopped)
+            if not stopped:
                 state = session.ask("stop", seconds=STOP_SECONDS)
                 if state["state"] != "stopped":
                     require_alive(state)
-            else:
-                files = self._copied_files()
+                    raise BackupError(
+                        f"The session of the backup {backup.id} is over, in the state {state['state']}; the backup is"
+                        " void.",
+                        code="session_lost",
+                    )
             self._finish(state, files)
         return result(backup, self._content, True, f"The backup {backup.id} was stopped at {state['stop_lsn']}.")
 
-    def _copied_files(self) -> dict[bytes, _manifest.ManifestFile]:
+    def _copied_files(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
         """Return what is in the backup, pg_control included. Raises :class:`BackupError` when the copy is not whole."""
         record = read_progress(self._backup)
         if not record:
-            return self._user_copy()
+            return self._user_copy(stopped)
         if record["state"] != _copy_job.DONE:
             raise BackupError(
                 f"The copy of the backup {self._backup.id} is not finished (state {record['state']}).",
@@ -112,27 +121,24 @@ class Stop:
         )
         return files
 
-    def _user_copy(self) -> dict[bytes, _manifest.ManifestFile]:
+    def _user_copy(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
         """Take over what the user's own step (a snapshot, rsync) has put under ``data`` and ``tablespaces``."""
         backup, server = self._backup, self._server
         destination = os.fsencode(backup.path)
         live = _copy_job.scan_source(self._content, follow_symlinks=False)
         started = session_of(backup).recorded()["started_at"]
         _user_copy.take_over(live, destination, server["major"], server["catalog_version"], started)
-        watch = session_of(backup).watch()
-        try:
-            known = {b"global/pg_control"}
-            hashed = _copy.hash_missing(
-                destination, known, jobs=self._jobs, algorithm=self._algorithm, check=watch.check
-            )
-            files = {one.path: one for one in hashed}
-            _copy.sync_tree(destination, jobs=self._jobs, check=watch.check)
-        finally:
-            watch.close()
-        # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on.
-        control = _copy.copy_control(live.data_directory, destination, algorithm=self._algorithm, sync=True)
-        files[control.path] = control
-        return files
+        if not stopped:
+            # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
+            # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.
+            _copy.copy_control(live.data_directory, destination, algorithm="NONE", sync=True)
+
+        def check() -> None:
+            """A session that ends meanwhile is noticed at the stop."""
+
+        _copy.sync_tree(destination, jobs=self._jobs, check=check)
+        found = _copy.hash_missing(destination, set(), jobs=self._jobs, algorithm=self._algorithm, check=check)
+        return {one.path: one for one in found}
 
     def _void(self, error: BackupError) -> BackupError:
         self._content.update(state=FAILED, error=error.msg)

@@ -11,6 +11,7 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 
@@ -18,23 +19,31 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import _datadir
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 CONTROL = b"global/pg_control"
+# What a stop that was killed may have left.
+LEFTOVERS = (b"backup_label.tmp", b"tablespace_map.tmp", b"backup_manifest.tmp")
 
 
 def take_over(live: _datadir.Scan, backup_path: bytes, major: int, catalog_version: int, started_at: float) -> None:
     """Bring the copy in ``backup_path`` into shape.
 
-    ``live`` is the server's tree now. Raises :class:`BackupError` (``nothing_copied``, ``copy_not_whole``) when files
-    are missing that have not been changed since ``started_at`` (seconds since the epoch), so have been there all along.
+    ``live`` is the server's tree now. Raises :class:`BackupError`: ``nothing_copied``; ``not_a_copy`` when what lies
+    there is the server's own; ``copy_not_whole`` when files are missing that have not been changed since ``started_at``
+    (seconds since the epoch), so have been there all along.
     """
     data = backup_path + b"/data"
+    _refuse_directories(live, backup_path)
     if not os.path.isfile(data + b"/PG_VERSION"):
         raise BackupError(
             f"Nothing was copied into {os.fsdecode(data)}.",
             code="nothing_copied",
             hint="Run pgfleet.basebackup.backup_copy, or your own copy step, between start and stop.",
         )
+    for name in LEFTOVERS:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(data + b"/" + name)
     _link_tablespaces(live, backup_path)
     copied = _datadir.scan(data, major, catalog_version)
+    _refuse_files(live, copied)
     missing = _missing(live, copied, started_at)
     if missing:
         raise BackupError(
@@ -44,6 +53,37 @@ def take_over(live: _datadir.Scan, backup_path: bytes, major: int, catalog_versi
             hint="Copy the data directory to data/ and each tablespace to tablespaces/<oid>/ of the backup.",
         )
     _prune(copied, backup_path)
+
+
+def _refuse_directories(live: _datadir.Scan, backup_path: bytes) -> None:
+    """What is no part of a backup is about to be removed here, so it must not be the server's: no link, no mount."""
+    pairs = [(live.data_directory + name, backup_path + b"/data" + name) for name in (b"", b"/pg_tblspc")]
+    pairs += [(one.location, backup_path + b"/tablespaces/%d" % one.oid) for one in live.tablespaces]
+    for original, place in pairs:
+        if os.path.islink(place):
+            raise _not_a_copy(place, "is a symbolic link")
+        if os.path.exists(place) and os.path.exists(original) and os.path.samefile(original, place):
+            raise _not_a_copy(place, f"is {_datadir.printable(original)} itself")
+
+
+def _refuse_files(live: _datadir.Scan, copied: _datadir.Scan) -> None:
+    """A hard link is the server's own file, which goes on changing after the backup."""
+    places = {one.path: one.source for one in copied.files}
+    for entry in live.files:
+        place = places.get(entry.path)
+        try:
+            if place is not None and os.path.samefile(place, entry.source):
+                raise _not_a_copy(place, f"is {_datadir.printable(entry.source)} itself")
+        except FileNotFoundError:
+            continue
+
+
+def _not_a_copy(place: bytes, why: str) -> BackupError:
+    return BackupError(
+        f"{_datadir.printable(place)} {why}, not a copy.",
+        code="not_a_copy",
+        hint="Put real files there: a copy, a clone, or a snapshot that is mounted.",
+    )
 
 
 def _link_tablespaces(live: _datadir.Scan, backup_path: bytes) -> None:

@@ -103,7 +103,7 @@ FILES: t.Final = frozenset(name for name in CONTENTS if name.startswith(("data/"
 def files_below(root: str | pathlib.Path) -> set[str]:
     """Return the files below ``root`` by their relative paths."""
     top = pathlib.Path(root)
-    return {str(path.relative_to(top)) for path in top.rglob("*") if not path.is_dir()}
+    return {str(path.relative_to(top)) for path in top.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
 @contextlib.contextmanager
