@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of faults share: one backup step by step, a copy caught in the middle, and that nothing is left behind."""
+"""What the tests of faults share: a backup step by step, a copy caught in the middle, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ class Steps:
 
     @contextlib.contextmanager
     def copying(self, size: int = 8 << 30, **arguments: t.Any) -> t.Iterator[Background]:
-        """Give a copy that is in the middle of a sparse file of ``size`` bytes, which is removed from the source at the end."""
+        """Give a copy in the middle of a sparse file of ``size`` bytes, which the source loses at the end."""
         big = self.big_file(size)
         copy = Background(lambda: self.run("backup_copy", **arguments))
         try:
-            wait_until(lambda: self.progress.get("done_bytes"), f"the copy is under way: {self.progress}", interval=0.002)
+            wait_until(lambda: self.progress.get("done_bytes"), "the copy is under way", interval=0.002)
             yield copy
         finally:
             big.unlink()
@@ -161,7 +161,7 @@ class Steps:
                 os.killpg(group, signal.SIGCONT)
 
     def stops_soon(self, copy: Background) -> Result:
-        """Require that a copy whose session was lost just now stops in time and that its module fails; return its result."""
+        """Require that a copy whose session was lost just now stops in time and its module fails; return its result."""
         begun = time.monotonic()
         result = copy.result()
         assert time.monotonic() - begun < STOPS_WITHIN
@@ -231,7 +231,7 @@ def left_behind(root: pathlib.Path) -> dict[int, str]:
 def sessions(server: Server) -> list[tuple[t.Any, ...]]:
     """Return pid and state of our sessions in the server."""
     return server.sql(
-        "SELECT pid, application_name, state, query FROM pg_stat_activity WHERE application_name LIKE 'pgfleet.basebackup%'"
+        "SELECT pid, application_name, state FROM pg_stat_activity WHERE application_name LIKE 'pgfleet.basebackup%'"
     )
 
 
@@ -254,7 +254,7 @@ def all_is_well(sandbox: Sandbox, repository: pathlib.Path, *servers: Server, un
 
 
 def restores(sandbox: Sandbox, steps: Steps, primary: Server, name: str = "restored") -> None:
-    """Require that a published backup is verified, recovers to the end of the archive and equals the idle ``primary``."""
+    """Require that a published backup verifies, recovers to the end of the archive and equals the idle ``primary``."""
     assert primary.archive is not None
     expected = data_checksum(primary)
     last = primary.value("SELECT pg_walfile_name(pg_switch_wal())")

@@ -16,9 +16,9 @@ import types
 import typing as t
 
 import pytest
-
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _session, _stop
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, is_alive, wait_until
@@ -173,7 +173,7 @@ def test_running_copy_renews_the_lease(steps: Steps) -> None:
 
 
 def test_folder_is_removed(steps: Steps, primary: Server) -> None:
-    """Somebody removes the unfinished backup: the session ends by itself soon, and nothing is in the way of the next."""
+    """Somebody removes the unfinished backup: the session ends by itself soon, and the next is free."""
     steps.start()
     keeper = steps.keeper
     shutil.rmtree(steps.work)
@@ -240,9 +240,7 @@ def test_session_process_is_killed_during_stop(steps: Steps, primary: Server) ->
 
 
 @BOTH
-def test_session_process_dies_before_it_can_write_the_label_down(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_session_process_dies_before_it_can_write_the_label_down(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """The moment after the server has ended the backup and before anything is on disk."""
     source = pathlib.Path(_session._session_keeper.__file__).read_text()
     there = "        lsn, label, space_map = self._rows(query)[0]\n"
@@ -258,7 +256,7 @@ def test_session_process_dies_before_it_can_write_the_label_down(
 
 @BOTH
 def test_status_while_start_waits_for_the_checkpoint(steps: Steps, primary: Server) -> None:
-    """With fast=false start takes as long as the checkpoint; meanwhile the session answers, and the catalogue shows it."""
+    """With fast=false start takes a checkpoint; meanwhile the session answers, and the catalogue shows it."""
     dirty(primary)
     start = Background(lambda: steps.run("backup_start", fast=False))
     wait_until(lambda: steps.state.get("state") == "starting", "the session starts")
