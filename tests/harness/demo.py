@@ -37,8 +37,8 @@ SCALE: t.Final = 5
 ACCOUNTS: t.Final = SCALE * 100_000
 # Enough to change pages all over the place while they are copied, too little to fill a disk.
 LOAD: t.Final = ("-n", "-c", "2", "-R", "200", "-T", "600", "-b", "tpcb-like")
-# The path of a Unix socket has at most 107 bytes; the longest here is <folder>/restored-standby/.s.PGSQL.31999
-LONGEST_PATH: t.Final = 75
+# The path of a Unix socket has at most 107 bytes; Ansible's is <folder>/tmp/pymp-12345678/listener-12345678
+LONGEST_PATH: t.Final = 70
 
 
 class DemoError(Exception):
@@ -194,6 +194,10 @@ class Demo:
     def servers(self) -> None:
         self.show.heading(f"A primary with a WAL archive and a tablespace, and a streaming standby: PostgreSQL {MAJOR}")
         self.show.say(f"Everything lies in {self.sandbox.root}; the servers run as {server_user().name}.")
+        if not self.sandbox.root.is_relative_to(CLONE):
+            self.show.say(
+                f"(Not in the clone: {server_user().name} cannot reach it, or its path is too long for a socket.)"
+            )
         # PostgreSQL's own defaults where the tests trade safety for speed.
         self.primary = self.sandbox.primary(MAJOR, tablespaces=["extra"], fsync=True, autovacuum=True)
         self.standby = self.sandbox.standby(self.primary, fsync=True, autovacuum=True)
@@ -234,6 +238,8 @@ class Demo:
         directory = self.sandbox.directory("ansible", 0o755)
         env = ansible_environment(directory)
         env.update(ANSIBLE_DISPLAY_SKIPPED_HOSTS="0", ANSIBLE_LOAD_CALLBACK_PLUGINS="1", PYTHONUNBUFFERED="1")
+        # What a killed Ansible leaves in it goes with the folder. Its modules, run by the server user, inherit this.
+        env["TMPDIR"] = str(self.sandbox.directory("tmp", 0o1777))
         events = pathlib.Path(env["PGFLEET_EVENTS"])
         events.unlink(missing_ok=True)
         # The absolute path is what `processes` looks for.
