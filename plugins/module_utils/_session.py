@@ -120,26 +120,33 @@ class Session:
 
         Raises :class:`BackupError` when a living session does not answer within ``seconds``.
         """
-        try:
-            client = self._connect(seconds)
-            with client:
-                client.sendall(json.dumps({"do": action, "renew": renew}).encode("ascii") + b"\n")
-                line = client.makefile("rb").readline()
-            if line:
-                return t.cast("dict[str, t.Any]", json.loads(line))
-        except socket.timeout as exc:
-            raise BackupError(
-                f"The session process of {self.directory} did not answer within {seconds:.0f} s.",
-                code="session_silent",
-                hint=f"Look at the process: ps -ef | grep {self.directory}",
-            ) from exc
-        except OSError:
-            pass
-        # No socket, or it was closed on us: the process has ended, or is about to have.
         deadline = time.monotonic() + seconds
-        while self.alive() and time.monotonic() < deadline:
+        request = json.dumps({"do": action, "renew": renew}).encode("ascii") + b"\n"
+        while True:
+            try:
+                with self._connect(seconds) as client:
+                    client.sendall(request)
+                    line = client.makefile("rb").readline()
+                if line:
+                    return t.cast("dict[str, t.Any]", json.loads(line))
+            except socket.timeout as exc:
+                raise self._silent(seconds) from exc
+            except (OSError, ValueError):
+                pass
+            # No socket, or it was closed on us: the process has ended, is about to, or does not listen yet. Only its
+            # lock tells: a living session must never pass for a dead one.
+            if not self.alive():
+                return self._final()
+            if time.monotonic() >= deadline:
+                raise self._silent(seconds)
             time.sleep(0.05)
-        return self._final()
+
+    def _silent(self, seconds: float) -> BackupError:
+        return BackupError(
+            f"The session process of {self.directory} did not answer within {seconds:.0f} s.",
+            code="session_silent",
+            hint=f"Look at the process: ps -ef | grep {self.directory}",
+        )
 
     def wait_started(self) -> dict[str, t.Any]:
         """Wait until the server is in backup mode, as long as the checkpoint takes. Raises :class:`BackupError`."""
@@ -158,8 +165,9 @@ class Session:
             client.sendall(b'{"do": "watch", "renew": true}\n')
             stream = client.makefile("rb")
             state = json.loads(stream.readline())
-        except (OSError, ValueError):
-            state = self._final()
+        except (OSError, ValueError) as exc:
+            require_alive(self.ask("status"))
+            raise self._silent(ANSWER_SECONDS) from exc
         require_alive(state)
         return Watch(self, client)
 

@@ -34,6 +34,8 @@ import typing as t
 # Longest pause in which the removal of the folder, the deadline or the lease goes unnoticed, in seconds.
 TICK = 5.0
 MAX_REQUEST = 4096
+# How long a client may keep the others waiting.
+CLIENT_SECONDS = 1.0
 RESERVE_BYTES = 65536
 FINAL_STATES = ("stopped", "failed")
 
@@ -91,6 +93,9 @@ class Record:
 
     def write(self, **changes: t.Any) -> None:
         with self._guard:
+            if self.state in FINAL_STATES:
+                # The end can come from both threads at once; the first word is the last.
+                return
             content = dict(self._content, **changes)
             try:
                 try:
@@ -237,8 +242,8 @@ class Keeper:
 
     def run(self) -> None:
         """Keep the session until it is stopped, aborted, lost or out of time."""
-        self._in_thread(self._backend.start)
         try:
+            self._in_thread(self._backend.start)
             while self._record.state != "stopped" or self._busy:
                 self._turn()
                 if self._problem is not None:
@@ -259,7 +264,9 @@ class Keeper:
         watched = connection if connection is not None and not self._busy else None
         if watched is not None:
             readers.append(watched)
-        until = min(self._deadline, self._asked + self._idle_timeout) - time.monotonic()
+        until = self._deadline - time.monotonic()
+        if not self._busy:
+            until = min(until, self._asked + self._idle_timeout - time.monotonic())
         ready = select.select(readers, [], [], max(0.0, min(TICK, until)))[0]
         if self._wake_read in ready:
             os.read(self._wake_read, 16)
@@ -305,13 +312,16 @@ class Keeper:
     def _serve(self) -> None:
         client, _address = self._listener.accept()
         try:
-            client.settimeout(2.0)
-            request = json.loads(client.makefile("rb").readline(MAX_REQUEST))
-            action = request["do"]
-        except (OSError, ValueError, KeyError, TypeError):
+            client.settimeout(CLIENT_SECONDS)
+            # One read: requests are short and sent at once, and nobody may hold this loop up by sending slowly.
+            request = json.loads(client.recv(MAX_REQUEST))
+            action, renew = request["do"], request.get("renew")
+        except SessionEnded:
+            raise
+        except Exception:  # whatever it was that came, it must not end the backup
             client.close()
             return
-        if request.get("renew"):
+        if renew:
             self._asked = time.monotonic()
         if action == "abort":
             self._waiting.append(client)

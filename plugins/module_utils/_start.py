@@ -242,6 +242,9 @@ class Start:
             if self._params["resume"]:
                 try:
                     with backup.work(0.0):
+                        if look(backup).seen != activity.seen:
+                            # Somebody has gone on with it since.
+                            continue
                         backup.remove()
                 except BackupError:
                     continue

@@ -111,6 +111,8 @@ def claim(backup: Backup, owner: t.Optional[str], take_over: bool = False) -> No
 
 def look(backup: Backup) -> Activity:
     """Return what is going on with an unfinished backup, without disturbing it."""
+    # First of all: who starts a backup lets go of its lock when the session lives, never before.
+    locked = backup.is_worked_on()
     try:
         content = backup.load()
     except BackupError as exc:
@@ -131,7 +133,7 @@ def look(backup: Backup) -> Activity:
     return Activity(
         state=state,
         reason=reason,
-        locked=backup.is_worked_on(),
+        locked=locked,
         owner=owner.get("owner"),
         since=owner.get("since"),
         seen=seen,
@@ -150,7 +152,11 @@ def _session_state(backup: Backup, here: bool, alive_at: float, content: t.Mappi
         if time.time() > alive_at + idle:
             return FAILED, f"Its host {content.get('host')} has not been heard of for more than {idle:.0f} s."
         return "running", ""
-    state = session_of(backup).ask("status", renew=False)
+    try:
+        state = session_of(backup).ask("status", renew=False)
+    except BackupError as exc:
+        # It lives but does not answer: nothing to go on with at once, and nothing to clean up.
+        return "running", exc.msg
     if state["state"] == "failed":
         return FAILED, state["error"]
     if state["state"] == "stopped":

@@ -194,3 +194,24 @@ def held_by_another_process(path: str | pathlib.Path) -> t.Iterator[int]:
         os.close(ready_read)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def wait_until(condition: t.Callable[[], T], what: str, seconds: float = 10.0) -> T:
+    """Ask again and again until the answer is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def processes_with(text: str) -> list[int]:
+    """Return the processes whose command line has ``text`` in it."""
+    found = []
+    for place in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text.encode() in place.read_bytes():
+                found.append(int(place.parent.name))
+    return found
