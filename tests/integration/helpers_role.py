@@ -1,0 +1,123 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of the role share: hosts of an inventory, plays, and what is in the repository afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import typing as t
+
+from tests.harness.playbook import Play, RunningPlay, host_vars, run_playbook, start_playbook
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import Server
+from tests.harness.user import own_file
+
+PLAYBOOK: t.Final = "playbooks/backup.yml"
+HANDLER: t.Final = "pg_backup : Switch WAL on the primary"
+OURS: t.Final = "pgfleet.basebackup."
+
+Inventory = t.Mapping[str, t.Mapping[str, t.Any]]
+
+
+class Fleet:
+    """Hosts that share one repository, and the playbook for them.
+
+    The variables make a test fast: an immediate checkpoint, short waits.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.repository = sandbox.directory("repository")
+
+    def host(self, server: Server, *, tcp: bool = False, **variables: t.Any) -> dict[str, t.Any]:
+        """Return the variables of a host; ``variables`` are those of the role without ``pg_backup_``."""
+        common = {
+            "repository": str(self.repository),
+            "fast": True,
+            "archive_interval": 0.1,
+            "archive_timeout": 20,
+            "takeover_after": 2,
+            **variables,
+        }
+        return {**host_vars(server, tcp=tcp), **{f"pg_backup_{name}": value for name, value in common.items()}}
+
+    def run(self, hosts: Inventory, playbook: str | list[dict[str, t.Any]] = PLAYBOOK, **options: t.Any) -> Play:
+        """Run the playbook, or another, to its end; ``options`` are those of `run_playbook`."""
+        return run_playbook(playbook, hosts, directory=self.sandbox.root, **options)
+
+    def start(self, hosts: Inventory, **options: t.Any) -> RunningPlay:
+        """Start the playbook."""
+        return start_playbook(PLAYBOOK, hosts, directory=self.sandbox.root, **options)
+
+    def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:
+        """Write a file of tasks, for a hook, and return its path."""
+        return str(own_file(self.sandbox.root / f"{name}.yml", json.dumps(list(tasks)), mode=0o644))
+
+    def published(self, cluster: str) -> list[pathlib.Path]:
+        """Return the directories of a cluster's published backups, oldest first."""
+        return _entries(self.repository / cluster / "backups")
+
+    def unfinished(self, cluster: str) -> list[pathlib.Path]:
+        """Return the directories of a cluster's unfinished backups."""
+        return _entries(self.repository / cluster / "in_progress")
+
+    def one(self, cluster: str) -> pathlib.Path:
+        """Return a cluster's only backup, which is published."""
+        assert self.unfinished(cluster) == []
+        (backup,) = self.published(cluster)
+        return backup
+
+
+def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def reached(play: Play, host: str) -> list[str]:
+    """Return the tasks that were run for ``host`` on a database host, its own or a delegate: those of our modules."""
+    return [
+        event["task"] for event in play.of(host) if event["action"].startswith(OURS) and event["outcome"] != "skipped"
+    ]
+
+
+def switches(play: Play, *hosts: str) -> list[bool]:
+    """Return for each run of the handler whether it has switched."""
+    return [event["changed"] for host in hosts for event in play.of(host) if event["task"].endswith(HANDLER)]
+
+
+def message(play: Play, host: str) -> str:
+    """Return the last failure of ``host``, in which the role says what failed."""
+    failures = play.of(host, "failed")
+    assert failures, f"{host} did not fail: {play.stdout[-6000:]}"
+    return str(failures[-1]["result"]["msg"])
+
+
+def told(play: Play, host: str) -> str:
+    """Return all messages of a host's tasks and of the turns of their loops, as one text."""
+    results = [event["result"] for event in play.of(host) if event["outcome"] != "skipped"]
+    turns = [turn for result in results for turn in [result, *result.get("results", [])]]
+    return "\n".join(json.dumps(turn["msg"]) for turn in turns if "msg" in turn)
+
+
+def segment(server: Server) -> int:
+    """Return the number of the WAL segment that a primary writes to."""
+    return int(server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[8:], 16)
+
+
+def content(backup: pathlib.Path) -> dict[str, t.Any]:
+    """Return a backup's record."""
+    record: dict[str, t.Any] = json.loads((backup / "backup.json").read_text())
+    return record
+
+
+def holds(root: pathlib.Path, secret: str) -> list[pathlib.Path]:
+    """Return the files under ``root`` that contain ``secret``."""
+    found = []
+    for directory, _names, files in os.walk(root):
+        for name in files:
+            path = pathlib.Path(directory, name)
+            if path.is_file() and secret.encode() in path.read_bytes():
+                found.append(path)
+    return found
