@@ -34,7 +34,10 @@ def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Map
             code="other_cluster",
             hint="Ask the archiver of the cluster that was backed up.",
         )
-    missing = [name for name in content["required_wal"] if name not in (proof.get("archived") or ())]
+    archived = proof.get("archived")
+    if not isinstance(archived, list):
+        raise _bad_proof(backup)
+    missing = [name for name in content["required_wal"] if name not in archived]
     if missing:
         raise BackupError(
             f"The WAL file {missing[0]} of the backup {backup.id} is not proven to be archived"
@@ -43,6 +46,9 @@ def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Map
             hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop.",
             missing=missing,
         )
+    # The catalogue tells how it was proven.
+    if not all(isinstance(proof.get(name), str) for name in ("method", "source")):
+        raise _bad_proof(backup)
     lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
     if lost:
         raise BackupError(
@@ -50,6 +56,14 @@ def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Map
             code="damaged_backup",
             hint="Take a new backup.",
         )
+
+
+def _bad_proof(backup: Backup) -> BackupError:
+    return BackupError(
+        f"The proof for the backup {backup.id} is not one: archived, method or source is missing.",
+        code="bad_proof",
+        hint="Pass on what pgfleet.basebackup.wal_archived returns as proof.",
+    )
 
 
 def publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> None:

@@ -1,0 +1,133 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Publishing: what the proof must cover, and a crash at every step of it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import typing as t
+
+import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _abort, _publish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
+    FILES,
+    SEGMENT,
+    crashes,
+    files_below,
+    held_by_another_process,
+    make_backup,
+    make_cluster,
+    proof,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk: what a test lets crash is a process."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def backup(tmp_path: pathlib.Path) -> Backup:
+    return make_backup(make_cluster(tmp_path), state="stopped")
+
+
+def refused(backup: Backup, given: dict[str, t.Any]) -> BackupError:
+    """Return why ``given`` is no proof; nothing may be published then."""
+    with pytest.raises(BackupError) as caught:
+        _publish.publish(backup, given)
+    assert backup.cluster.published() == []
+    return caught.value
+
+
+def test_publish(backup: Backup) -> None:
+    _publish.publish(backup, proof(SEGMENT, "another"))
+    content = backup.cluster.get("b1").load()
+    assert (content["state"], content["wal_proof"]["archived"]) == ("complete", [SEGMENT, "another"])
+    assert files_below(backup.path) == FILES | {"backup.json"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[], ["000000010000000000000003"], [SEGMENT + "x"], [f"not {SEGMENT}"]],
+)
+def test_a_file_is_not_proven(backup: Backup, given: list[str]) -> None:
+    error = refused(backup, {**proof(), "archived": given})
+    assert (error.code, error.details["missing"], SEGMENT in error.msg) == ("wal_not_proven", [SEGMENT], True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"archived": f"not {SEGMENT}"}, {"archived": None}, {"archived": {SEGMENT: 0}}, {"method": 1}, {"source": None}],
+)
+def test_no_proof_at_all(backup: Backup, given: dict[str, t.Any]) -> None:
+    """A name inside some text is not a name in a list; and the catalogue tells by whom it was proven."""
+    assert refused(backup, {**proof(), **given}).code == "bad_proof"
+
+
+@pytest.mark.parametrize("identifier", ["1", None, 7710880042689923079])
+def test_proof_of_another_cluster(backup: Backup, identifier: t.Any) -> None:
+    assert refused(backup, {**proof(), "system_identifier": identifier}).code == "other_cluster"
+
+
+@pytest.mark.parametrize("state", ["started", "failed"])
+def test_state(tmp_path: pathlib.Path, state: str) -> None:
+    backup = make_backup(make_cluster(tmp_path), state="stopped")
+    backup.save({**backup.load(), "state": state})
+    assert refused(backup, proof()).code == "not_stopped"
+
+
+@pytest.mark.parametrize("name", ["PG_VERSION", "backup_label", "backup_manifest", "global/pg_control"])
+def test_damaged(backup: Backup, name: str) -> None:
+    os.unlink(backup.file("data", *name.split("/")))
+    error = refused(backup, proof())
+    assert (error.code, name in error.msg) == ("damaged_backup", True)
+
+
+def test_somebody_works_on_it(backup: Backup) -> None:
+    with held_by_another_process(backup.file("lock")):
+        with pytest.raises(BackupError) as caught:
+            with backup.work(0.1):
+                pass
+    assert caught.value.code == "busy"
+
+
+def test_crash_anywhere(tmp_path: pathlib.Path) -> None:
+    def prepare(folder: pathlib.Path) -> Cluster:
+        cluster = make_cluster(folder)
+        make_backup(cluster, state="stopped")
+        return cluster
+
+    outcomes = set()
+    for where, cluster in crashes(tmp_path, prepare, lambda cluster: _publish.publish(cluster.get("b1"), proof())):
+        fresh = Repository(cluster.repository.path).cluster("main")
+        backup = fresh.get("b1")
+        outcomes.add((backup.published, backup.load()["state"]))
+        if not backup.published:
+            _publish.publish(backup, proof())
+        assert files_below(fresh.get("b1").path) == FILES | {"backup.json"}, where
+        assert (fresh.get("b1").published, fresh.unfinished()) == (True, []), where
+        assert SEGMENT in fresh.get("b1").load()["wal_proof"]["archived"], where
+    assert outcomes == {(False, "stopped"), (False, "complete"), (True, "complete")}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_given_up_is_never_published(tmp_path: pathlib.Path, keep: bool) -> None:
+    def prepare(folder: pathlib.Path) -> Cluster:
+        cluster = make_cluster(folder)
+        make_backup(cluster, state="complete")
+        return cluster
+
+    for where, cluster in crashes(tmp_path, prepare, lambda cluster: _abort.abort(cluster.get("b1"), keep, 1.0)):
+        assert cluster.published() == [], where
+        for backup in cluster.unfinished():
+            _abort.abort(backup, keep, 1.0)
+            if keep:
+                content = backup.load()
+                assert (content["state"], content["kept"]) == ("failed", True), where
+                assert refused(backup, proof()).code == "not_stopped", where
+        assert len(cluster.unfinished()) == (1 if keep else 0), where
