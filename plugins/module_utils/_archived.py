@@ -31,7 +31,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 # Held on the primary between the look and the switch, so that several standbys' handlers switch once.
 SWITCH_LOCK = 0x7067666C656574  # "pgfleet"
 
-HEADER_BYTES = 4096
+# Enough for the header of a segment, and for the whole of any timeline's history.
+HEADER_BYTES = 1 << 20
 COMMAND_SECONDS = 600
 OPENERS: dict[str, t.Callable[[str], t.Any]] = {
     "": io.FileIO,
@@ -137,9 +138,16 @@ def _current(connection: Connection) -> int:
 def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> list[str]:
     """Return those of ``names`` that this server's archiver has not archived yet, in their order.
 
-    Raises :class:`BackupError` for segments of an older timeline than the server's. It has received them as a standby,
-    which marks them as done without archiving them, and the last one exists as ``.partial`` only.
+    Raises :class:`BackupError` when the server archives nothing, so that what it has recycled would pass for archived,
+    and for segments of an older timeline than the server's. It has received them as a standby, which marks them as done
+    without archiving them, and the last one exists as ``.partial`` only.
     """
+    if info["archiving"]["mode"] == "off":
+        raise BackupError(
+            f"archive_mode is off on {info['address']}, so the server cannot tell what is archived.",
+            code="not_the_archiver",
+            hint="Name archive_directory or restore_command, so that the archive itself is looked into.",
+        )
     older = [
         name
         for name in names
