@@ -203,6 +203,9 @@ def launch(backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[st
     Raises :class:`BackupError` (``busy``) when somebody holds the backup's lock.
     """
     with backup.work() as lock:
+        if read_progress(backup).get("state") == DONE:
+            # Another call's copy has finished while this one waited for the lock.
+            return
         folder = backup.file("copy")
         if not os.path.isdir(folder):
             os.mkdir(folder, 0o700)
