@@ -139,6 +139,10 @@ def test_archive_is_looked_into(
     assert (foreign["code"], "another cluster" in foreign["msg"]) == ("bad_segment", True)
     history = alone.fails("wal_archived", **{**fetch, "required_wal": [name, "00000002.history"]}, timeout=0)
     assert history["missing"] == ["00000002.history"]
+    # The server has no trace of what it has not written yet, as of what it has archived and recycled.
+    for future in ("0000000100000000000000F0", "00000002.history", "000000020000000000000001"):
+        late = modules.fails("wal_archived", required_wal=[name, future], timeout=0)
+        assert (late["code"], late["missing"]) == ("wal_not_archived", [future])
     steps.ok("backup_publish", proof=proof)
     all_is_well(sandbox, repository, primary)
 
