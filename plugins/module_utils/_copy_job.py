@@ -35,6 +35,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import (
 RUNNING, DONE, BROKEN = "running", "done", "failed"
 RECORD_INTERVAL = 0.5
 POLL_INTERVAL = 0.1
+BEGIN_SECONDS = 5.0
 RESERVE_BYTES = 16384
 
 
@@ -197,6 +198,21 @@ def _detach(lock: int) -> None:
                 pass
 
 
+def is_copying(backup: Backup) -> bool:
+    """Tell whether a copy of ``backup`` runs, or has just ended; one that begins is given the time to say so.
+
+    Raises :class:`BackupError` (``busy``) when somebody holds the backup's lock for something else.
+    """
+    deadline = time.monotonic() + BEGIN_SECONDS
+    while backup.is_worked_on():
+        if read_progress(backup).get("state") in (RUNNING, DONE):
+            return True
+        if time.monotonic() >= deadline:
+            raise BackupError(f"Another process works on the backup {backup.id}, and it is not a copy.", code="busy")
+        time.sleep(0.05)
+    return False
+
+
 def launch(backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[str, t.Any]) -> None:
     """Start the copying process of ``backup``; ``options`` are arguments of ``backup_copy``.
 
@@ -238,7 +254,8 @@ def wait(backup: Backup, seconds: float) -> t.Optional[dict[str, t.Any]]:
         record = read_progress(backup)
         if record.get("state") == DONE:
             return record
-        if record.get("state") == BROKEN:
+        # While the lock is held that is the record of an earlier copy, or the process is about to end.
+        if record.get("state") == BROKEN and not locked:
             raise BackupError(
                 f"The copy of the backup {backup.id} failed: {record['error']}",
                 code=record.get("code") or "copy_failed",

@@ -22,6 +22,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository imp
     Cluster,
     check_name,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import READY_SECONDS
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import (
     Activity,
     claim,
@@ -183,11 +184,15 @@ class Start:
         seen: dict[str, float] = {}
         while True:
             with self._cluster.lock():
-                choice = self._choose()
+                # Another call with this id may have come first.
+                twin = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
+                choice = self._choose() if twin is None else Choice()
                 if choice.backup is not None:
                     claim(choice.backup, params["owner"], take_over=True)
-                elif choice.busy is None:
+                elif twin is None and choice.busy is None:
                     new = self._create()
+            if twin is not None:
+                return self._same_id(twin)
             if choice.backup is not None:
                 self._clean(choice.dead)
                 return self.result(
@@ -215,7 +220,7 @@ class Start:
                 code="backup_exists",
                 hint="Choose another backup_id.",
             )
-        activity = look(backup)
+        activity = self._look_at_twin(backup)
         if activity.state == FAILED:
             raise BackupError(
                 f"The backup {backup.id} in {self._cluster.path} is void: {activity.reason}",
@@ -225,6 +230,17 @@ class Start:
         if not predict:
             claim(backup, self._params["owner"])
         return self.result(backup, False, f"The backup {backup.id} was started already; its state is {activity.state}.")
+
+    def _look_at_twin(self, backup: Backup) -> Activity:
+        """Look at a backup whose session another call may be about to launch: it holds the backup's lock until then."""
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            with self._cluster.lock():
+                activity = look(backup)
+            launching = activity.state == FAILED and activity.locked and not activity.copying
+            if not launching or time.monotonic() >= deadline:
+                return activity
+            time.sleep(0.1)
 
     def _busy(self, backup: Backup, activity: Activity) -> dict[str, t.Any]:
         text = activity.describe(backup)

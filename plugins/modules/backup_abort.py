@@ -101,9 +101,14 @@ def main() -> None:
             claim(backup, params["owner"])
         except OSError as exc:
             # A full disk must not protect what fills it.
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
                 raise
-        abort(backup, params["keep"], params["timeout"])
+        try:
+            abort(backup, params["keep"], params["timeout"])
+        except BackupError as exc:
+            # A start that is given up cleans up itself, and may have done so first.
+            if params["keep"] or exc.code != "unknown_backup":
+                raise
         return answer(True, FAILED if params["keep"] else "absent", f"The backup {backup.id} was given up.")
 
     run(module, work)

@@ -164,6 +164,7 @@ progress:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._copy_job import (
     DONE,
+    is_copying,
     launch,
     scan_source,
     wait,
@@ -243,10 +244,13 @@ def main() -> None:
             scan = scan_source(content, params["follow_symlinks"])
             msg = f"{scan.total_files} files, {scan.total_bytes} bytes would be copied."
             return dict(handle(module), changed=True, finished=False, msg=msg)
-        if not backup.is_worked_on():
-            launch(backup, content, params)
-        elif not record:
-            raise BackupError(f"Another process works on the backup {backup.id}, and it is not a copy.", code="busy")
+        if not is_copying(backup):
+            try:
+                launch(backup, content, params)
+            except BackupError as exc:
+                # Another call may have been faster.
+                if exc.code != "busy" or not is_copying(backup):
+                    raise
         finished = wait(backup, params["wait_timeout"])
         if finished is not None:
             return done(finished, True)
