@@ -267,3 +267,11 @@ def restores(sandbox: Sandbox, steps: Steps, primary: Server, name: str = "resto
         amcheck(server)
     finally:
         server.stop("immediate")
+
+
+def spread_the_next_checkpoint(primary: Server) -> None:
+    """Let the next checkpoint that may take its time take about two seconds: a tenth for each page to write."""
+    primary.conf(checkpoint_timeout="1h", checkpoint_completion_target="0.9").reload()
+    primary.sql("CREATE TABLE dirty (i int)")
+    primary.sql("CHECKPOINT")
+    primary.sql("INSERT INTO dirty SELECT generate_series(1, 4000)")

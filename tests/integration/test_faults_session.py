@@ -19,12 +19,23 @@ import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _session, _stop
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
 
-from tests.harness.modules import Modules
+from tests.harness.binaries import server_python
+from tests.harness.modules import Modules, run_module_as
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, is_alive, wait_until
 from tests.harness.user import me, popen
 
-from .helpers_faults import Background, Steps, all_is_well, restores, sessions
+from .helpers_faults import (
+    Background,
+    Steps,
+    all_is_well,
+    command_line,
+    left_behind,
+    processes,
+    restores,
+    sessions,
+    spread_the_next_checkpoint,
+)
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 
@@ -97,7 +108,7 @@ def test_network_is_cut(steps: Steps, modules: Modules, primary: Server) -> None
 @BOTH
 def test_session_timeouts_do_not_end_it(steps: Steps, primary: Server, major: int) -> None:
     """Time-outs of role and database end other idle sessions, but not ours, and not a start that takes longer."""
-    dirty(primary)
+    spread_the_next_checkpoint(primary)
     names = ["idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "statement_timeout"]
     if major >= 17:
         names.append("transaction_timeout")
@@ -112,14 +123,6 @@ def test_session_timeouts_do_not_end_it(steps: Steps, primary: Server, major: in
     primary.sql("ALTER DATABASE postgres RESET ALL")
     assert session_of(steps).ask("status")["state"] == "running"
     steps.finish()
-
-
-def dirty(primary: Server) -> None:
-    """Let the next spread checkpoint take about two seconds: a tenth for each page to write."""
-    primary.conf(checkpoint_timeout="1h", checkpoint_completion_target="0.9").reload()
-    primary.sql("CREATE TABLE dirty (i int)")
-    primary.sql("CHECKPOINT")
-    primary.sql("INSERT INTO dirty SELECT generate_series(1, 4000)")
 
 
 @BOTH
@@ -257,7 +260,7 @@ def test_session_process_dies_before_it_can_write_the_label_down(steps: Steps, m
 @BOTH
 def test_status_while_start_waits_for_the_checkpoint(steps: Steps, primary: Server) -> None:
     """With fast=false start takes a checkpoint; meanwhile the session answers, and the catalogue shows it."""
-    dirty(primary)
+    spread_the_next_checkpoint(primary)
     start = Background(lambda: steps.run("backup_start", fast=False))
     wait_until(lambda: steps.state.get("state") == "starting", "the session starts")
     asked = time.monotonic()
@@ -270,3 +273,57 @@ def test_status_while_start_waits_for_the_checkpoint(steps: Steps, primary: Serv
     assert not result.get("failed"), result
     assert steps.state["started_at"] - steps.state["created_at"] > 1
     steps.finish()
+
+
+def test_long_path(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
+    """The repository's path is longer than that of a socket may be."""
+    repository = sandbox.directory("r" * 100)
+    assert len(str(repository)) > 108
+    steps = Steps(Modules(primary, repository=str(repository), cluster="c" * 60), primary, "i" * 60)
+    steps.start()
+    assert session_of(steps).ask("status")["state"] == "running"
+    steps.finish()
+    assert steps.published.is_dir()
+    all_is_well(sandbox, repository, primary)
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_password_is_nowhere(steps: Steps, primary: Server, repository: pathlib.Path, way: str) -> None:
+    """No command line, environment, file or result holds it, while the copy runs and afterwards."""
+    password = primary.password
+    login = {**primary.login(tcp=True), "ssl_mode": "disable"}
+    del steps.modules.common["login_unix_socket"]
+    steps.modules.common.update(login)
+    results: list[t.Any] = []
+    if way == "option":
+        results.append(steps.start())
+    else:
+        del steps.modules.common["login_password"]
+        arguments = steps.modules.arguments("backup_start", backup_id=steps.id, fast=True)
+        environment = {"PGPASSWORD": password}
+        results.append(run_module_as("backup_start", arguments, python=server_python(), env=environment))
+        steps.modules.common["login_password"] = password
+        assert results[0]["changed"], results
+    with steps.copying(64 << 20) as copy:
+        ours = left_behind(repository)
+        assert steps.keeper in ours
+        assert steps.progress["pid"] in ours
+        for pid in processes():
+            assert password not in command_line(pid)
+        for pid in ours:
+            assert password.encode() not in environment_of(pid)
+        results.append(copy.result())
+    results.append(steps.finish())
+    results.append(steps.modules.ok("server_info"))
+    results.append(steps.fails("backup_start"))
+    assert password not in repr(results)
+    for path in repository.rglob("*"):
+        if path.is_file() and path.stat().st_size < 1 << 20:
+            assert password.encode() not in path.read_bytes(), path
+
+
+def environment_of(pid: int) -> bytes:
+    """Return the environment that a process was started with."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+    return b""

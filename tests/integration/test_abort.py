@@ -1,0 +1,153 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Giving up a backup, in every state that it can be in."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import typing as t
+
+import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+
+from tests.harness.modules import Modules
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import Server, is_alive, wait_until
+
+from .helpers_faults import Background, Steps, all_is_well, spread_the_next_checkpoint
+
+
+@pytest.fixture
+def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
+    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    yield Steps(modules, primary)
+    all_is_well(sandbox, repository, primary)
+
+
+def gone(steps: Steps) -> None:
+    """Require that abort removes the backup, says so once, and predicts it."""
+    predicted = steps.ok("backup_abort", check=True)
+    assert predicted["changed"]
+    assert steps.work.exists()
+    result = steps.ok("backup_abort")
+    assert (result["changed"], result["state"]) == (True, "absent")
+    assert not steps.work.exists()
+    again = steps.ok("backup_abort")
+    assert (again["changed"], again["state"]) == (False, "absent")
+
+
+@pytest.mark.majors(15, 18)
+def test_starting(steps: Steps, primary: Server) -> None:
+    """The checkpoint that start waits for is not waited for."""
+    spread_the_next_checkpoint(primary)
+    start = Background(lambda: steps.run("backup_start", fast=False))
+    wait_until(lambda: steps.state.get("state") == "starting", "start waits for the checkpoint")
+    result = steps.ok("backup_abort")
+    assert (result["changed"], result["state"]) == (True, "absent")
+    failed = start.result(5)
+    assert failed["failed"]
+    assert failed["code"] == "aborted"
+    assert "aborted on request" in failed["msg"]
+
+
+def test_running(steps: Steps) -> None:
+    """Nothing but the session is there."""
+    steps.start()
+    gone(steps)
+
+
+@pytest.mark.majors(15, 18)
+def test_copying(steps: Steps) -> None:
+    """The copy stops at once and says why."""
+    steps.start()
+    with steps.copying() as copy:
+        assert steps.ok("backup_abort")["state"] == "absent"
+        result = steps.stops_soon(copy)
+    assert "abort" in result["msg"] or "gone" in result["msg"]
+
+
+def test_copied(steps: Steps) -> None:
+    """All is copied and the session waits."""
+    steps.start()
+    steps.ok("backup_copy")
+    gone(steps)
+
+
+def test_stopped(steps: Steps) -> None:
+    """Only the proof is missing."""
+    steps.start()
+    steps.ok("backup_copy")
+    steps.ok("backup_stop")
+    gone(steps)
+
+
+def test_failed(steps: Steps) -> None:
+    """The session is dead."""
+    steps.start()
+    keeper = steps.keeper
+    os.kill(keeper, signal.SIGKILL)
+    wait_until(lambda: not is_alive(keeper), "the session process is dead")
+    gone(steps)
+
+
+def test_unknown(steps: Steps, repository: pathlib.Path) -> None:
+    """There is no such backup, no such cluster."""
+    result = steps.ok("backup_abort")
+    assert (result["changed"], result["state"]) == (False, "absent")
+    assert not os.listdir(repository)
+
+
+def test_damaged(steps: Steps) -> None:
+    """What cannot be read can be removed."""
+    steps.start()
+    (steps.work / "backup.json").write_text("{")
+    gone(steps)
+
+
+def test_published(steps: Steps) -> None:
+    """It is never touched."""
+    steps.whole()
+    result = steps.ok("backup_abort")
+    assert (result["changed"], result["state"]) == (False, "published")
+    assert (steps.published / "data" / "backup_manifest").is_file()
+
+
+def test_kept_for_a_look(steps: Steps) -> None:
+    """The files stay, no step goes on with them, and they can be given up for good."""
+    steps.start()
+    steps.ok("backup_copy")
+    result = steps.ok("backup_abort", keep=True)
+    assert (result["changed"], result["state"]) == (True, "failed")
+    assert (steps.work / "data" / "global" / "pg_control").is_file()
+    again = steps.ok("backup_abort", keep=True)
+    assert (again["changed"], again["state"]) == (False, "failed")
+    (entry,) = steps.modules.ok("backup_info")["clusters"][0]["unfinished"]
+    assert (entry["state"], entry["session_alive"]) == ("failed", False)
+    assert "given up" in entry["problem"]
+    for name in ("backup_start", "backup_stop"):
+        assert "given up" in steps.fails(name)["msg"]
+    gone(steps)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP], ids=["ends", "hangs"])
+def test_session_process_hangs(steps: Steps, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session process that does not answer is named with what to do about it."""
+    # An answer is waited for so long in vain.
+    monkeypatch.setattr(Session.ask, "__defaults__", (True, 1.0))
+    steps.start()
+    keeper = steps.keeper
+    if number == signal.SIGSTOP:
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            result = steps.fails("backup_abort", timeout=1)
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        assert result["code"] in ("session_silent", "session_stuck")
+        assert str(steps.work) in result["msg"]
+        wait_until(lambda: not is_alive(keeper), "it ends when it is woken")
+    else:
+        os.kill(keeper, number)
+    assert steps.ok("backup_abort")["state"] == "absent"
