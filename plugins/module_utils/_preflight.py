@@ -119,8 +119,8 @@ def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
             )
         ]
     same = str(control.system_identifier) == info["system_identifier"]
-    started = float(lines[2]) if len(lines) > 3 and lines[2].isdigit() else 0.0
-    if not same or lines[3] != str(info["port"]) or abs(started - info["started_at"]) > START_TIME_TOLERANCE:
+    started, port = (lines[2], lines[3]) if len(lines) > 3 and lines[2].isdigit() else ("0", "")
+    if not same or port != str(info["port"]) or abs(float(started) - info["started_at"]) > START_TIME_TOLERANCE:
         return [
             problem(
                 "data_directory_of_another_server",
