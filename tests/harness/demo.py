@@ -438,6 +438,6 @@ def _interrupt(*_: object) -> t.NoReturn:
 
 
 if __name__ == "__main__":
-    for one in (signal.SIGTERM, signal.SIGHUP):
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, _interrupt)
     sys.exit(main(sys.argv[1:]))
