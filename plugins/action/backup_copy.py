@@ -69,6 +69,8 @@ class ActionModule(ActionBase):
             interval = check_type_int(arguments.get("progress_interval", DEFAULT_INTERVAL))
         except TypeError as exc:
             raise AnsibleActionFail(f"progress_interval: {exc}") from exc
+        if interval < 0:
+            raise AnsibleActionFail(f"progress_interval must not be negative, as {interval} is.")
         arguments["wait_timeout"] = min(interval or LONGEST_SLICE, LONGEST_SLICE)
         controller = os.getppid()
         shown = time.monotonic()

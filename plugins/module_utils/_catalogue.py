@@ -15,7 +15,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import ESSENTIAL
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import look, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import look, modified, session_of
 
 
 def catalogue(
@@ -32,6 +32,8 @@ def _cluster(cluster: Cluster, max_age: t.Optional[float], system_identifier: t.
         identifier = cluster.system_identifier()
     except BackupError as exc:
         problem = exc.msg
+    # Before the published ones, so that a backup which is published meanwhile is seen in any case.
+    unfinished = [_unfinished(backup) for backup in cluster.unfinished()]
     backups = sorted(
         (_published(backup) for backup in cluster.published()),
         key=lambda one: (one["stopped_at"] or "", one["backup_id"]),
@@ -47,7 +49,7 @@ def _cluster(cluster: Cluster, max_age: t.Optional[float], system_identifier: t.
         "system_identifier": identifier,
         "problem": problem,
         "backups": backups,
-        "unfinished": [_unfinished(backup) for backup in cluster.unfinished()],
+        "unfinished": [one for one in unfinished if os.path.isdir(one["directory"])],
         "newest": newest["backup_id"] if newest else None,
         "newest_age_seconds": newest["age_seconds"] if newest else None,
         "fresh": None if max_age is None else newest is not None and 0 <= newest["age_seconds"] < max_age,
@@ -98,7 +100,7 @@ def _unfinished(backup: Backup) -> dict[str, t.Any]:
     try:
         created = float(backup.load()["created_at"])
     except (BackupError, KeyError, TypeError, ValueError):
-        created = os.stat(backup.path).st_mtime
+        created = modified(backup.path)
     return {
         "backup_id": backup.id,
         "directory": backup.path,

@@ -123,10 +123,10 @@ def look(backup: Backup) -> Activity:
         owner = {}
     progress = read_progress(backup)
     here = content.get("host", host_name()) == host_name()
-    seen = float(owner.get("seen") or _modified(backup.file("backup.json")))
+    seen = float(owner.get("seen") or modified(backup.file("backup.json")))
     state, reason = content.get("state", FAILED), content.get("error", "")
     if state not in (STOPPED, COMPLETE, FAILED):
-        alive_at = max(seen, _modified(backup.file(*COPY_RECORD)))
+        alive_at = max(seen, modified(backup.file(*COPY_RECORD)))
         state, reason = _session_state(backup, here, alive_at, content)
         if state == "running" and progress.get("state") == "done":
             state = "copied"
@@ -164,7 +164,8 @@ def _session_state(backup: Backup, here: bool, alive_at: float, content: t.Mappi
     return state["state"], ""
 
 
-def _modified(path: str) -> float:
+def modified(path: str) -> float:
+    """Return when ``path`` was changed, in seconds since the epoch, 0 when it is not there."""
     try:
         return os.stat(path).st_mtime
     except OSError:
