@@ -125,16 +125,6 @@ def _unshare() -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "unshare", *kinds, "--fork", "--kill-child", "--propagation=private"]
 
 
-def _of_namespace(kind: str, identity: str) -> list[int]:
-    """Return the processes whose namespace ``kind`` is ``identity``."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{name}/ns/{kind}") == identity:
-                found.append(int(name))
-    return found
-
-
 class Namespace:
     """A process in namespaces of its own, and what it may start there."""
 
@@ -146,7 +136,8 @@ class Namespace:
             )
         self.log = log
         self.init = int(wait_until(lambda: children_of(self._process.pid), "the namespaces are made")[0])
-        self._identity = os.readlink(f"/proc/{self.init}/ns/net")
+        # Kept open: the kernel gives the number of a namespace that is gone to the next one, which may be another test's.
+        self._net = os.open(f"/proc/{self.init}/ns/net", os.O_RDONLY)
 
     def enter(self, args: t.Sequence[str | os.PathLike[str]], *kinds: str, **kwargs: t.Any) -> str:
         """Run a command of this machine in the namespaces ``kinds`` and return its standard output."""
@@ -161,20 +152,24 @@ class Namespace:
     def processes(self) -> dict[int, str]:
         """Return all processes of the network namespace, numbered as outside, with their command lines."""
         found = {}
-        for pid in _of_namespace("net", self._identity):
+        own = os.readlink(f"/proc/self/fd/{self._net}")
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            # Many are gone before they are looked at.
             with contextlib.suppress(OSError):
-                line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-                found[pid] = line.decode(errors="replace")
+                if os.readlink(f"/proc/{name}/ns/net") == own:
+                    line = pathlib.Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(name)] = line.decode(errors="replace")
         return found
 
     def end(self) -> None:
         """Kill everything in the namespaces and wait until it is gone."""
         self._process.kill()
         self._process.wait()
-        for pid in _of_namespace("net", self._identity):
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.processes(), f"{self.log} has ended")
+        os.close(self._net)
 
 
 class Host(Namespace):
@@ -194,6 +189,7 @@ class Host(Namespace):
 
     def listens(self) -> bool:
         """Whether sshd, which a host starts last, takes connections."""
+        assert self._process.poll() is None, self.log.read_text()
         return ":0016 00000000:0000 0A" in pathlib.Path(f"/proc/{self.init}/net/tcp").read_text()
 
     def path(self, inside: str) -> pathlib.Path:
@@ -274,13 +270,14 @@ class HostServer(Server):
 
     def make_standby(self, replication_password: str) -> HostServer:
         """Fill it by pg_basebackup over the network, start it and wait until it streams."""
-        assert self.upstream
-        conninfo = f"host={self.upstream.name} user=replicator application_name={self.name}"
+        upstream = self.upstream
+        assert upstream
+        conninfo = f"host={upstream.name} user=replicator application_name={self.name}"
         password = {"PGPASSWORD": replication_password}
         self.tool("pg_basebackup", "-D", self.data, "-R", "-c", "fast", "--no-sync", "-d", conninfo, env=password)
         self.start()
         streaming = f"SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND application_name = '{self.name}'"
-        wait_until(lambda: self.upstream.sql(streaming), f"{self.name} streams: {self.log[-500:]}")  # type: ignore[union-attr]
+        wait_until(lambda: upstream.sql(streaming), f"{self.name} streams")
         self.catch_up()
         return self
 
@@ -334,7 +331,7 @@ class Fleet:
             )
             host.ip("link set lo up", f"address add {address}/24 dev eth0", "link set eth0 up")
         for host in self.hosts.values():
-            wait_until(host.listens, f"{host.name} has sshd: see {host.log}")
+            wait_until(host.listens, f"{host.name} has sshd")
 
     def cut(self, host: Host, cut: bool = True) -> None:
         """Pull the network cable of a host, or plug it in again."""

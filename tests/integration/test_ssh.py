@@ -101,7 +101,7 @@ class World:
         big = f"{server.data}/{BIG}".removeprefix(str(server.host.path("")))
         server.host.run(["truncate", "--size=1G", big], user="postgres")
         try:
-            backup, pid = wait_until(running, "the copy is under way", interval=0.01)
+            backup, pid = wait_until(running, "the copy is under way", timeout=90, interval=0.01)
             group = os.getpgid(server.host.outside(pid))
             os.killpg(group, signal.SIGSTOP)
             try:
