@@ -30,7 +30,7 @@ SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 # Files of the work in progress; a published backup has none of them.
-WORK_FILES = ("session", "copy", "owner.json", "lock")
+WORK_FILES = ("session", "copy", "start_files", "owner.json", "lock")
 
 STARTED = "started"  # the session was asked for; what became of it is in its own record
 STOPPED = "stopped"  # label, map and manifest are written; WAL may still be on its way to the archive

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _copy_job, _user_copy, _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import connection_kwargs
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
@@ -294,13 +294,17 @@ class Start:
         backup, lock = new
         params = self._params
         try:
+            content = backup.load()
+            # Of a copy that the user's own step makes, all that there is now must be in it.
+            live = _copy_job.scan_source(content, follow_symlinks=False)
+            _user_copy.write_listing(backup.file(_user_copy.LISTING), live)
             session = session_of(backup)
             session.launch(
                 {
                     "connection": connection_kwargs(
                         params, f"pgfleet.basebackup {self._cluster.name}/{backup.id}"[:63]
                     ),
-                    "label": backup.load()["label"],
+                    "label": content["label"],
                     "fast": params["fast"],
                     "from_standby": self._info["role"] == "standby",
                     "system_identifier": self._info["system_identifier"],

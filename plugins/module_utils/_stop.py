@@ -126,8 +126,8 @@ class Stop:
         backup, server = self._backup, self._server
         destination = os.fsencode(backup.path)
         live = _copy_job.scan_source(self._content, follow_symlinks=False)
-        started = session_of(backup).recorded()["started_at"]
-        _user_copy.take_over(live, destination, server["major"], server["catalog_version"], started)
+        at_start = _user_copy.read_listing(backup.file(_user_copy.LISTING))
+        _user_copy.take_over(live, destination, server["major"], server["catalog_version"], at_start)
         if not stopped:
             # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
             # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.

@@ -14,21 +14,38 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _datadir
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import write_bytes
 
 CONTROL = b"global/pg_control"
+# The list of the server's files before the start, in the directory of an unfinished backup.
+LISTING = "start_files"
 # What a stop that was killed may have left.
 LEFTOVERS = (b"backup_label.tmp", b"tablespace_map.tmp", b"backup_manifest.tmp")
 
 
-def take_over(live: _datadir.Scan, backup_path: bytes, major: int, catalog_version: int, started_at: float) -> None:
+def write_listing(path: str, live: _datadir.Scan) -> None:
+    """Write down which files the server has; a path has any byte but NUL, which ends each."""
+    write_bytes(path, b"".join(entry.path + b"\0" for entry in live.files))
+
+
+def read_listing(path: str) -> frozenset[bytes]:
+    """Return what :func:`write_listing` wrote down. Raises OSError."""
+    with open(path, "rb") as stream:
+        return frozenset(stream.read().split(b"\0")[:-1])
+
+
+def take_over(
+    live: _datadir.Scan, backup_path: bytes, major: int, catalog_version: int, at_start: t.AbstractSet[bytes]
+) -> None:
     """Bring the copy in ``backup_path`` into shape.
 
-    ``live`` is the server's tree now. Raises :class:`BackupError`: ``nothing_copied``; ``not_a_copy`` when what lies
-    there is the server's own; ``copy_not_whole`` when files are missing that have not been changed since ``started_at``
-    (seconds since the epoch), so have been there all along.
+    ``live`` is the server's tree now, ``at_start`` what it had before the start. Raises :class:`BackupError`:
+    ``nothing_copied``; ``not_a_copy`` when what lies there is the server's own; ``copy_not_whole`` when files are
+    missing that were there before the start and still are. Replay makes only those again that were created since.
     """
     data = backup_path + b"/data"
     _refuse_directories(live, backup_path)
@@ -44,7 +61,8 @@ def take_over(live: _datadir.Scan, backup_path: bytes, major: int, catalog_versi
     _link_tablespaces(live, backup_path)
     copied = _datadir.scan(data, major, catalog_version)
     _refuse_files(live, copied)
-    missing = _missing(live, copied, started_at)
+    have = {one.path for one in copied.files}
+    missing = sorted(one.path for one in live.files if one.path in at_start and one.path not in have)
     if missing:
         raise BackupError(
             f"The copy in {os.fsdecode(backup_path)} is not whole: {len(missing)} files are missing, for example"
@@ -102,20 +120,6 @@ def _link_tablespaces(live: _datadir.Scan, backup_path: bytes) -> None:
                 hint="Copy each tablespace to tablespaces/<oid>/ of the backup.",
             )
         os.symlink(_datadir.tablespace_link(tablespace), folder + b"/" + name)
-
-
-def _missing(live: _datadir.Scan, copied: _datadir.Scan, started_at: float) -> list[bytes]:
-    have = {one.path for one in copied.files}
-    missing = []
-    for entry in live.files:
-        if entry.path not in have:
-            try:
-                # Whatever is younger may have been created during the backup; replay creates it again.
-                if os.stat(entry.source).st_ctime < started_at:
-                    missing.append(entry.path)
-            except FileNotFoundError:
-                continue
-    return missing
 
 
 def _prune(copied: _datadir.Scan, backup_path: bytes) -> None:

@@ -128,6 +128,22 @@ def test_incomplete_copies_are_refused_until_they_are_whole(
     restore_and_check(sandbox, steps.published, primary.archive, major, is_the_same)
 
 
+def test_a_changed_file_may_not_be_missing(primary: Server, modules: Modules) -> None:
+    """Replay repairs the pages that were changed, not the others of a file that is not there."""
+    primary.sql("CREATE TABLE changed AS SELECT generate_series(1, 50000) i")
+    primary.sql("VACUUM changed")
+    primary.sql("CHECKPOINT")
+    path = primary.value("SELECT pg_relation_filepath('changed')")
+    steps = Steps(modules, primary)
+    steps.start()
+    copy_data_directory(primary, steps.work)
+    (steps.work / "data" / path).unlink()
+    primary.sql("UPDATE changed SET i = 0 WHERE i = 1")
+    primary.sql("CHECKPOINT")
+    refused = steps.fails("backup_stop")
+    assert (refused["code"], path in refused["msg"]) == ("copy_not_whole", True), refused
+
+
 def test_what_vanished_and_came_meanwhile_may_be_missing(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
