@@ -471,7 +471,7 @@ def _another_process(work: t.Callable[[], t.Any]) -> t.Iterator[t.Callable[[], N
 
     def begin() -> None:
         os.write(go_write, b".")
-        select.select([alive_read], [], [], 0.05)
+        select.select([alive_read], [], [], 0.1)
 
     try:
         yield begin
