@@ -136,7 +136,7 @@ class Namespace:
             )
         self.log = log
         self.init = int(wait_until(lambda: children_of(self._process.pid), "the namespaces are made")[0])
-        # Kept open: the kernel gives the number of a namespace that is gone to the next one, which may be another test's.
+        # Kept open: the kernel gives the number of a namespace that is gone to the next one, perhaps another test's.
         self._net = os.open(f"/proc/{self.init}/ns/net", os.O_RDONLY)
 
     def enter(self, args: t.Sequence[str | os.PathLike[str]], *kinds: str, **kwargs: t.Any) -> str:
