@@ -242,7 +242,7 @@ def test_killed_controller(world: World) -> None:
     play = world.start("db2", pipelining=False, **variables)
     with world.held_copy(world.standby, play) as backup:
         world.kill(play)
-    again = world.start("db2", pipelining=False, **variables).wait().ok()
+    again = world.start("db2", **variables).wait().ok()
     assert result(again, world.db2, "backup_start")["resumed"]
     assert world.published(world.db2, again).name == backup.name
     assert not result(again, world.db2, "wal_switch").get("failed")
