@@ -21,6 +21,7 @@ import sys
 import time
 import typing as t
 
+from .playbook import host_vars, run_playbook
 from .sandbox import Sandbox
 from .servers import Server
 from .user import own_directory
@@ -240,6 +241,34 @@ def measure_small_files(bench: Bench, count: int) -> None:
     )
 
 
+def measure_role(sandbox: Sandbox, runs: int) -> None:
+    """Measure what a run of the role costs besides the copy: on a primary, and when nothing is to do."""
+    server = sandbox.primary()
+    repository = sandbox.directory("repository")
+    play = [{"hosts": "all", "gather_facts": False, "roles": ["pgfleet.basebackup.pg_backup"]}]
+    variables = {"pg_backup_repository": str(repository), "pg_backup_fast": True, "pg_backup_archive_interval": 0.1}
+    overhead: list[float] = []
+    nothing: list[float] = []
+    for _round in range(runs):
+        for force, seconds in ((True, overhead), (False, nothing)):
+            begun = time.monotonic()
+            done = run_playbook(
+                play,
+                {"db1": host_vars(server)},
+                directory=sandbox.root,
+                extra_vars={**variables, "pg_backup_force": force},
+            ).ok()
+            copies = [event["result"]["seconds"] for event in done.of("db1", "ok") if "seconds" in event["result"]]
+            seconds.append(time.monotonic() - begun - sum(copies))
+    print("\n### The role, seconds besides the copy, ansible-playbook's start included\n")
+    print("| | median s | min–max s |")
+    print("|---|---|---|")
+    for name, times in (("a backup of a primary", overhead), ("nothing to do", nothing)):
+        print(f"| {name} | {statistics.median(times):.1f} | {min(times):.1f}–{max(times):.1f} |")
+    sys.stdout.flush()
+    server.stop()
+
+
 def main() -> None:
     """Run the parts that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -248,14 +277,16 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=100, help="pgbench scale, about 15 MB each (default: 100)")
     parser.add_argument("--incompressible", type=int, default=800, help="MB of random data (default: 800)")
     parser.add_argument("--files", type=int, default=20_000, help="small files (default: 20000)")
-    parser.add_argument("--only", choices=["cluster", "small"])
+    parser.add_argument("--only", choices=["cluster", "small", "role"])
     given = parser.parse_args()
     with Sandbox(own_directory(given.directory / f"pgfleet-bench-{os.getpid()}")) as sandbox:
         bench = Bench(sandbox, given.runs)
-        if given.only != "cluster":
+        if given.only in (None, "small"):
             measure_small_files(bench, given.files)
-        if given.only != "small":
+        if given.only in (None, "cluster"):
             measure_cluster(bench, given.scale, given.incompressible)
+        if given.only in (None, "role"):
+            measure_role(sandbox, given.runs)
 
 
 if __name__ == "__main__":
