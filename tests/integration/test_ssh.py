@@ -48,6 +48,7 @@ class World:
         """Make db1 and db2 database hosts as the README says."""
         self.sandbox = sandbox
         self.fleet = hosts
+        self.plays: list[RunningPlay] = []
         self.db1, self.db2, self.db3 = hosts.hosts.values()
         self.db1.give_psycopg2()
         self.db2.give_psycopg2()
@@ -67,13 +68,15 @@ class World:
             host.name: {**self.fleet.host_vars(host, pipelining=pipelining), **variables}
             for host in self.fleet.hosts.values()
         }
-        return start_playbook(
+        play = start_playbook(
             yaml.safe_load(readme("yaml")),
             inventory,
             directory=self.sandbox.root,
             groups={"databases": list(inventory)},
             args=["--limit", limit, *args],
         )
+        self.plays.append(play)
+        return play
 
     def backups(self, host: Host, state: str = "backups") -> list[pathlib.Path]:
         """Return a host's published backups, or those ``in_progress``."""
@@ -174,7 +177,13 @@ def world(three_hosts: World) -> t.Iterator[World]:
     """The world with empty repositories, which is well after the test."""
     for host in (three_hosts.db1, three_hosts.db2):
         host.run(["find", REPOSITORY, "-mindepth", "1", "-delete"])
-    yield three_hosts
+    try:
+        yield three_hosts
+    finally:
+        for play in three_hosts.plays:
+            # Only after a failure of the test.
+            if play.process.poll() is None:
+                three_hosts.kill(play)
     three_hosts.is_well()
 
 
