@@ -26,6 +26,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import (
     Activity,
     claim,
+    claim_locked,
     host_name,
     look,
     session_of,
@@ -188,7 +189,7 @@ class Start:
                 twin = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
                 choice = self._choose() if twin is None else Choice()
                 if choice.backup is not None:
-                    claim(choice.backup, params["owner"], take_over=True)
+                    claim_locked(choice.backup, params["owner"], take_over=True)
                 elif twin is None and choice.busy is None:
                     new = self._create()
             if twin is not None:
@@ -287,7 +288,7 @@ class Start:
         # Locked before the catalogue's lock is released: nobody may see it as one whose session has died.
         lock = backup.work()
         lock.__enter__()
-        claim(backup, self._params["owner"])
+        claim_locked(backup, self._params["owner"])
         return backup, lock
 
     def _launch(self, new: tuple[Backup, t.ContextManager[int]]) -> dict[str, t.Any]:

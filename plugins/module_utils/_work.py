@@ -86,12 +86,20 @@ def session_of(backup: Backup) -> Session:
     return Session(backup.file("session"))
 
 
-def claim(backup: Backup, owner: t.Optional[str], take_over: bool = False) -> None:
-    """Write down that the run ``owner`` works on ``backup`` now.
+def claim(backup: Backup, owner: t.Optional[str]) -> None:
+    """Write down that the run ``owner`` works on ``backup`` now; under the catalogue's lock, as a takeover is.
 
-    Raises :class:`BackupError` when another run does, unless ``take_over``. Without ``owner`` (modules used by hand)
+    Raises :class:`BackupError` when another run does, or the backup is gone. Without ``owner`` (modules used by hand)
     nothing is checked and only the time is renewed.
     """
+    with backup.cluster.lock():
+        if not os.path.isdir(backup.path):
+            raise BackupError(f"The backup {backup.path} is gone.", code="unknown_backup")
+        claim_locked(backup, owner)
+
+
+def claim_locked(backup: Backup, owner: t.Optional[str], take_over: bool = False) -> None:
+    """Do what :func:`claim` does; the caller holds the catalogue's lock. With ``take_over`` nobody is asked."""
     path = backup.file("owner.json")
     try:
         known = read_json(path)

@@ -98,12 +98,12 @@ def main() -> None:
         if module.check_mode:
             return answer(True, activity.state, f"The backup {backup.id} would be given up.")
         try:
-            claim(backup, params["owner"])
-        except OSError as exc:
-            # A full disk must not protect what fills it.
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
-                raise
-        try:
+            try:
+                claim(backup, params["owner"])
+            except OSError as exc:
+                # A full disk must not protect what fills it.
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
             abort(backup, params["keep"], params["timeout"])
         except BackupError as exc:
             # A start that is given up cleans up itself, and may have done so first.

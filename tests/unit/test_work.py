@@ -55,7 +55,7 @@ def test_claim_of_another(backup: Backup) -> None:
     with pytest.raises(BackupError) as caught:
         _work.claim(backup, "two")
     assert (caught.value.code, "one" in caught.value.msg, owner_of(backup)["owner"]) == ("taken_over", True, "one")
-    _work.claim(backup, "two", take_over=True)
+    _work.claim_locked(backup, "two", take_over=True)
     assert owner_of(backup)["owner"] == "two"
     with pytest.raises(BackupError):
         _work.claim(backup, "one")
@@ -68,6 +68,32 @@ def test_claim_without_a_name(backup: Backup) -> None:
     _work.claim(backup, "one")
     _work.claim(backup, None)
     assert owner_of(backup)["owner"] == "one"
+
+
+def test_claims_at_once(backup: Backup) -> None:
+    """They replace the same file: none may fail, and none may leave a mixture."""
+    children = []
+    for number in range(4):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for _turn in range(20):
+                    _work.claim(backup, None if number else "x" * 500)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    assert owner_of(backup)["owner"] == "x" * 500
+
+
+def test_claim_of_what_is_gone(backup: Backup) -> None:
+    gone = Backup(backup.cluster, "b1", published=False)
+    backup.remove()
+    with pytest.raises(BackupError) as caught:
+        _work.claim(gone, "one")
+    assert caught.value.code == "unknown_backup"
 
 
 def test_claim_with_a_damaged_record(backup: Backup) -> None:
