@@ -45,6 +45,8 @@ def ansible_environment(directory: pathlib.Path) -> dict[str, str]:
         ANSIBLE_NOCOLOR="1",
         LC_ALL="C.UTF-8",
         PGFLEET_EVENTS=str(directory / "events.jsonl"),
+        # Ansible leaves flushing to Python, which to a file would write the live progress only at the next task.
+        PYTHONUNBUFFERED="1",
     )
     return env
 
