@@ -11,9 +11,11 @@ import os
 import pathlib
 import signal
 import subprocess
+import types
 import typing as t
 
 import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _copy_job
 
 from tests.harness import binaries
 from tests.harness.modules import Modules, Result, run_module_as
@@ -21,7 +23,7 @@ from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file, popen, run, server_user
 
-from .helpers_faults import BIG_FILE, Background, Steps, all_is_well, restores
+from .helpers_faults import BIG_FILE, Background, Steps, all_is_well, read_json, restores
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 ROOT: t.Final = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which needs root")
@@ -175,6 +177,7 @@ def test_disk_is_full(
         assert f"cannot write {steps.work}" in result["msg"]
         assert "No space left on device" in result["msg"]
         assert "MB are free and" in result["msg"]
+        assert not (steps.work / "data" / BIG_FILE).exists(), "what is incomplete has given its room back"
         assert steps.fails("backup_stop")["code"] == "copy_not_finished"
         big.unlink()
         assert steps.ok("backup_copy", checksum_algorithm=algorithm)["finished"]
@@ -221,6 +224,19 @@ def test_not_a_byte_is_left(sandbox: Sandbox, modules: Modules, primary: Server,
         ballast.unlink()
         steps.finish()
         all_is_well(sandbox, small, primary)
+
+
+@ROOT
+def test_last_word_of_the_copy(sandbox: Sandbox) -> None:
+    """There is room for it when others have taken all the rest."""
+    with small_file_system(sandbox, 1) as small:
+        (small / "copy").mkdir()
+        backup = types.SimpleNamespace(file=lambda *parts: os.path.join(small, *parts))
+        recorder = _copy_job._Recorder(t.cast("t.Any", backup), 1, 1)
+        recorder.begin()
+        fill(small)
+        recorder.finish(state="failed", error="e" * PAGE)
+        assert read_json(small / "copy" / "progress.json")["error"] == "e" * PAGE
 
 
 @BOTH
