@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import typing as t
 
 from tests.harness.playbook import Play, RunningPlay, host_vars, run_playbook, start_playbook
 from tests.harness.sandbox import Sandbox
-from tests.harness.servers import Server
+from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file
+
+from .helpers_faults import BIG_FILE, read_json
 
 PLAYBOOK: t.Final = "playbooks/backup.yml"
 HANDLER: t.Final = "pg_backup : Switch WAL on the primary"
@@ -121,3 +125,45 @@ def holds(root: pathlib.Path, secret: str) -> list[pathlib.Path]:
             if path.is_file() and secret.encode() in path.read_bytes():
                 found.append(path)
     return found
+
+
+class Copying:
+    """A play whose copy is held in the middle; the sparse file that it is in is gone from the server."""
+
+    def __init__(self, play: RunningPlay, backup: pathlib.Path, process: int) -> None:
+        self.play = play
+        self.backup = backup
+        self.process = process
+        self.keeper = int(read_json(backup / "session" / "state.json")["pid"])
+
+    def go_on(self) -> None:
+        """Let the copy continue."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def held_copy(fleet: Fleet, host: str, server: Server, **variables: t.Any) -> t.Iterator[Copying]:
+    """Start the play for ``host``; give it when its copy is held by SIGSTOP and the controller has told its progress."""
+    big = own_file(server.data / BIG_FILE, "")
+    os.truncate(big, 2 << 30)
+    play = fleet.start({host: fleet.host(server, progress_interval=1, **variables)})
+    try:
+        (backup,) = wait_until(
+            lambda: fleet.unfinished(variables.get("cluster", host)), "a backup is begun", interval=0.005
+        )
+        record = backup / "copy" / "progress.json"
+        wait_until(lambda: read_json(record).get("done_files"), "the copy is under way", interval=0.002)
+        copying = Copying(play, backup, os.getpgid(read_json(record)["pid"]))
+        os.killpg(copying.process, signal.SIGSTOP)
+        try:
+            wait_until(lambda: f"[{host}] {backup.name}: " in play.stdout, f"progress is told: {play.stdout}")
+            big.unlink()
+            yield copying
+        finally:
+            copying.go_on()
+    finally:
+        big.unlink(missing_ok=True)
+        with contextlib.suppress(ProcessLookupError):
+            play.signal(group=True)
+        play.process.wait()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import subprocess
 import tarfile
 
@@ -14,14 +13,13 @@ import pytest
 
 from tests.harness.checks import data_checksum, restore_and_check
 from tests.harness.modules import CLONE
-from tests.harness.playbook import Play, RunningPlay, ansible_environment, bin_path
+from tests.harness.playbook import RunningPlay, ansible_environment, bin_path
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
-from tests.harness.user import run
 
 from .helpers_backup import listing
 from .helpers_faults import all_is_well
-from .helpers_role import HANDLER, PLAYBOOK, Fleet, content, message, reached, switches, told
+from .helpers_role import HANDLER, Fleet, content, message, reached, switches, told
 
 
 @pytest.fixture
