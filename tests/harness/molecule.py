@@ -4,17 +4,20 @@
 """``make molecule``: the scenarios in extensions/molecule on a primary and its standby that are made for them.
 
 The scenarios find the two as hosts ``primary`` and ``standby`` of the group ``databases`` in the inventory file that
-``PGFLEET_INVENTORY`` names, with login, repository and interpreter as variables.
+``PGFLEET_INVENTORY`` names, with login, repository and interpreter as variables, and ``molecule_archive`` and
+``molecule_binaries`` for the verification.
 """
 
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import yaml
 
+from . import binaries
 from .modules import CLONE
 from .playbook import ansible_environment, bin_path, host_vars
 from .sandbox import Sandbox
@@ -25,7 +28,11 @@ def main() -> int:
     with Sandbox() as sandbox:
         primary = sandbox.primary(tablespaces=["extra"])
         standby = sandbox.standby(primary)
-        common = {"pg_backup_repository": str(sandbox.directory("repository"))}
+        common = {
+            "pg_backup_repository": str(sandbox.directory("repository")),
+            "molecule_archive": str(primary.archive),
+            "molecule_binaries": str(pathlib.Path(binaries.tool(primary.major, "postgres")).parent),
+        }
         hosts = {server.name: {**host_vars(server), **common} for server in (primary, standby)}
         inventory = sandbox.root / "inventory.yml"
         inventory.write_text(yaml.safe_dump({"databases": {"hosts": hosts}}))

@@ -144,7 +144,7 @@ class Copying:
 
 @contextlib.contextmanager
 def held_copy(fleet: Fleet, host: str, server: Server, **variables: t.Any) -> t.Iterator[Copying]:
-    """Start the play for ``host``; give it when its copy is held by SIGSTOP and the controller has told its progress."""
+    """Start the play for ``host``; give it when its copy is held by SIGSTOP and the progress was told."""
     big = own_file(server.data / BIG_FILE, "")
     os.truncate(big, 2 << 30)
     play = fleet.start({host: fleet.host(server, progress_interval=1, **variables)})
