@@ -35,6 +35,6 @@ options:
     description:
       - Name of the run that works on the backup, for example V(deploy@controller job 42). With it a step is refused
         when another run has taken the backup over in the meantime.
-      - Without it nothing is checked.
+      - Without it nothing is checked. Publishing checks the proof alone.
     type: str
 """

@@ -17,6 +17,7 @@ import io
 import lzma
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -274,30 +275,42 @@ def missing_by_command(command: str, names: t.Sequence[str], size: int, system_i
             # The server's %p never ends in the name that it asks for either.
             target = os.path.join(folder, "RECOVERYXLOG")
             line = command.replace("%%", "\0").replace("%f", name).replace("%p", target).replace("\0", "%")
-            try:
-                subprocess.run(
-                    ["/bin/sh", "-c", line],
-                    cwd=folder,
-                    timeout=COMMAND_SECONDS,
-                    check=True,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-                fetched = os.path.isfile(target) and check_fetched(target, "", name, size, system_identifier)
-            except subprocess.SubprocessError:
-                fetched = False
-            if not fetched:
+            fetched = _runs(line, folder) and os.path.isfile(target)
+            if not fetched or not check_fetched(target, "", name, size, system_identifier):
                 missing.append(name)
             if os.path.exists(target):
                 os.unlink(target)
     return missing
 
 
-def wait_archived(missing: t.Callable[[], list[str]], timeout: float, interval: float) -> list[str]:
-    """Ask ``missing`` every ``interval`` seconds until it answers nothing or ``timeout`` seconds have passed."""
+def _runs(line: str, folder: str) -> bool:
+    """Run a shell command and tell whether it succeeded; what it started is killed with it at the time limit."""
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", line],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(COMMAND_SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+
+
+def wait_archived(
+    missing: t.Callable[[t.Sequence[str]], list[str]], names: t.Sequence[str], timeout: float, interval: float
+) -> list[str]:
+    """Return which of ``names`` are not archived, at once when there are none, else after ``timeout`` seconds.
+
+    ``missing`` is asked every ``interval`` seconds about those that it missed the last time.
+    """
     deadline = time.monotonic() + timeout
     while True:
-        names = missing()
+        names = missing(names)
         if not names or time.monotonic() >= deadline:
-            return names
+            return list(names)
         time.sleep(min(interval, max(0.0, deadline - time.monotonic())))

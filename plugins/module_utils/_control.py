@@ -21,6 +21,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 CONTROL_FILE_SIZE = 8192
 # pg_control_version to the offset of the CRC: PostgreSQL 13 to 16, 17, 18.
 _CRC_OFFSETS = {1300: 288, 1700: 288, 1800: 292}
+_MIN_RECOVERY_POINT_OFFSET = 136
 _CHECKSUM_VERSION_OFFSET = 252
 
 
@@ -28,6 +29,7 @@ class ControlFile(t.NamedTuple):
     """The fields of a control file that we use, and its bytes.
 
     ``state`` is the number of the DBState, 4 and 5 being in crash and in archive recovery, 6 in production.
+    ``min_recovery_point`` is the LSN that recovery must reach before the server is consistent, 0 outside recovery.
     ``data_checksum_version`` is 0 when data checksums are off.
     """
 
@@ -35,6 +37,7 @@ class ControlFile(t.NamedTuple):
     control_version: int
     catalog_version: int
     state: int
+    min_recovery_point: int
     data_checksum_version: int
     raw: bytes
 
@@ -77,8 +80,11 @@ def parse_control(raw: bytes) -> ControlFile:
     found = crc32c(raw[:crc_offset])
     if found != expected:
         raise BackupError(f"pg_control has CRC {found:08x} but says {expected:08x}", code="bad_control")
+    (min_recovery_point,) = struct.unpack_from("<Q", raw, _MIN_RECOVERY_POINT_OFFSET)
     (checksum_version,) = struct.unpack_from("<I", raw, _CHECKSUM_VERSION_OFFSET)
-    return ControlFile(system_identifier, control_version, catalog_version, state, checksum_version, raw)
+    return ControlFile(
+        system_identifier, control_version, catalog_version, state, min_recovery_point, checksum_version, raw
+    )
 
 
 def read_control(path: bytes, attempts: int = 50, delay: float = 0.02) -> ControlFile:

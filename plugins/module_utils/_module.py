@@ -62,17 +62,18 @@ def cluster_of(module: AnsibleModule) -> Cluster:
     return Repository(module.params["repository"]).cluster(module.params["cluster"])
 
 
-def backup_of(module: AnsibleModule) -> t.Optional[Backup]:
+def backup_of(module: AnsibleModule, claimed: bool = True) -> t.Optional[Backup]:
     """Return the backup that the module's handle names, None in check mode when it is not there.
 
-    In check mode the steps before have not made it. Outside check mode an unfinished backup is claimed for ``owner``.
+    In check mode the steps before have not made it. Outside check mode an unfinished backup is claimed for ``owner``,
+    unless the step is one that any run may do.
     """
     cluster = cluster_of(module)
     check_name(module.params["backup_id"], "The backup_id")
     if module.check_mode:
         return cluster.find(module.params["backup_id"])
     backup = cluster.get(module.params["backup_id"])
-    if not backup.published:
+    if claimed and not backup.published:
         claim(backup, module.params["owner"])
     return backup
 

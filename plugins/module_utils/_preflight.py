@@ -148,7 +148,7 @@ def repository_problems(
     """Return the problems of the place where the backup shall go, and its free bytes (None when it is unusable)."""
     try:
         place = Repository(repository)
-        place.refuse_inside(cluster_directories(info))
+        place.cluster(cluster).refuse_inside(cluster_directories(info))
         place.cluster(cluster).refuse_other(info["system_identifier"])
     except BackupError as exc:
         return [problem(exc.code, exc.msg, exc.hint)], None

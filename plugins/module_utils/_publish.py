@@ -66,8 +66,23 @@ def _bad_proof(backup: Backup) -> BackupError:
     )
 
 
-def publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> None:
-    """Record ``proof`` and publish ``backup``; after a crash at any point the same call goes on."""
+def publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> bool:
+    """Record ``proof`` and publish ``backup``; after a crash at any point the same call goes on.
+
+    Tell whether that changed anything: another run may have published it meanwhile.
+    """
+    try:
+        _publish(backup, proof)
+    except BackupError:
+        found = backup.cluster.find(backup.id)
+        if found is None or not found.published:
+            raise
+        backup.published = True
+        return False
+    return True
+
+
+def _publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> None:
     with backup.work():
         content = backup.load()
         refuse_unproven(backup, content, proof)

@@ -161,19 +161,6 @@ class Repository:
                 hint="Check its owner and mode, and become_user of the task.",
             )
 
-    def refuse_inside(self, directories: t.Iterable[bytes]) -> None:
-        """Raise :class:`BackupError` when the repository lies in one of the server's ``directories``."""
-        own = os.fsencode(self.path)
-        for directory in directories:
-            real = os.path.realpath(directory)
-            if own == real or own.startswith(real + b"/"):
-                raise BackupError(
-                    f"The repository {self.path} lies inside {os.fsdecode(real)}, which is part of the"
-                    f" database cluster.",
-                    code="repository_inside_cluster",
-                    hint="A backup must not contain itself; choose a directory outside, best on another device.",
-                )
-
     def cluster_names(self) -> list[str]:
         """Return the names of the clusters that have a directory here, sorted."""
         with os.scandir(self.path) as entries:
@@ -227,6 +214,19 @@ class Cluster:
                 hint="Give this cluster a name or repository of its own. After initdb or pg_upgrade it is"
                 " another cluster.",
             )
+
+    def refuse_inside(self, directories: t.Iterable[bytes]) -> None:
+        """Raise :class:`BackupError` when the backups would lie in one of the server's ``directories``."""
+        for own in (os.fsencode(self.repository.path), os.path.realpath(os.fsencode(self.path))):
+            for directory in directories:
+                real = os.path.realpath(directory)
+                if own == real or own.startswith(real + b"/"):
+                    raise BackupError(
+                        f"The repository {os.fsdecode(own)} lies inside {os.fsdecode(real)}, which is part of the"
+                        f" database cluster.",
+                        code="repository_inside_cluster",
+                        hint="A backup must not contain itself; choose a directory outside, best on another device.",
+                    )
 
     def prepare(self, system_identifier: str) -> None:
         """Make the directories and ``cluster.json``; :meth:`refuse_other` applies."""

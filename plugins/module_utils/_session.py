@@ -71,8 +71,9 @@ class Session:
                 json.dumps({**orders, "psycopg2_path": library}).encode("ascii"), timeout=READY_SECONDS
             )
         except subprocess.TimeoutExpired:
+            # Its detached child may still hold the pipes, so nobody waits for their end.
             process.kill()
-            output, errors = process.communicate()
+            output, errors = b"", f"It was not ready after {READY_SECONDS:.0f} s.".encode()
         try:
             answer = json.loads(output)
         except ValueError:

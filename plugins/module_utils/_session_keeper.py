@@ -34,6 +34,7 @@ import typing as t
 # Longest pause in which the removal of the folder, the deadline or the lease goes unnoticed, in seconds.
 TICK = 5.0
 MAX_REQUEST = 4096
+CANCEL_SECONDS = 5.0
 # How long a client may keep the others waiting.
 CLIENT_SECONDS = 1.0
 RESERVE_BYTES = 65536
@@ -352,15 +353,21 @@ class Keeper:
             client.close()
 
     def _cancel(self) -> None:
-        if self._backend.connection is None:
+        connection = self._backend.connection
+        if connection is None:
             return
-        try:
-            if self._busy:
-                self._backend.connection.cancel()
-            else:
-                self._backend.connection.close()
-        except Exception:  # the process ends next, which closes the connection for good
-            pass
+        end = connection.cancel if self._busy else connection.close
+
+        def try_to() -> None:
+            try:
+                end()
+            except Exception:  # the process ends next, which closes the connection for good
+                pass
+
+        # A cancel request that meets a dead network would hold everything up for minutes.
+        thread = threading.Thread(target=try_to, daemon=True)
+        thread.start()
+        thread.join(CANCEL_SECONDS)
 
     def _farewell(self) -> None:
         # The socket goes first: who asks from now on finds the final state.json.

@@ -150,14 +150,14 @@ class Stop:
         label_bytes, map_bytes = bytes.fromhex(state["label_file"]), bytes.fromhex(state["map_file"])
         label = _label.parse_backup_label(label_bytes)
         self._refuse_new_tablespaces(state, map_bytes)
-        self._check_control(label)
+        stop_lsn = _wal.parse_lsn(state["stop_lsn"])
+        self._check_control(label, stop_lsn)
         start = start_facts(backup)
         if _wal.parse_lsn(start["start_lsn"]) != label.start_lsn:
             raise self._void(
                 BackupError(f"The label names another start than {start['start_lsn']}.", code="label_of_another_backup")
             )
         start["timeline"] = label.start_timeline
-        stop_lsn = _wal.parse_lsn(state["stop_lsn"])
         timeline, ranges = self._ranges(label, stop_lsn, state)
         for name, content in (("backup_label", label_bytes), ("tablespace_map", map_bytes)):
             if content:
@@ -230,7 +230,7 @@ class Stop:
                 BackupError(f"The tablespaces with the oids {lost} are not in the copy.", code="tablespace_not_copied")
             )
 
-    def _check_control(self, label: _label.BackupLabel) -> None:
+    def _check_control(self, label: _label.BackupLabel, stop_lsn: int) -> None:
         with open(self._backup.file("data", "global", "pg_control"), "rb") as stream:
             control = _control.parse_control(stream.read())
         if str(control.system_identifier) != self._server["system_identifier"]:
@@ -243,6 +243,15 @@ class Stop:
                     " a restore would refuse it.",
                     code="control_inconsistent",
                     hint="The server changed its role; take a new backup.",
+                )
+            )
+        if label.backup_from == "standby" and control.min_recovery_point > stop_lsn:
+            raise self._void(
+                BackupError(
+                    f"The copied pg_control asks for WAL up to {_wal.format_lsn(control.min_recovery_point)}, but it"
+                    f" ends at {_wal.format_lsn(stop_lsn)}: pg_control was copied after the stop.",
+                    code="control_too_new",
+                    hint="Take a new backup, and leave global/pg_control to backup_stop.",
                 )
             )
 

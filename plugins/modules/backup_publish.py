@@ -68,7 +68,8 @@ def main() -> None:
     )
 
     def work() -> dict[str, object]:
-        backup = backup_of(module)
+        # Who has the proof may publish: a run that waited long for it may have been taken over meanwhile.
+        backup = backup_of(module, claimed=False)
         if backup is None:
             return dict(
                 handle(module),
@@ -88,14 +89,9 @@ def main() -> None:
                     raise
             msg = f"The backup {backup.id} would be published."
             return dict(handle(module), changed=True, state=content["state"], directory=backup.path, msg=msg)
-        publish(backup, module.params["proof"])
-        return dict(
-            handle(module),
-            changed=True,
-            state="published",
-            directory=backup.path,
-            msg=f"The backup {backup.id} is published.",
-        )
+        changed = publish(backup, module.params["proof"])
+        msg = f"The backup {backup.id} is published{'' if changed else ' already'}."
+        return dict(handle(module), changed=changed, state="published", directory=backup.path, msg=msg)
 
     run(module, work)
 

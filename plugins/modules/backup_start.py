@@ -236,7 +236,7 @@ def main() -> None:
         connection_kwargs(params, "")
         with Connection(params) as connection:
             info = server_info(connection)
-        cluster.repository.refuse_inside(cluster_directories(info))
+        cluster.refuse_inside(cluster_directories(info))
         cluster.refuse_other(info["system_identifier"])
         problems = problems_of_backup(info, params["external_archive"])
         problems += repository_problems(info, params["repository"], params["cluster"])[0]

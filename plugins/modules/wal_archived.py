@@ -41,6 +41,7 @@ options:
     description:
       - A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p); it is run on the host that runs the
         module.
+      - It is kept in the backup's record as part of the proof, so it must hold no secret.
     type: str
   timeout:
     description: Seconds to wait.
@@ -174,7 +175,9 @@ def main() -> None:
         method = "archive_directory" if params["archive_directory"] else "restore_command"
         source = params[method]
         look = missing_in_directory if params["archive_directory"] else missing_by_command
-        missing = wait_archived(lambda: look(source, names, size, identifier), timeout, params["interval"])
+        missing = wait_archived(
+            lambda wanted: look(source, wanted, size, identifier), names, timeout, params["interval"]
+        )
         if missing:
             raise late(missing, f"looked for by {method}: {source}.", "Look at what fills the archive.")
         return method, source, params["system_identifier"]
@@ -191,7 +194,9 @@ def main() -> None:
                     code="not_the_archiver",
                     hint="Ask the primary, or name archive_directory or restore_command.",
                 )
-            missing = wait_archived(lambda: missing_on_server(connection, info, names), timeout, params["interval"])
+            missing = wait_archived(
+                lambda wanted: missing_on_server(connection, info, wanted), names, timeout, params["interval"]
+            )
             if missing:
                 report = archiver_report(connection)
                 raise late(

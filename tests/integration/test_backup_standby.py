@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import shutil
 import typing as t
 
 import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._control import read_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import format_lsn, parse_lsn
 
 from tests.harness import binaries
 from tests.harness.checks import amcheck, data_checksum, restore, restore_and_check
@@ -76,6 +79,12 @@ def test_backup_of_a_standby(
     advance(primary, standby)
     stopped = steps.ok("backup_stop")
     assert (stopped["from_standby"], stopped["required_wal"][0]) == (True, started["start_wal_file"])
+    controls = [
+        read_control(os.fsencode(path / "global" / "pg_control")) for path in (steps.work / "data", standby.data)
+    ]
+    ends = [format_lsn(control.min_recovery_point) for control in controls]
+    assert ends[1] == standby.value("SELECT min_recovery_end_lsn::text FROM pg_control_recovery()")
+    assert 0 < controls[0].min_recovery_point <= parse_lsn(stopped["stop_lsn"]), ends
     last = stopped["required_wal"][-1]
     assert last == primary.value("SELECT pg_walfile_name(pg_current_wal_lsn())"), "not the segment that is written now"
 

@@ -135,9 +135,9 @@ def test_who_cannot_tell() -> None:
 
 def test_waiting() -> None:
     answers = [["a", "b"], ["b"], []]
-    assert _archived.wait_archived(lambda: answers.pop(0), 10, 0.01) == []
-    assert _archived.wait_archived(lambda: ["b"], 0, 10) == ["b"]
-    assert _archived.wait_archived(lambda: ["b"], 0.05, 10) == ["b"]
+    assert _archived.wait_archived(lambda _names: answers.pop(0), ["a", "b"], 10, 0.01) == []
+    assert _archived.wait_archived(lambda _names: ["b"], ["a", "b"], 0, 10) == ["b"]
+    assert _archived.wait_archived(lambda _names: ["b"], ["a", "b"], 0.05, 10) == ["b"]
 
 
 # --- files ---

@@ -19,6 +19,7 @@ LAYOUTS = [(1300, 288), (1700, 288), (1800, 292)]
 def control_file(version: int = 1800, crc_offset: int = 292, size: int = 8192) -> bytes:
     content = bytearray(size)
     struct.pack_into("<QIII", content, 0, 7710880042689923079, version, 202506291, 6)
+    struct.pack_into("<Q", content, 136, 0x50000F8)
     struct.pack_into("<I", content, 252, 1)
     struct.pack_into("<I", content, crc_offset, _control.crc32c(bytes(content[:crc_offset])))
     return bytes(content)
@@ -42,7 +43,8 @@ def test_crc32c_is_that_of_the_standards(data: bytes, crc: int) -> None:
 @pytest.mark.parametrize("version, crc_offset", LAYOUTS)
 def test_parse(version: int, crc_offset: int) -> None:
     raw = control_file(version, crc_offset)
-    assert _control.parse_control(raw) == _control.ControlFile(7710880042689923079, version, 202506291, 6, 1, raw)
+    expected = _control.ControlFile(7710880042689923079, version, 202506291, 6, 0x50000F8, 1, raw)
+    assert _control.parse_control(raw) == expected
 
 
 @pytest.mark.parametrize("version, crc_offset", LAYOUTS)

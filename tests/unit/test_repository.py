@@ -132,9 +132,13 @@ def test_repository_inside_the_cluster(tmp_path: pathlib.Path) -> None:
     for path in inside:
         for directory in (data, tmp_path / "other", data / "." / "base" / ".."):
             with refused("repository_inside_cluster"):
-                Repository(str(path)).refuse_inside([b"/nowhere", os.fsencode(directory)])
+                Repository(str(path)).cluster("main").refuse_inside([b"/nowhere", os.fsencode(directory)])
     # A common beginning of the name is not a common directory.
-    Repository(str(tmp_path / "data2")).refuse_inside([os.fsencode(data), os.fsencode(data / "backups")])
+    other = Repository(str(tmp_path / "data2")).cluster("main")
+    other.refuse_inside([os.fsencode(data), os.fsencode(data / "backups")])
+    (tmp_path / "data2" / "main").symlink_to(data)
+    with refused("repository_inside_cluster"):
+        other.refuse_inside([os.fsencode(data)])
 
 
 def test_modes_do_not_depend_on_the_umask(tmp_path: pathlib.Path) -> None:

@@ -44,10 +44,11 @@ START TIMELINE: 1
 """
 
 
-def control_file(state: int = 6, filler: bytes = b"") -> bytes:
+def control_file(state: int = 6, filler: bytes = b"", min_recovery_point: int = 0) -> bytes:
     """Return a control file of version 18 with a good CRC; ``filler`` tells one from another."""
     content = bytearray(8192)
     struct.pack_into("<QIII", content, 0, int(IDENTIFIER), 1800, CATALOG, state)
+    struct.pack_into("<Q", content, 136, min_recovery_point)
     content[100 : 100 + len(filler)] = filler
     struct.pack_into("<I", content, 292, _control.crc32c(bytes(content[:292])))
     return bytes(content)
@@ -309,6 +310,21 @@ def test_stop(stopping: Stopping) -> None:
     listed = {one.path for one in manifest.files}
     assert listed == (on_disk - {b"backup_manifest"}) | {f"pg_tblspc/16385/{VERSION}/5/2600".encode()}
     assert stopping.run()["changed"] is False
+
+
+@pytest.mark.parametrize("needed, code", [(0x2000120, ""), (0x2000121, "control_too_new")])
+def test_control_file_that_asks_for_more(
+    stopping: Stopping, monkeypatch: pytest.MonkeyPatch, needed: int, code: str
+) -> None:
+    """Recovery of a standby's backup ends where its pg_control says, and WAL is proven up to the stop only."""
+    monkeypatch.setitem(globals(), "LABEL", LABEL.replace(b"primary", b"standby"))
+    (stopping.live.data / "global" / "pg_control").write_bytes(control_file(state=5, min_recovery_point=needed))
+    if not code:
+        assert stopping.run()["state"] == "stopped"
+        return
+    with pytest.raises(BackupError) as caught:
+        stopping.run()
+    assert (caught.value.code, stopping.backup.load()["state"]) == (code, "failed")
 
 
 def test_killed_after_the_stop(stopping: Stopping) -> None:
