@@ -58,7 +58,8 @@ class Session:
         library = os.path.dirname(os.path.dirname(os.path.abspath(_connection.psycopg2.__file__)))
         # The password goes through the pipe; left in the environment it would stay there as long as the process.
         environment = {key: value for key, value in os.environ.items() if key != "PGPASSWORD"}
-        process = subprocess.Popen(
+        # run_command waits for all that holds its pipes, and this process outlives the module.
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             [sys.executable, "-I", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
