@@ -45,6 +45,7 @@ def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: Flee
     hosts = {server.name: fleet.host(server, primary="first") for server in standbys}
     hosts.update({"first": fleet.host(first), "second": fleet.host(second), "second-a": fleet.host(other, tcp=True)})
     advance(first, *standbys)
+    advance(second, other)
     begun = [segment(server) for server in (first, second)]
     play = fleet.run(hosts, args=["--limit", "!first"]).ok()
     assert "first" not in play.stats
