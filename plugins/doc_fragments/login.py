@@ -72,6 +72,10 @@ options:
         V(sslpassword), a secret that would be logged; use a key without a passphrase.
     type: dict
     default: {}
+"""
+
+    CONNECTS = r"""
+options: {}
 requirements:
   - psycopg2 on the host that runs the module
 notes:

@@ -285,6 +285,6 @@ def _text(item: dict[str, t.Any], key: str) -> str:
 
 def _integer(item: dict[str, t.Any], key: str, largest: int) -> int:
     value = item[key]
-    if type(value) is not int or not 0 <= value <= largest:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
         raise ValueError(f"{key} is not a number up to {largest} but {value!r}")
     return value

@@ -13,6 +13,7 @@ import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
     Backup,
@@ -33,8 +34,16 @@ def cluster_argument_spec() -> dict[str, t.Any]:
 
 
 def handle_argument_spec() -> dict[str, t.Any]:
-    """Return the arguments of the ``handle`` documentation fragment with ``backup_id`` and ``owner``."""
-    return dict(cluster_argument_spec(), backup_id={"type": "str", "required": True}, owner={"type": "str"})
+    """Return the arguments of the ``handle`` documentation fragment with ``backup_id`` and ``owner``.
+
+    The login arguments are accepted too, so that they can be set as defaults of the whole action group.
+    """
+    return dict(
+        cluster_argument_spec(),
+        **login_argument_spec(),
+        backup_id={"type": "str", "required": True},
+        owner={"type": "str"},
+    )
 
 
 def seconds(text: str, name: str) -> float:

@@ -184,6 +184,7 @@ class Start:
         self._cluster.prepare(self._info["system_identifier"])
         seen: dict[str, float] = {}
         while True:
+            new = None
             with self._cluster.lock():
                 # Another call with this id may have come first.
                 twin = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
@@ -199,17 +200,20 @@ class Start:
                 return self.result(
                     choice.backup, False, f"The unfinished backup {choice.backup.id} is continued.", resumed=True
                 )
-            if choice.busy is None:
+            if new is not None:
                 answer = self._launch(new)
                 # Only now: what has been given up may be all that there is.
                 self._clean(choice.dead)
                 return answer
-            backup, activity = choice.busy
-            first = seen.setdefault(backup.id, activity.seen)
-            wait = params["resume"] and not params["backup_id"] and first == activity.seen
-            if not wait or not may_be_abandoned(activity, params["takeover_after"]):
-                return self._busy(backup, activity)
+            if choice.busy is not None and not self._may_be_abandoned(*choice.busy, seen):
+                return self._busy(*choice.busy)
             time.sleep(0.5)
+
+    def _may_be_abandoned(self, backup: Backup, activity: Activity, seen: dict[str, float]) -> bool:
+        """Tell whether to look again; ``seen`` remembers when each run was heard of at the first look."""
+        first = seen.setdefault(backup.id, activity.seen)
+        wait = self._params["resume"] and not self._params["backup_id"] and first == activity.seen
+        return wait and may_be_abandoned(activity, self._params["takeover_after"])
 
     def _handle(self, backup_id: str) -> dict[str, t.Any]:
         return {"repository": self._cluster.repository.path, "cluster": self._cluster.name, "backup_id": backup_id}

@@ -32,7 +32,11 @@ options:
     description: With O(max_age), count only backups of this cluster.
     type: str
 extends_documentation_fragment:
+  - pgfleet.basebackup.login
   - pgfleet.basebackup.attributes.info
+notes:
+  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
+    action group.
 author:
   - pgfleet.basebackup contributors (@pgfleet)
 """
@@ -182,6 +186,7 @@ clusters:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import catalogue
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run, seconds
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
 
@@ -189,12 +194,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository imp
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={
-            "repository": {"type": "path", "required": True},
-            "cluster": {"type": "str"},
-            "max_age": {"type": "str"},
-            "system_identifier": {"type": "str"},
-        },
+        argument_spec=dict(
+            login_argument_spec(),
+            repository={"type": "path", "required": True},
+            cluster={"type": "str"},
+            max_age={"type": "str"},
+            system_identifier={"type": "str"},
+        ),
         supports_check_mode=True,
     )
     params = module.params

@@ -86,6 +86,7 @@ options:
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.connects
   - pgfleet.basebackup.attributes
 attributes:
   idempotent:

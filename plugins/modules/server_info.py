@@ -43,6 +43,7 @@ options:
     type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.connects
   - pgfleet.basebackup.attributes.info
 seealso:
   - module: pgfleet.basebackup.backup_start

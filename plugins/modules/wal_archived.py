@@ -53,6 +53,7 @@ options:
     default: 1.0
 extends_documentation_fragment:
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.connects
   - pgfleet.basebackup.attributes.info
 seealso:
   - module: pgfleet.basebackup.backup_publish

@@ -24,6 +24,7 @@ options:
     type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.connects
   - pgfleet.basebackup.attributes
 seealso:
   - module: pgfleet.basebackup.wal_archived

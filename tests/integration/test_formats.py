@@ -153,7 +153,7 @@ def test_checksums_and_labels(
 ) -> None:
     """pg_verifybackup takes every algorithm, and notices a changed file; the label arrives byte for byte."""
     labels = {
-        "NONE": "Grüße, “quoted” 'single' \"double\" \\n $$ %s 漢字",
+        "NONE": "Grüße, »quoted« 'single' \"double\" \\n $$ %s 漢字",
         "SHA224": " leading and trailing blanks ",
         "SHA384": "START TIMELINE: 7",
         "SHA512": "é" * 512,

@@ -271,7 +271,7 @@ def test_steps_of_a_users_own_play(sandbox: Sandbox, fleet: Fleet, primary: Serv
         "become": "{{ pg_backup_become | default(true) }}",
         "become_user": "{{ pg_backup_become_user }}",
         "vars": {"ansible_async_dir": "{{ ansible_remote_tmp }}/async"},
-        "module_defaults": {f"pgfleet.basebackup.{name}": login for name in ("backup_start", "wal_archived")},
+        "module_defaults": {"group/pgfleet.basebackup.basebackup": login},
         "tasks": tasks,
     }
     done = fleet.run({"db": fleet.host(primary)}, playbook=[play]).ok()

@@ -176,7 +176,7 @@ def test_connection_lost_between(case: Case) -> None:
     watch.check()
     case.wire(b"bye")
     with pytest.raises(BackupError) as caught:
-        wait_until(lambda: watch.check(), "the news")
+        wait_until(watch.check, "the news")
     assert caught.value.code == "connection_lost"
     assert "terminating connection due to administrator command" in caught.value.msg
     assert case.ended()["state"] == "failed"
@@ -289,7 +289,7 @@ def test_deadline(case: Case) -> None:
     session = case.launch(orders={"session_timeout": 0.4})
     session.wait_started()
     with contextlib.closing(session.watch()) as watch, pytest.raises(BackupError) as caught:
-        wait_until(lambda: watch.check(), "the deadline")
+        wait_until(watch.check, "the deadline")
     assert caught.value.code == "session_timeout"
     case.ended()
 
@@ -308,7 +308,7 @@ def test_killed(case: Case) -> None:
     watch = session.watch()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(BackupError) as caught:
-        wait_until(lambda: watch.check(), "the news")
+        wait_until(watch.check, "the news")
     assert caught.value.code == "session_killed"
     end = session.ask("status")
     assert (end["state"], end["failed_in"], end["start_lsn"]) == ("failed", "running", "0/2000028")

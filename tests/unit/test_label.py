@@ -141,7 +141,7 @@ def test_any_location_survives_the_map() -> None:
     chance = random.Random(3)  # noqa: S311 - no secret
     for _turn in range(500):
         spaces = {
-            oid: b"/" + bytes(chance.choice(b"\\\r\n \xe9ab") for _ in range(chance.randrange(12)))
+            oid: b"/" + bytes(chance.choice(b"\\\r\n \xe9ab") for _number in range(chance.randrange(12)))
             for oid in chance.sample(range(1, 2**32), 4)
         }
         data = _label.format_tablespace_map(spaces)

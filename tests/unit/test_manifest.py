@@ -53,9 +53,9 @@ def sealed(body: str) -> bytes:
     return data + b'"Manifest-Checksum": "%s"}\n' % hashlib.sha256(data).hexdigest().encode()
 
 
-def written(major: int = 18, files: t.Sequence[ManifestFile] = FILES) -> bytes:
+def written(major: int = 18, files: t.Sequence[ManifestFile] | None = None) -> bytes:
     out = io.BytesIO()
-    checksum = _manifest.write_manifest(out, major, IDENTIFIER, iter(files), RANGES)
+    checksum = _manifest.write_manifest(out, major, IDENTIFIER, iter(FILES if files is None else files), RANGES)
     assert out.getvalue().endswith(b'"Manifest-Checksum": "%s"}\n' % checksum.encode())
     return out.getvalue()
 
@@ -87,7 +87,7 @@ def test_large_manifests_are_written_in_pieces_and_read_back() -> None:
 
     files = [ManifestFile(b"base/5/%d" % number, number, float(number), "SHA256", SHA) for number in range(20000)]
     out = Counting()
-    _manifest.write_manifest(out, 18, IDENTIFIER, iter(files), RANGES)
+    _manifest.write_manifest(out, 18, IDENTIFIER, iter(FILES if files is None else files), RANGES)
     assert out.largest < 1 << 17
     assert out.calls < 100
     manifest = _manifest.parse_manifest(out.getvalue())

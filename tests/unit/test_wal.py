@@ -80,7 +80,7 @@ def test_segment_names(size: int, lsn: int, name: str) -> None:
 def test_segment_names_sort_as_segments_do() -> None:
     chance = random.Random(1)  # noqa: S311 - no secret
     for size in SIZES:
-        segments = sorted(chance.randrange(2**64 // size) for _ in range(500))
+        segments = sorted(chance.randrange(2**64 // size) for _number in range(500))
         names = [_wal.segment_name(0xABCDEF01, segment, size) for segment in segments]
         assert names == sorted(names)
         assert [_wal.parse_segment_name(name, size) for name in names] == [(0xABCDEF01, item) for item in segments]
@@ -235,7 +235,7 @@ def test_required_wal_covers_every_byte_once() -> None:
     chance = random.Random(2)  # noqa: S311 - no secret
     for _turn in range(300):
         size = chance.choice(SIZES)
-        switches = sorted(chance.randrange(1, 9 * size) for _ in range(chance.randrange(4)))
+        switches = sorted(chance.randrange(1, 9 * size) for _number in range(chance.randrange(4)))
         history = [HistoryEntry(timeline, end) for timeline, end in enumerate(switches, 1)]
         newest = len(history) + 1
         start = chance.randrange(1, 10 * size)
