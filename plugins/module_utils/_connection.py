@@ -62,7 +62,7 @@ def require_psycopg2() -> None:
     """Raise :class:`BackupError` naming the interpreter when psycopg2 cannot be imported."""
     if psycopg2 is None:
         raise BackupError(
-            missing_required_lib("psycopg2", url="https://pypi.org/project/psycopg2-binary/"),
+            missing_required_lib("psycopg2", url="https://www.psycopg.org/docs/install.html"),
             code="psycopg2_missing",
             hint=f"Install it for {sys.executable}: the package python3-psycopg2 or psycopg2-binary.",
             exception=PSYCOPG2_TRACEBACK,
