@@ -157,6 +157,7 @@ def test_checksums_and_labels(
         "SHA224": " leading and trailing blanks ",
         "SHA384": "START TIMELINE: 7",
         "SHA512": "é" * 512,
+        "CRC32C": "CHECKPOINT LOCATION: 0/0",
     }
     for algorithm, label in labels.items():
         steps = Steps(modules, primary, algorithm)
