@@ -215,7 +215,9 @@ class Host(Namespace):
         site = self.run([PYTHON, "-c", "import site; print(site.getsitepackages()[0])"]).strip()
         packages = next(pathlib.Path(binaries.with_psycopg2(PYTHON)).parent.parent.glob("lib/python*/site-packages"))
         self.run(["mkdir", "-p", site])
-        self.path(f"{site}/psycopg2.pth").write_text(f"{packages}\n")
+        pth = self.path(f"{site}/psycopg2.pth")
+        pth.write_text(f"{packages}\n")
+        pth.chmod(0o644)
 
     def take_psycopg2(self) -> None:
         """Let the host's own Python find no psycopg2, even where this machine has it."""
@@ -290,12 +292,16 @@ class Fleet:
         self.directory = directory
         self._parts: list[Namespace] = []
         self.hosts: dict[str, Host] = {}
-        directory.mkdir(mode=0o755)
+        # The users of the hosts must be able to read what this one makes.
+        umask = os.umask(0o022)
         try:
+            directory.mkdir()
             self._start(names)
         except BaseException:
             self.close()
             raise
+        finally:
+            os.umask(umask)
 
     def _start(self, names: t.Sequence[str]) -> None:
         ssh = self.directory / "ssh"

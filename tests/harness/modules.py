@@ -11,6 +11,7 @@ import functools
 import importlib
 import io
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -53,11 +54,15 @@ def run_module(name: str, arguments: t.Mapping[str, t.Any], *, check: bool = Fal
     """Run a module in this process and return its result. A traceback is the test's own."""
     module = importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
     stdout = io.StringIO()
+    umask = os.umask(0o022)
     with _module_arguments({**arguments, **_special(check, diff)}), contextlib.redirect_stdout(stdout):
         try:
             module.main()
         except SystemExit:
             pass
+        finally:
+            # A module is a process of its own and leaves its umask set; the tests are not to inherit it.
+            os.umask(umask)
     return _parse(stdout.getvalue())
 
 
