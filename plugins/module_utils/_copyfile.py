@@ -118,7 +118,9 @@ class FileCopier:
         except OSError:
             # Whatever the reason, a copy that fails too tells it better.
             self._no_clone.add(pair.devices)
-            os.ftruncate(pair.writer, 0)
+            # Not without need: ext4 writes a file that was truncated to nothing to the disk when it is closed.
+            if os.fstat(pair.writer).st_size:
+                os.ftruncate(pair.writer, 0)
             return False
         return True
 
