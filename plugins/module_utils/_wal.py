@@ -124,6 +124,7 @@ def parse_history(text: str) -> list[HistoryEntry]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
+            # No match is an AttributeError, refused below like a bad LSN.
             timeline, lsn = _HISTORY_LINE.fullmatch(line).groups()  # type: ignore[union-attr]
             entry = HistoryEntry(int(timeline), parse_lsn(lsn))
         except (AttributeError, ValueError):

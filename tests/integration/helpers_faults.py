@@ -238,6 +238,7 @@ def sessions(server: Server) -> list[tuple[t.Any, ...]]:
 def all_is_well(sandbox: Sandbox, repository: pathlib.Path, *servers: Server, unfinished: t.Sequence[str] = ()) -> None:
     """Require that servers, repository and machine are as a backup, good or bad, must leave them."""
     for server in servers:
+        # mypy infers no type for a lambda with a default, which binds the loop's variable.
         wait_until(lambda server=server: not sessions(server), f"{server.name} has no session of ours", timeout=10)  # type: ignore[misc]
         assert not (server.data / "backup_label").exists()
         assert not (server.data / "tablespace_map").exists()

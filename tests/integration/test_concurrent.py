@@ -43,6 +43,7 @@ def test_two_backups_at_once(sandbox: Sandbox, steps: Steps, second: Steps, prim
     assert [one["changed"] for one in starts] == [True, True]
     assert starts[0]["start_lsn"] != starts[1]["start_lsn"]
     assert len(sessions(primary)) == 2
+    # mypy infers no type for a lambda with a default, which binds the loop's variable.
     copies = [Background(lambda one=one: one.run("backup_copy")) for one in (steps, second)]  # type: ignore[misc]
     assert [copy.result()["finished"] for copy in copies] == [True, True]
     stop = steps.ok("backup_stop")
@@ -100,6 +101,7 @@ def at_once(count: int, work: t.Callable[[int], Result]) -> list[Result]:
         barrier.wait()
         return work(number)
 
+    # mypy infers no type for a lambda with a default, which binds the loop's variable.
     return [one.result() for one in [Background(lambda n=n: run(n)) for n in range(count)]]  # type: ignore[misc]
 
 

@@ -149,8 +149,10 @@ class World:
         """Require that hosts, servers and repositories are as a backup, good or bad, must leave them."""
         for server in (self.primary, self.standby):
             host = server.host
+            # mypy infers no type for a lambda with a default, which binds the loop's variable.
             wait_until(lambda server=server: not sessions(server), f"no session on {host.name}", timeout=10)  # type: ignore[misc]
             wait_until(
+                # mypy infers no type for a lambda with a default, which binds the loop's variable.
                 lambda host=host: not [line for line in host.processes().values() if "python" in line],  # type: ignore[misc]
                 f"no process on {host.name}: {host.processes()}", timeout=20,
             )  # fmt: skip
