@@ -1,11 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run one module of the collection: in this process (5 ms) or as a program of another interpreter and user (0.2 s)."""
+"""Run one module of the collection: in this process (5 ms), in a fork as the server user, or as a program (0.2 s)."""
 
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import functools
 import importlib
@@ -14,7 +15,9 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+import traceback
 import typing as t
 from unittest import mock
 
@@ -24,7 +27,7 @@ from ansible.module_utils import basic
 from . import binaries
 from .sandbox import temporary_directory
 from .servers import Server
-from .user import ServerUser, run
+from .user import ServerUser, run, server_user
 
 COLLECTION: t.Final = "ansible_collections.pgfleet.basebackup"
 CLONE: t.Final = pathlib.Path(__file__).resolve().parents[2]
@@ -64,6 +67,45 @@ def run_module(name: str, arguments: t.Mapping[str, t.Any], *, check: bool = Fal
             # A module is a process of its own and leaves its umask set; the tests are not to inherit it.
             os.umask(umask)
     return _parse(stdout.getvalue())
+
+
+def run_module_as_server(
+    name: str, arguments: t.Mapping[str, t.Any], *, check: bool = False, diff: bool = False
+) -> Result:
+    """Run a module as the server user, in a fork of this process: as on a database host, but in 0.02 s."""
+    user = server_user()
+    if user.is_me:
+        return run_module(name, arguments, check=check, diff=diff)
+    # What Python loads when it is needed lies where the other account may not read.
+    importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
+    for codec in ("ascii", "idna", "latin_1", "utf_8"):
+        codecs.lookup(codec)
+    python = binaries.server_python()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer: dict[str, t.Any] = {}
+        try:
+            os.close(reader)
+            os.setgroups([])
+            os.setgid(user.gid)
+            os.setuid(user.uid)
+            os.chdir("/")
+            sys.executable = python
+            answer = run_module(name, arguments, check=check, diff=diff)
+        except BaseException:  # nobody sees this process die
+            answer = {"harness": traceback.format_exc()}
+        finally:
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(answer, pipe)
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    result: Result = json.loads(text)
+    assert "harness" not in result, result["harness"]
+    return result
 
 
 def run_module_as(
@@ -147,8 +189,14 @@ def options_of(name: str) -> frozenset[str]:
 class Modules:
     """Modules with common arguments: each module gets those of them that it documents."""
 
-    def __init__(self, server: Server | None = None, *, tcp: bool = False, **common: t.Any) -> None:
-        """Take the login of ``server`` and further common arguments such as ``repository`` and ``cluster``."""
+    def __init__(
+        self, server: Server | None = None, *, tcp: bool = False, as_server: bool = False, **common: t.Any
+    ) -> None:
+        """Take the login of ``server`` and further common arguments such as ``repository`` and ``cluster``.
+
+        With ``as_server`` the modules run as the server user, which what they write then belongs to.
+        """
+        self._run = run_module_as_server if as_server else run_module
         self.common = {**(server.login(tcp=tcp) if server else {}), **common}
 
     def arguments(self, name: str, **arguments: t.Any) -> dict[str, t.Any]:
@@ -158,7 +206,7 @@ class Modules:
 
     def run(self, name: str, *, check: bool = False, **arguments: t.Any) -> Result:
         """Run in this process and return the result, failed or not."""
-        return run_module(name, self.arguments(name, **arguments), check=check)
+        return self._run(name, self.arguments(name, **arguments), check=check)
 
     def ok(self, name: str, *, check: bool = False, **arguments: t.Any) -> Result:
         """Run and require success."""
