@@ -1,92 +1,14 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the copy in slices, so that its progress is seen and the connection may break.
-
-The copy itself is a detached process on the database host (see the module); each slice asks how far it is.
-"""
+"""Runs the copy in slices; see the module."""
 
 from __future__ import annotations
 
-import os
-import time
-import typing as t
-
-from ansible.errors import AnsibleActionFail
-from ansible.module_utils.common.validation import check_type_int
-from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
-
-display = Display()
-
-# The run must be heard of more often than takeover_after of backup_start.
-LONGEST_SLICE = 10
-DEFAULT_INTERVAL = 10
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._slices import SlicedAction
 
 
-def readable_bytes(number: float) -> str:
-    """Return bytes with a binary unit, for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
-
-
-def describe(host: str, backup_id: str, progress: t.Mapping[str, t.Any]) -> str:
-    """Return one line of progress."""
-    text = f"[{host}] {backup_id}: {progress.get('percent') or 0:.0f} %"
-    text += f", {readable_bytes(progress.get('done_bytes') or 0)} of {readable_bytes(progress.get('total_bytes') or 0)}"
-    if progress.get("bytes_per_second"):
-        text += f", {readable_bytes(progress['bytes_per_second'])}/s"
-    if progress.get("seconds_left") is not None:
-        minutes, seconds = divmod(int(progress["seconds_left"]), 60)
-        text += f", about {minutes}:{seconds:02d} min left"
-    return text
-
-
-class ActionModule(ActionBase):
+class ActionModule(SlicedAction):
     """The controller's side of C(pgfleet.basebackup.backup_copy)."""
 
-    _supports_check_mode = True
-    _supports_async = True
-
-    def run(self, tmp: t.Optional[str] = None, task_vars: t.Optional[dict[str, t.Any]] = None) -> dict[str, t.Any]:
-        """Call the module until the copy is done; the result is that of the last call."""
-        result = super().run(tmp, task_vars)
-        task_vars = task_vars or {}
-        arguments = dict(self._task.args)
-        if self._task.async_val or self._task.check_mode:
-            result.update(
-                self._execute_module(module_args=arguments, task_vars=task_vars, wrap_async=bool(self._task.async_val))
-            )
-            return result
-        if "wait_timeout" in arguments:
-            # The user polls.
-            result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
-            return result
-        try:
-            interval = check_type_int(arguments.get("progress_interval", DEFAULT_INTERVAL))
-        except TypeError as exc:
-            raise AnsibleActionFail(f"progress_interval: {exc}") from exc
-        if interval < 0:
-            raise AnsibleActionFail(f"progress_interval must not be negative, as {interval} is.")
-        arguments["wait_timeout"] = min(interval or LONGEST_SLICE, LONGEST_SLICE)
-        controller = os.getppid()
-        shown = time.monotonic()
-        changed = False
-        while True:
-            answer = self._execute_module(module_args=arguments, task_vars=task_vars)
-            changed = changed or bool(answer.get("changed"))
-            if answer.get("finished") is not False or answer.get("failed"):
-                break
-            if os.getppid() != controller:
-                raise AnsibleActionFail("The controller is gone; the copy goes on on the host.")
-            if interval and time.monotonic() >= shown + interval - 1:
-                shown = time.monotonic()
-                progress = answer.get("progress") or {}
-                display.display(
-                    describe(task_vars.get("inventory_hostname", ""), str(arguments.get("backup_id")), progress)
-                )
-        result.update(answer, changed=changed and not answer.get("failed"))
-        return result
+    noun = "copy"

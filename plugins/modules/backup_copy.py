@@ -168,12 +168,12 @@ progress:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._copy_job import (
     DONE,
-    is_copying,
+    job_of,
     launch,
     scan_source,
-    wait,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._manifest import new_hash
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
@@ -248,24 +248,20 @@ def main() -> None:
             scan = scan_source(content, params["follow_symlinks"])
             msg = f"{scan.total_files} files, {scan.total_bytes} bytes would be copied."
             return dict(handle(module), changed=True, finished=False, msg=msg)
-        if not is_copying(backup):
+        job = job_of(backup)
+        if not job.is_running():
             try:
                 launch(backup, content, params)
             except BackupError as exc:
                 # Another call may have been faster.
-                if exc.code != "busy" or not is_copying(backup):
+                if exc.code != "busy" or not job.is_running():
                     raise
-        finished = wait(backup, params["wait_timeout"])
+        finished = job.wait(params["wait_timeout"])
         if finished is not None:
             return done(finished, True)
-        record = read_progress(backup)
-        progress = {
-            name: record.get(name)
-            for name in ("percent", "done_bytes", "total_bytes", "bytes_per_second", "seconds_left")
-        }
-        return dict(
-            handle(module), changed=True, finished=False, progress=progress, msg=f"{record.get('percent')} % copied."
-        )
+        progress = progress_of(job.read())
+        msg = f"{progress['percent']} % copied."
+        return dict(handle(module), changed=True, finished=False, progress=progress, msg=msg)
 
     run(module, work)
 

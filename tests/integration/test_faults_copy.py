@@ -11,11 +11,10 @@ import os
 import pathlib
 import signal
 import subprocess
-import types
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _copy_job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _job
 
 from tests.harness import binaries
 from tests.harness.modules import Modules, Result, run_module_as
@@ -231,8 +230,7 @@ def test_last_word_of_the_copy(sandbox: Sandbox) -> None:
     """There is room for it when others have taken all the rest."""
     with small_file_system(sandbox, 1) as small:
         (small / "copy").mkdir()
-        backup = types.SimpleNamespace(file=lambda *parts: os.path.join(small, *parts))
-        recorder = _copy_job._Recorder(t.cast("t.Any", backup), 1, 1)
+        recorder = _job.Recorder(str(small / "copy"))
         recorder.begin()
         fill(small)
         recorder.finish(state="failed", error="e" * PAGE)

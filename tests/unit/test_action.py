@@ -13,6 +13,7 @@ import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.pgfleet.basebackup.plugins.action import backup_copy
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils import _slices
 
 Result = t.Dict[str, t.Any]
 
@@ -27,8 +28,8 @@ class Run:
         self.answers: list[t.Any] = []
         self.clock = 0.0
         monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
-        monkeypatch.setattr(backup_copy.display, "display", lambda text, *args, **kwargs: self.shown.append(text))
-        monkeypatch.setattr(backup_copy.time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr(_slices.display, "display", lambda text, *args, **kwargs: self.shown.append(text))
+        monkeypatch.setattr(_slices.time, "monotonic", lambda: self.clock)
 
     def __call__(self, *answers: t.Any, check: bool = False, async_val: int = 0, **arguments: t.Any) -> Result:
         """Run the task; an answer that is an exception is raised."""
@@ -96,7 +97,7 @@ def test_bad_interval(run: Run, interval: t.Any) -> None:
 
 
 def test_what_is_shown() -> None:
-    describe = backup_copy.describe
+    describe = _slices.describe
     assert describe("h", "b", {}) == "[h] b: 0 %, 0 B of 0 B"
     assert describe("h", "b", {"percent": None, "done_bytes": None, "seconds_left": None}) == "[h] b: 0 %, 0 B of 0 B"
     text = describe("h", "b", {"percent": 99.96, "done_bytes": 1023, "total_bytes": 1024, "seconds_left": 3725})
