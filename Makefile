@@ -10,11 +10,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Another version's shim or an activated environment must not leak in.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-.PHONY: help demo demo-down test lint format unit integration molecule sanity oldest bench build lock clean
+.PHONY: help demo demo-down test lint format unit integration molecule sanity oldest soak bench build lock clean
 
 help:
 	@echo 'make demo         a sandbox of two servers, backed up, restored and checked; make demo-down removes it'
-	@echo 'make test         every check below but bench'
+	@echo 'make test         every check below but soak and bench'
 	@echo 'make lint         ruff, mypy, yamllint, ansible-lint, antsibull-docs, antsibull-changelog'
 	@echo 'make format       imports and layout as lint wants them'
 	@echo "make unit         tests without a server; ARGS='-k wal' picks"
@@ -22,7 +22,8 @@ help:
 	@echo 'make molecule     the scenarios in extensions/molecule'
 	@echo 'make sanity       ansible-test sanity and units on a copy of the tree'
 	@echo 'make oldest       unit tests and marked integration tests on the oldest ansible-core'
-	@echo 'make bench        backup_copy against cp and pg_basebackup'
+	@echo 'make soak         random writes, backups and restores for SOAK seconds (default 300), SEED picks the order'
+	@echo 'make bench        backup and restore against cp and pg_basebackup'
 	@echo 'make build        the installable artifact'
 	@echo 'make lock         resolve requirements/ anew'
 	@echo 'make clean        remove what these made here; the cache of PostgreSQL binaries stays'
@@ -72,6 +73,9 @@ sanity: .venv/stamp
 oldest: .venv-oldest/stamp
 	.venv-oldest/bin/python -m pytest tests/unit
 	.venv-oldest/bin/python -m pytest tests/integration -m oldest_core
+
+soak: .venv/stamp
+	PGFLEET_SOAK=$(or $(SOAK),300) $(if $(SEED),PGFLEET_SEED=$(SEED)) $(PYTEST) tests/integration/test_property.py -s $(ARGS)
 
 bench: .venv/stamp
 	$(PY) -m tests.harness.bench $(ARGS)
