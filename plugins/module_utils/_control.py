@@ -21,23 +21,37 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 CONTROL_FILE_SIZE = 8192
 # pg_control_version to the offset of the CRC: PostgreSQL 13 to 16, 17, 18.
 _CRC_OFFSETS = {1300: 288, 1700: 288, 1800: 292}
-_MIN_RECOVERY_POINT_OFFSET = 136
-_CHECKSUM_VERSION_OFFSET = 252
+# The same in all of them: checkPointCopy.ThisTimeLineID; minRecoveryPoint and its timeline; wal_level; MaxConnections
+# and the four settings behind it; data_checksum_version.
+_CHECKPOINT_TIMELINE = struct.Struct("<48xI")
+_MIN_RECOVERY_POINT = struct.Struct("<136xQI")
+_SETTINGS = struct.Struct("<172xi4x5i")
+_CHECKSUM_VERSION = struct.Struct("<252xI")
 
 
 class ControlFile(t.NamedTuple):
     """The fields of a control file that we use, and its bytes.
 
     ``state`` is the number of the DBState, 4 and 5 being in crash and in archive recovery, 6 in production.
-    ``min_recovery_point`` is the LSN that recovery must reach before the server is consistent, 0 outside recovery.
-    ``data_checksum_version`` is 0 when data checksums are off.
+    ``checkpoint_timeline`` is that of the last checkpoint. ``min_recovery_point`` is the LSN that recovery must reach
+    before the server is consistent and ``min_recovery_timeline`` its timeline, both 0 outside recovery. ``wal_level``
+    is 0 for minimal, 1 for replica, 2 for logical; it and the five settings after it are those of the server that wrote
+    the WAL. ``data_checksum_version`` is 0 when data checksums are off.
     """
 
     system_identifier: int
     control_version: int
     catalog_version: int
     state: int
+    checkpoint_timeline: int
     min_recovery_point: int
+    min_recovery_timeline: int
+    wal_level: int
+    max_connections: int
+    max_worker_processes: int
+    max_wal_senders: int
+    max_prepared_xacts: int
+    max_locks_per_xact: int
     data_checksum_version: int
     raw: bytes
 
@@ -77,14 +91,12 @@ def parse_control(raw: bytes) -> ControlFile:
             code="unsupported_control",
         )
     (expected,) = struct.unpack_from("<I", raw, crc_offset)
-    found = crc32c(raw[:crc_offset])
-    if found != expected:
-        raise BackupError(f"pg_control has CRC {found:08x} but says {expected:08x}", code="bad_control")
-    (min_recovery_point,) = struct.unpack_from("<Q", raw, _MIN_RECOVERY_POINT_OFFSET)
-    (checksum_version,) = struct.unpack_from("<I", raw, _CHECKSUM_VERSION_OFFSET)
-    return ControlFile(
-        system_identifier, control_version, catalog_version, state, min_recovery_point, checksum_version, raw
-    )
+    crc = crc32c(raw[:crc_offset])
+    if crc != expected:
+        raise BackupError(f"pg_control has CRC {crc:08x} but says {expected:08x}", code="bad_control")
+    layouts = (_CHECKPOINT_TIMELINE, _MIN_RECOVERY_POINT, _SETTINGS, _CHECKSUM_VERSION)
+    numbers = [number for layout in layouts for number in layout.unpack_from(raw)]
+    return ControlFile._make([system_identifier, control_version, catalog_version, state, *numbers, raw])
 
 
 def read_control(path: bytes, attempts: int = 50, delay: float = 0.02) -> ControlFile:

@@ -19,7 +19,10 @@ LAYOUTS = [(1300, 288), (1700, 288), (1800, 292)]
 def control_file(version: int = 1800, crc_offset: int = 292, size: int = 8192) -> bytes:
     content = bytearray(size)
     struct.pack_into("<QIII", content, 0, 7710880042689923079, version, 202506291, 6)
-    struct.pack_into("<Q", content, 136, 0x50000F8)
+    struct.pack_into("<I", content, 48, 3)
+    struct.pack_into("<QI", content, 136, 0x50000F8, 4)
+    struct.pack_into("<i", content, 172, 1)
+    struct.pack_into("<5i", content, 180, 100, 8, 10, 2, 64)
     struct.pack_into("<I", content, 252, 1)
     struct.pack_into("<I", content, crc_offset, _control.crc32c(bytes(content[:crc_offset])))
     return bytes(content)
@@ -43,7 +46,9 @@ def test_crc32c_is_that_of_the_standards(data: bytes, crc: int) -> None:
 @pytest.mark.parametrize("version, crc_offset", LAYOUTS)
 def test_parse(version: int, crc_offset: int) -> None:
     raw = control_file(version, crc_offset)
-    expected = _control.ControlFile(7710880042689923079, version, 202506291, 6, 0x50000F8, 1, raw)
+    expected = _control.ControlFile(
+        7710880042689923079, version, 202506291, 6, 3, 0x50000F8, 4, 1, 100, 8, 10, 2, 64, 1, raw
+    )
     assert _control.parse_control(raw) == expected
 
 
