@@ -13,6 +13,7 @@ after the backup has ended.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 import typing as t
@@ -176,13 +177,11 @@ class Connection:
         """The backend's process id as told at connection start; a pooling proxy tells one of its own."""
         return self._connection.info.backend_pid
 
-    def rows(self, query: str, parameters: t.Sequence[t.Any] = ()) -> list[dict[str, t.Any]]:
-        """Run ``query`` and return its rows as dictionaries. Raises :class:`BackupError` with the SQLSTATE."""
+    @contextlib.contextmanager
+    def _cursor(self) -> t.Iterator[t.Any]:
         try:
             with self._connection.cursor() as cursor:
-                cursor.execute(query, tuple(parameters) or None)
-                names = [column[0] for column in cursor.description or ()]
-                return [dict(zip(names, row)) for row in cursor.fetchall()] if names else []
+                yield cursor
         except psycopg2.Error as exc:
             message, sqlstate = describe_error(exc)
             raise BackupError(
@@ -190,6 +189,23 @@ class Connection:
                 code="query_failed",
                 sqlstate=sqlstate,
             ) from exc
+
+    def rows(self, query: str, parameters: t.Sequence[t.Any] = ()) -> list[dict[str, t.Any]]:
+        """Run ``query`` and return its rows as dictionaries. Raises :class:`BackupError` with the SQLSTATE."""
+        with self._cursor() as cursor:
+            cursor.execute(query, tuple(parameters) or None)
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row)) for row in cursor.fetchall()] if names else []
+
+    def texts(self, query: str) -> list[tuple[t.Optional[str], ...]]:
+        """Run ``query`` and return its rows with each value as the text that the server sent, as :meth:`rows` does."""
+        with self._cursor() as cursor:
+            as_text = psycopg2.extensions.new_type(
+                tuple(psycopg2.extensions.string_types), "AS_TEXT", lambda value, _cursor: value
+            )
+            psycopg2.extensions.register_type(as_text, cursor)
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []
 
     def row(self, query: str, parameters: t.Sequence[t.Any] = ()) -> dict[str, t.Any]:
         """Return the only row of ``query``."""

@@ -1,0 +1,160 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: recovery_info
+short_description: Tell how far a recovering server is, and wait for it
+version_added: 0.2.0
+description:
+  - Tells to which point of the WAL and to which transaction a server has recovered, and whether recovery has ended.
+  - With O(wait_for) it waits until then. With O(data_directory), a server that dies meanwhile ends the
+    waiting at once, with the end of its log.
+options:
+  data_directory:
+    description:
+      - The server's data directory. With it, a server that does not answer is told from one that has died, and
+        one that has shut down at its recovery target is understood (RV(reached=shutdown)).
+      - The module must then run as the server's operating system user.
+    type: path
+  log_file:
+    description: The server's log; its end is part of the failure when the server has died.
+    type: path
+  wait_for:
+    description:
+      - V(none) asks once and fails when the server does not answer.
+      - V(consistent) waits until the server answers queries, during recovery or after it.
+      - V(target) waits until recovery has reached its target, or the end of the WAL without one. It was then promoted,
+        paused, or has shut down, as C(recovery_target_action) says. A standby without a target never gets there.
+    type: str
+    choices: [none, consistent, target]
+    default: none
+  timeout:
+    description: Seconds to wait. Recovery goes on afterwards.
+    type: float
+    default: 3600
+  interval:
+    description: Seconds between two looks.
+    type: float
+    default: 1.0
+extends_documentation_fragment:
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.attributes.info
+seealso:
+  - module: pgfleet.basebackup.backup_restore
+  - module: pgfleet.basebackup.sql_check
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Wait until recovery has reached its target
+  pgfleet.basebackup.recovery_info:
+    login_unix_socket: /run/postgresql
+    data_directory: /var/lib/postgresql/18/main
+    log_file: /var/lib/postgresql/18/main/startup.log
+    wait_for: target
+    timeout: 7200
+  register: recovery
+
+- name: Tell how far it came
+  ansible.builtin.debug:
+    msg: "{{ recovery.reached }} at {{ recovery.replay_lsn }}, {{ recovery.last_transaction_at }}"
+"""
+
+RETURN = r"""
+reached:
+  description:
+    - V(promoted), recovery is over; V(paused) or V(shutdown) at the target; V(consistent), recovery goes on.
+    - A server that somebody has shut down during recovery is told as V(shutdown), too.
+  type: str
+  returned: success
+  sample: promoted
+running:
+  description: Whether the server runs.
+  type: bool
+  returned: success
+in_recovery:
+  description: Whether it is in recovery, or a standby.
+  type: bool
+  returned: success
+paused:
+  description: Whether replay is paused.
+  type: bool
+  returned: success
+replay_lsn:
+  description: The end of the last record that was replayed; null when the server was started without recovery.
+  type: str
+  returned: success
+  sample: 0/5000148
+last_transaction_at:
+  description:
+    - Commit or abort time of the last transaction that was replayed, in UTC with microseconds; null when there was none
+      since the server's start, or it has shut down.
+  type: str
+  returned: success
+  sample: "2026-11-22T11:32:07.123456Z"
+timeline:
+  description: The server's timeline.
+  type: int
+  returned: success
+  sample: 2
+system_identifier:
+  description: The cluster's identifier.
+  type: str
+  returned: success
+data_checksums:
+  description: Whether data checksums are on.
+  type: bool
+  returned: success
+log:
+  description: The last lines of O(log_file).
+  type: list
+  elements: str
+  returned: when the server has died
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
+    login_argument_spec,
+    require_psycopg2,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._recovery import Waiter
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            login_argument_spec(),
+            data_directory={"type": "path"},
+            log_file={"type": "path"},
+            wait_for={"type": "str", "choices": ["none", "consistent", "target"], "default": "none"},
+            timeout={"type": "float", "default": 3600.0},
+            interval={"type": "float", "default": 1.0},
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def work() -> dict[str, object]:
+        require_psycopg2()
+        require_positive(params, "interval")
+        names = ("data_directory", "log_file", "wait_for", "timeout", "interval")
+        answer = Waiter(params, *(params[name] for name in names)).wait()
+        answer.pop("may_pause", None)
+        where = f"{answer['reached']} at {answer['replay_lsn']} on timeline {answer['timeline']}"
+        last = answer["last_transaction_at"]
+        msg = f"Recovery: {where}, last transaction {f'at {last}' if last else 'unknown'}."
+        return dict(answer, changed=False, msg=msg)
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

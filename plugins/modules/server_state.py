@@ -1,0 +1,166 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: server_state
+short_description: Start or stop a server that no service manager looks after
+version_added: 0.2.0
+description:
+  - Starts the server of a data directory by C(pg_ctl), or stops it. For a restored server before its service takes
+    over, and for a drill.
+  - A server is told by its working directory, never by the number in C(postmaster.pid) alone, which after a reboot may
+    be that of another server.
+options:
+  data_directory:
+    description: Absolute path of the data directory.
+    type: path
+    required: true
+  state:
+    description:
+      - V(started) makes sure that the server runs. It may still be in recovery at the return; wait with
+        M(pgfleet.basebackup.recovery_info).
+      - V(stopped) makes sure that none runs, also where there is no data directory.
+    type: str
+    choices: [started, stopped]
+    required: true
+  mode:
+    description:
+      - How to stop. V(smart) waits for the clients, V(fast) ends their sessions, V(immediate) leaves a crash recovery
+        for the next start.
+    type: str
+    choices: [smart, fast, immediate]
+    default: fast
+  timeout:
+    description: Seconds to wait for the server's end.
+    type: float
+    default: 300
+  bin_directory:
+    description:
+      - Directory of PostgreSQL's programs. Without it they are looked for by C(PATH), in
+        C(/usr/lib/postgresql/<major>/bin) and in C(/usr/pgsql-<major>/bin); the major version must be that of the data
+        directory.
+    type: path
+  config_file:
+    description: The C(postgresql.conf), where it lies outside the data directory.
+    type: path
+  log_file:
+    description:
+      - What the server writes until its own logging begins. The default is C(startup.log) in O(data_directory).
+    type: path
+extends_documentation_fragment:
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.attributes
+notes:
+  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
+    action group.
+  - It must run as the server's operating system user.
+seealso:
+  - module: pgfleet.basebackup.recovery_info
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Start the restored server
+  pgfleet.basebackup.server_state:
+    data_directory: /var/lib/postgresql/18/main
+    state: started
+
+- name: Stop it
+  pgfleet.basebackup.server_state:
+    data_directory: /var/lib/postgresql/18/main
+    state: stopped
+"""
+
+RETURN = r"""
+running:
+  description: Whether the server runs now, or would in check mode.
+  type: bool
+  returned: success
+data_directory:
+  description: The data directory.
+  type: str
+  returned: success
+bin_directory:
+  description: Where PostgreSQL's programs are.
+  type: str
+  returned: when O(state=started)
+log_file:
+  description: The log that the server begins with.
+  type: str
+  returned: when O(state=started)
+log:
+  description: The last lines of the log.
+  type: list
+  elements: str
+  returned: when the server does not start
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._process import (
+    find_programs,
+    major_of,
+    postmaster,
+    start,
+    stop,
+)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            login_argument_spec(),
+            data_directory={"type": "path", "required": True},
+            state={"type": "str", "choices": ["started", "stopped"], "required": True},
+            mode={"type": "str", "choices": ["smart", "fast", "immediate"], "default": "fast"},
+            timeout={"type": "float", "default": 300.0},
+            bin_directory={"type": "path"},
+            config_file={"type": "path"},
+            log_file={"type": "path"},
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+    directory = params["data_directory"]
+
+    def started() -> dict[str, object]:
+        programs = find_programs(major_of(directory), params["bin_directory"])
+        log_file = params["log_file"] or os.path.join(directory, "startup.log")
+        found = {"bin_directory": programs, "log_file": log_file, "data_directory": directory}
+        if postmaster(directory) is not None:
+            return dict(found, changed=False, running=True, msg=f"The server on {directory} runs.")
+        if module.check_mode:
+            return dict(found, changed=True, running=True, msg=f"The server on {directory} would be started.")
+        process = start(directory, programs, params["config_file"], log_file)
+        what = "was started" if process else "was started and has shut down at its recovery target"
+        return dict(found, changed=True, running=process is not None, msg=f"The server on {directory} {what}.")
+
+    def stopped() -> dict[str, object]:
+        if module.check_mode:
+            changed = postmaster(directory) is not None
+        else:
+            changed = stop(directory, params["mode"], params["timeout"])
+        what = "does not run" if not changed else "would be stopped" if module.check_mode else "was stopped"
+        msg = f"The server on {directory} {what}."
+        return {"changed": changed, "running": False, "data_directory": directory, "msg": msg}
+
+    def work() -> dict[str, object]:
+        if not os.path.isabs(directory):
+            raise BackupError(f"data_directory must be an absolute path, not {directory}.", code="bad_path")
+        return started() if params["state"] == "started" else stopped()
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

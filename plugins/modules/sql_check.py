@@ -1,0 +1,124 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: sql_check
+short_description: Assert what a restored database contains
+version_added: 0.2.0
+description:
+  - Runs queries, each in a read-only transaction, and compares what they return with what is expected. The module fails
+    when one is not as expected, after it has run all of them.
+options:
+  checks:
+    description:
+      - The checks, each a dictionary with C(query) and, if wanted, C(name) (default the query), C(database) (default
+        O(login_db)) and C(expected).
+      - C(expected) is the only value of the answer, or a list of all its rows, each of which is a list of values or,
+        for an answer of one column, a value. Without it the answer must be one value that is true.
+      - Values are compared as the text that C(psql -At) prints; numbers also by value, and booleans however they are
+        spelled. C(null) is SQL's C(NULL).
+    type: list
+    elements: dict
+    required: true
+  timeout:
+    description: The longest time in seconds that one query may take; V(0) is no limit.
+    type: float
+    default: 600
+extends_documentation_fragment:
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.attributes.info
+notes:
+  - A read-only transaction does not stop a superuser's query from what is not in the database, such as C(COPY TO
+    PROGRAM).
+seealso:
+  - module: pgfleet.basebackup.recovery_info
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: The shop's data is there
+  pgfleet.basebackup.sql_check:
+    login_unix_socket: /run/postgresql
+    login_db: shop
+    checks:
+      - name: orders of yesterday
+        query: SELECT count(*) > 0 FROM orders WHERE ordered_at::date = current_date - 1
+      - name: countries
+        query: SELECT code, name FROM countries ORDER BY code LIMIT 2
+        expected: [[AD, Andorra], [AE, United Arab Emirates]]
+      - query: SELECT count(*) FROM audit_rules
+        database: audit
+        expected: 17
+"""
+
+RETURN = r"""
+results:
+  description: One for each check, in order.
+  type: list
+  elements: dict
+  returned: when the checks could be run
+  contains:
+    name:
+      description: The check's name.
+      type: str
+    ok:
+      description: Whether it is as expected.
+      type: bool
+    value:
+      description: The only value, or the first 20 rows; null when the query failed.
+      type: raw
+    expected:
+      description: What was expected; null where nothing was given.
+      type: raw
+    msg:
+      description: What was found, or why the query failed.
+      type: str
+  sample:
+    - name: orders of yesterday
+      ok: true
+      value: "t"
+      expected:
+      msg: "'t', as expected"
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._checks import require_checks, run_checks
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            login_argument_spec(),
+            checks={"type": "list", "elements": "dict", "required": True},
+            timeout={"type": "float", "default": 600.0},
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def work() -> dict[str, object]:
+        require_checks(params["checks"])
+        results = run_checks(params, params["checks"], params["timeout"])
+        bad = [result for result in results if not result["ok"]]
+        if bad:
+            reasons = "; ".join(f"{result['name']}: {result['msg']}" for result in bad)
+            raise BackupError(
+                f"{len(bad)} of {len(results)} checks failed: {reasons}", code="checks_failed", results=results
+            )
+        return {"changed": False, "results": results, "msg": f"All {len(results)} checks are as expected."}
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
