@@ -11,20 +11,15 @@ Sources: PostgreSQL, "Making a Base Backup Using the Low Level API" and "Backup 
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
-import os
-import shutil
-import signal
-import subprocess
-import tempfile
 import time
 import typing as t
-import zlib
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import (
+    CommandArchive,
+    DirectoryArchive,
+    is_segment,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import Connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import ARCHIVER
@@ -32,35 +27,16 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 # Held on the primary between the look and the switch, so that several standbys' handlers switch once.
 SWITCH_LOCK = 0x7067666C656574  # "pgfleet"
 
-# Enough for the header of a segment, and for the whole of any timeline's history.
-HEADER_BYTES = 1 << 20
-COMMAND_SECONDS = 600
-OPENERS: dict[str, t.Callable[[str], t.Any]] = {
-    "": io.FileIO,
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
-COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
-
 
 def require_wal_names(names: t.Sequence[str], size: int) -> None:
     """Raise :class:`BackupError` unless ``names`` are those of history files and of segments of ``size`` bytes."""
     if size < 1 << 20 or size > 1 << 30 or size & (size - 1):
         raise BackupError(f"A WAL segment has a power of two from 1 MB to 1 GB, not {size} bytes.", code="bad_number")
-    bad = [name for name in names if not _wal.is_history_name(name) and not _is_segment(name, size)]
+    bad = [name for name in names if not _wal.is_history_name(name) and not is_segment(name, size)]
     if bad or not names:
         raise BackupError(
             f"required_wal must list names of WAL files of {size} bytes, not {bad or 'nothing'}.", code="bad_wal_name"
         )
-
-
-def _is_segment(name: str, size: int) -> bool:
-    try:
-        _wal.parse_segment_name(name, size)
-    except ValueError:
-        return False
-    return True
 
 
 def require_cluster(info: t.Mapping[str, t.Any], system_identifier: t.Optional[str]) -> None:
@@ -74,8 +50,12 @@ def require_cluster(info: t.Mapping[str, t.Any], system_identifier: t.Optional[s
         )
 
 
-def switch_wal(connection: Connection, info: t.Mapping[str, t.Any], lsn: int, check_mode: bool) -> dict[str, t.Any]:
+def switch_wal(
+    connection: Connection, info: t.Mapping[str, t.Any], lsn: t.Optional[int], check_mode: bool
+) -> dict[str, t.Any]:
     """Make sure that the segment which contains, or ends at, ``lsn`` is finished on this primary.
+
+    Without ``lsn`` it is the current segment, and there always is one: a record is written to it first.
 
     Returns ``changed``, ``msg``, ``segment`` and ``current_lsn``. Raises :class:`BackupError` on a standby, and when
     the server has not written as far as ``lsn``.
@@ -86,12 +66,16 @@ def switch_wal(connection: Connection, info: t.Mapping[str, t.Any], lsn: int, ch
             code="not_primary",
         )
     size = info["wal_segment_size"]
-    needed = _wal.last_segment_of(lsn, size)
-    name = _wal.segment_name(info["timeline"], needed, size)
-    answer = {"segment": name, "lsn": _wal.format_lsn(lsn), "changed": False}
     connection.rows("SELECT pg_advisory_lock(%s)", (SWITCH_LOCK,))
     try:
+        if lsn is None and not check_mode:
+            # The server does not finish a segment to which nothing was written.
+            connection.rows("SELECT pg_logical_emit_message(false, 'pgfleet.basebackup', 'wal_switch')")
         current = _current(connection)
+        lsn = current if lsn is None else lsn
+        needed = _wal.last_segment_of(lsn, size)
+        name = _wal.segment_name(info["timeline"], needed, size)
+        answer = {"segment": name, "lsn": _wal.format_lsn(lsn), "changed": False}
         if lsn > current:
             raise BackupError(
                 f"The server at {info['address']} has written WAL to {_wal.format_lsn(current)} only,"
@@ -213,94 +197,14 @@ def archiver_report(connection: Connection) -> dict[str, t.Any]:
 
 def missing_in_directory(directory: str, names: t.Sequence[str], size: int, system_identifier: int) -> list[str]:
     """Return those of ``names`` that ``directory`` does not hold, whole and of this cluster, plain or compressed."""
-    return [name for name in names if not _good_file(directory, name, size, system_identifier)]
-
-
-def _good_file(directory: str, name: str, size: int, system_identifier: int) -> bool:
-    for suffix in list(OPENERS) + list(COMMANDS):
-        path = os.path.join(directory, name + suffix)
-        if os.path.isfile(path):
-            return check_fetched(path, suffix, name, size, system_identifier)
-    return False
-
-
-def check_fetched(path: str, suffix: str, name: str, size: int, system_identifier: int) -> bool:
-    """Check one archived file. False means that it is shorter than it must be (still being written).
-
-    Raises :class:`BackupError` when it is another cluster's or another position's.
-    """
-    try:
-        first, length = _measure(path, suffix)
-    except (EOFError, OSError, lzma.LZMAError, zlib.error, subprocess.SubprocessError):
-        return False
-    if _wal.is_history_name(name):
-        _wal.parse_history(first.decode("ascii", "replace"))
-        return length > 0
-    if length < size:
-        return False
-    if length > size:
-        raise BackupError(f"{path} has {length} bytes; a WAL segment of this cluster has {size}.", code="bad_segment")
-    _wal.check_segment(first, name, size, system_identifier)
-    return True
-
-
-def _measure(path: str, suffix: str) -> tuple[bytes, int]:
-    if suffix in COMMANDS:
-        tool = shutil.which(COMMANDS[suffix])
-        if tool is None:
-            raise BackupError(
-                f"{path} is compressed and the command {COMMANDS[suffix]} is not installed on this host.",
-                code="tool_missing",
-                hint=f"Install {COMMANDS[suffix]}.",
-            )
-        # run_command decodes what it reads and knows no time limit.
-        content = subprocess.run(  # pylint: disable=ansible-bad-function
-            [tool, "-dcq", path], stdout=subprocess.PIPE, check=True, timeout=COMMAND_SECONDS
-        ).stdout
-        return content[:HEADER_BYTES], len(content)
-    with OPENERS[suffix](path) as stream:
-        first = stream.read(HEADER_BYTES)
-        length = len(first)
-        while True:
-            piece = stream.read(1 << 20)
-            if not piece:
-                return first, length
-            length += len(piece)
+    archive = DirectoryArchive(directory, size, system_identifier)
+    return [name for name in names if not archive.holds(name)]
 
 
 def missing_by_command(command: str, names: t.Sequence[str], size: int, system_identifier: int) -> list[str]:
     """Return those of ``names`` that ``command`` (a ``restore_command``: %f, %p, %%) does not fetch whole."""
-    missing = []
-    with tempfile.TemporaryDirectory(prefix="pgfleet-") as folder:
-        for name in names:
-            # The server's %p never ends in the name that it asks for either.
-            target = os.path.join(folder, "RECOVERYXLOG")
-            line = command.replace("%%", "\0").replace("%f", name).replace("%p", target).replace("\0", "%")
-            fetched = _runs(line, folder) and os.path.isfile(target)
-            if not fetched or not check_fetched(target, "", name, size, system_identifier):
-                missing.append(name)
-            if os.path.exists(target):
-                os.unlink(target)
-    return missing
-
-
-def _runs(line: str, folder: str) -> bool:
-    """Run a shell command and tell whether it succeeded; what it started is killed with it at the time limit."""
-    # run_command knows no time limit.
-    process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-        ["/bin/sh", "-c", line],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(COMMAND_SECONDS) == 0
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return False
+    archive = CommandArchive(command, size, system_identifier)
+    return [name for name in names if not archive.holds(name)]
 
 
 def wait_archived(

@@ -1,0 +1,481 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A WAL archive: what is in it, and how far one can recover with it.
+
+An archive is a directory with files under their own names, plain or compressed, or a ``restore_command``, which can be
+asked for a file but not list what there is. Sources: PostgreSQL, sections "Continuous Archiving and Point-in-Time
+Recovery" and "Timelines"; timelineOfPointInHistory and findNewestTimeLine of timeline.c; RestoreArchivedFile of
+xlogarchive.c for what the exit codes of ``restore_command`` mean.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import typing as t
+import zlib
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import HistoryEntry
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._walreader import RESTORE_POINT, scan_segments
+
+COMMAND_SECONDS = 600
+# What the role pg_archive puts beside its archive.
+SCRIPT = "pgfleet_wal.py"
+OPENERS: dict[str, t.Callable[[str], t.Any]] = {
+    "": io.FileIO,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
+SUFFIXES = tuple(OPENERS) + tuple(COMMANDS)
+# The programs that a restore_command in the shell has.
+_DECOMPRESSORS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4"}
+_UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error, subprocess.SubprocessError)
+
+
+# Last complete record, and the ends of transactions (LSN, time).
+_Tail = t.Tuple[t.Optional[int], t.List[t.Tuple[int, int]]]
+
+
+class Archive:
+    """Where WAL files are asked for by name.
+
+    ``size`` is the segment size in bytes; files of another cluster than ``system_identifier`` (None: any) are refused.
+    """
+
+    can_list = False
+
+    def __init__(self, description: str, size: int, system_identifier: t.Optional[int]) -> None:
+        self.description = description
+        self.size = size
+        self.system_identifier = system_identifier
+
+    def _content(self, name: str) -> t.Optional[bytes]:
+        """Return a file, decompressed; None when it is not there. Raises one of _UNREADABLE."""
+        raise NotImplementedError
+
+    def has(self, name: str) -> bool:
+        """Tell whether the file is there. Only :meth:`read` tells whether it is good."""
+        try:
+            return self._content(name) is not None
+        except _UNREADABLE:
+            return True
+
+    def holds(self, name: str) -> bool:
+        """Tell whether the file is there and whole. False may become true: it may still be on its way.
+
+        Raises :class:`BackupError`, code ``bad_segment`` or ``bad_history``, for another cluster's or position's.
+        """
+        try:
+            content = self._content(name)
+        except _UNREADABLE:
+            return False
+        return content is not None and self._is_whole(name, content)
+
+    def read(self, name: str) -> bytes:
+        """Return a whole file, checked as :meth:`holds` does.
+
+        Raises :class:`BackupError`: code ``wal_missing`` when it is not there, ``bad_segment`` when it is not good.
+        """
+        try:
+            content = self._content(name)
+        except _UNREADABLE as exc:
+            raise BackupError(
+                f"The WAL file {name} of {self.description} cannot be read: {exc or type(exc).__name__}",
+                code="bad_segment",
+            ) from exc
+        if content is None:
+            raise BackupError(f"The WAL file {name} is not in {self.description}.", code="wal_missing", missing=[name])
+        if not self._is_whole(name, content):
+            raise BackupError(
+                f"The WAL file {name} of {self.description} has only {len(content)} bytes.", code="bad_segment"
+            )
+        return content
+
+    def history(self, timeline: int) -> list[HistoryEntry]:
+        """Return the ancestors of a timeline, oldest first.
+
+        Raises :class:`BackupError`: code ``history_missing``, or ``bad_history`` for one that the server would refuse.
+        """
+        if timeline == 1:
+            return []
+        name = _wal.history_name(timeline)
+        try:
+            entries = _wal.parse_history(self.read(name).decode("ascii", "replace"))
+        except BackupError as exc:
+            if exc.code != "wal_missing":
+                raise
+            raise BackupError(
+                f"The history file {name} is not in {self.description}.", code="history_missing", missing=[name]
+            ) from exc
+        if entries and entries[-1].timeline >= timeline:
+            raise BackupError(
+                f"{name} of {self.description} names timeline {entries[-1].timeline} as an ancestor.",
+                code="bad_history",
+            )
+        return entries
+
+    def _is_whole(self, name: str, content: bytes) -> bool:
+        if _wal.is_history_name(name):
+            _wal.parse_history(content.decode("ascii", "replace"))
+            return len(content) > 0
+        if len(content) < self.size:
+            return False
+        if len(content) > self.size:
+            raise BackupError(
+                f"{name} of {self.description} has {len(content)} bytes; a WAL segment has {self.size} here.",
+                code="bad_segment",
+            )
+        identifier = self.system_identifier
+        if identifier is None:
+            identifier = _wal.parse_segment_header(content).system_identifier
+        _wal.check_segment(content, name, self.size, identifier)
+        return True
+
+
+class Entry(t.NamedTuple):
+    """A file in an archive's directory: ``name`` is ``file`` without the ending ``suffix`` of its compression."""
+
+    file: str
+    name: str
+    suffix: str
+    size: int
+    mtime: float
+
+
+class DirectoryArchive(Archive):
+    """A directory. The listing is made once, :meth:`has` and :meth:`read` look anew each time."""
+
+    can_list = True
+
+    def __init__(self, directory: str, size: int, system_identifier: t.Optional[int]) -> None:
+        super().__init__(f"the archive {directory}", size, system_identifier)
+        self.directory = directory
+        self._entries: t.Optional[list[Entry]] = None
+        self._names: t.Optional[frozenset[str]] = None
+        self.tails: dict[tuple[str, int], _Tail] = {}
+
+    def entries(self) -> list[Entry]:
+        """Return the regular files of the directory, by name. Raises :class:`BackupError` when it cannot be listed."""
+        if self._entries is None:
+            try:
+                self._entries = sorted(_list(self.directory))
+            except OSError as exc:
+                raise BackupError(
+                    f"{self.description} cannot be listed: {exc.strerror}", code="archive_unreadable"
+                ) from exc
+        return self._entries
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the segments and history files, without those that are shorter than they must be.
+
+        What is compressed is taken for whole.
+        """
+        if self._names is None:
+            self._names = frozenset(entry.name for entry in self.entries() if self._counts(entry))
+        return self._names
+
+    def _counts(self, entry: Entry) -> bool:
+        if _wal.is_history_name(entry.name):
+            return entry.size > 0
+        return is_segment(entry.name, self.size) and (bool(entry.suffix) or entry.size >= self.size)
+
+    def _place(self, name: str) -> t.Optional[tuple[str, str]]:
+        """Return a file's path and ending."""
+        for suffix in SUFFIXES:
+            path = os.path.join(self.directory, name + suffix)
+            if os.path.isfile(path):
+                return path, suffix
+        return None
+
+    def has(self, name: str) -> bool:
+        """Tell whether the file is there, of a plain one also whether it has its length."""
+        place = self._place(name)
+        return place is not None and (
+            bool(place[1]) or _wal.is_history_name(name) or os.path.getsize(place[0]) >= self.size
+        )
+
+    def _content(self, name: str) -> t.Optional[bytes]:
+        place = self._place(name)
+        return load(*place) if place else None
+
+
+class CommandArchive(Archive):
+    """A ``restore_command`` with %f, %p and %%, run on this host in a directory of its own."""
+
+    def __init__(self, command: str, size: int, system_identifier: t.Optional[int]) -> None:
+        super().__init__(f"the archive behind {command!r}", size, system_identifier)
+        self.command = command
+
+    def _content(self, name: str) -> t.Optional[bytes]:
+        with tempfile.TemporaryDirectory(prefix="pgfleet-") as folder:
+            # The server's %p never ends in the name that it asks for either.
+            target = os.path.join(folder, "RECOVERYXLOG")
+            line = self.command.replace("%%", "\0").replace("%f", name).replace("%p", target).replace("\0", "%")
+            return load(target, "") if _runs(line, folder) and os.path.isfile(target) else None
+
+
+def open_archive(
+    directory: t.Optional[str], command: t.Optional[str], size: int, system_identifier: t.Optional[int]
+) -> t.Optional[Archive]:
+    """Return the archive that a module's arguments name, None without both.
+
+    Raises :class:`BackupError`: ``archive_missing`` for a directory that is not there.
+    """
+    if directory:
+        if not os.path.isdir(directory):
+            raise BackupError(f"The archive {directory} is not a directory of this host.", code="archive_missing")
+        return DirectoryArchive(directory, size, system_identifier)
+    return CommandArchive(command, size, system_identifier) if command else None
+
+
+def is_segment(name: str, size: int) -> bool:
+    """Tell whether ``name`` is that of a segment of ``size`` bytes."""
+    try:
+        _wal.parse_segment_name(name, size)
+    except ValueError:
+        return False
+    return True
+
+
+def split_suffix(file: str) -> tuple[str, str]:
+    """Return a file's name without the ending of its compression, and that ending."""
+    name, dot, ending = file.rpartition(".")
+    return (name, dot + ending) if dot and dot + ending in SUFFIXES else (file, "")
+
+
+def _list(directory: str) -> t.Iterator[Entry]:
+    with os.scandir(directory) as files:
+        for file in files:
+            try:
+                if file.is_file():
+                    status = file.stat()
+                    yield Entry(file.name, *split_suffix(file.name), status.st_size, status.st_mtime)
+            except FileNotFoundError:
+                # Renamed or expired meanwhile.
+                continue
+
+
+def load(path: str, suffix: str, limit: int = -1) -> bytes:
+    """Return what a file holds, decompressed; at most ``limit`` bytes where that saves work.
+
+    Raises an OSError, EOFError, lzma.LZMAError, zlib.error or subprocess.SubprocessError when it cannot be read.
+    """
+    if suffix not in COMMANDS:
+        with OPENERS[suffix](path) as stream:
+            return bytes(stream.read(limit))
+    tool = shutil.which(COMMANDS[suffix])
+    if tool is None:
+        raise _tool_missing(path, COMMANDS[suffix])
+    # run_command decodes what it reads and knows no time limit.
+    return subprocess.run(  # pylint: disable=ansible-bad-function
+        [tool, "-dcq", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=COMMAND_SECONDS
+    ).stdout
+
+
+def _tool_missing(what: str, tool: str) -> BackupError:
+    return BackupError(
+        f"{what} is compressed and the command {tool} is not installed on this host.",
+        code="tool_missing",
+        hint=f"Install {tool}.",
+    )
+
+
+def _runs(line: str, folder: str) -> bool:
+    """Run a shell command and tell whether it succeeded; what it started is killed with it at the time limit."""
+    # run_command knows no time limit.
+    process = subprocess.Popen(  # pylint: disable=ansible-bad-function
+        ["/bin/sh", "-c", line],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(COMMAND_SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+
+
+def restore_command(archive: Archive) -> str:
+    """Return a ``restore_command`` for this archive, one line for ``sh``.
+
+    A file that is not there is exit code 1, upon which recovery ends; one that is there and cannot be fetched, or an
+    archive that cannot be entered, is 255: above 125 the server stops, instead of promoting without the rest.
+    Raises :class:`BackupError`, code ``tool_missing``, when a compression found there has no program on this host.
+    """
+    if isinstance(archive, CommandArchive):
+        return archive.command
+    assert isinstance(archive, DirectoryArchive)
+    folder = _quoted(archive.directory)
+    script = os.path.join(os.path.dirname(os.path.abspath(archive.directory)), SCRIPT)
+    if os.path.isfile(script):
+        return f'{_quoted(sys.executable)} {_quoted(script)} restore {folder} "%f" "%p"'
+    steps = [f'[ -e {folder}/%f ]; then cp {folder}/%f "%p" || exit 255']
+    for suffix in sorted({entry.suffix for entry in archive.entries() if entry.name in archive.names()} - {""}):
+        tool = shutil.which(_DECOMPRESSORS[suffix])
+        if tool is None:
+            raise _tool_missing(archive.description, _DECOMPRESSORS[suffix])
+        steps.append(f'[ -e {folder}/%f{suffix} ]; then {_quoted(tool)} -dc {folder}/%f{suffix} > "%p" || exit 255')
+    return f"[ -x {folder}/. ] || exit 255; if {'; elif '.join(steps)}; else exit 1; fi"
+
+
+def _quoted(word: str) -> str:
+    return shlex.quote(word).replace("%", "%%")
+
+
+class Path(t.NamedTuple):
+    """A timeline to recover along, and its ancestors, oldest first."""
+
+    timeline: int
+    history: list[HistoryEntry]
+
+
+def timeline_path(archive: Archive, start_timeline: int, start_lsn: int, wanted: str) -> Path:
+    """Return the path that ``recovery_target_timeline`` = ``wanted`` means for a server at this position.
+
+    The position is best the end of a backup; it must be in the past of the target timeline, or recovery refuses to
+    start. ``latest`` is the newest for which all histories from ``start_timeline`` on are there, ``current`` is
+    ``start_timeline``; else a number, decimal or 0x... Raises :class:`BackupError`: ``bad_timeline`` for another word,
+    ``timeline_unknown`` without its history, ``timeline_unreachable`` when the position is not in its past.
+    """
+    timeline = start_timeline
+    if wanted == "latest":
+        while archive.has(_wal.history_name(timeline + 1)):
+            timeline += 1
+    elif wanted != "current":
+        timeline = _timeline_number(wanted)
+    try:
+        history = archive.history(timeline)
+    except BackupError as exc:
+        if exc.code != "history_missing":
+            raise
+        if timeline != start_timeline:
+            raise BackupError(
+                f"Timeline {timeline} is unknown: {exc.msg}", code="timeline_unknown", missing=exc.details["missing"]
+            ) from exc
+        history = []
+    path = Path(timeline, history)
+    begin = 0
+    for ancestor, end in (*history, HistoryEntry(timeline, sys.maxsize)):
+        if ancestor == start_timeline and begin <= start_lsn <= end:
+            return path
+        begin = end
+    raise BackupError(
+        f"Timeline {timeline} cannot be reached from timeline {start_timeline} at {_wal.format_lsn(start_lsn)}: "
+        + ", ".join(f"it left timeline {entry.timeline} at {_wal.format_lsn(entry.end)}" for entry in history)
+        + ".",
+        code="timeline_unreachable",
+        hint="Recover along another timeline, or from an older backup.",
+    )
+
+
+def _timeline_number(text: str) -> int:
+    try:
+        number = int(text, 16 if text.lower().startswith("0x") else 10)
+    except ValueError:
+        number = 0
+    if not 0 < number <= 0xFFFFFFFF:
+        raise BackupError(
+            f"{text!r} is no timeline.", code="bad_timeline", hint="Use latest, current or the number of a timeline."
+        )
+    return number
+
+
+def path_segment(path: Path, segment: int, size: int) -> str:
+    """Return the file name of a segment on a path. One in which the timeline changes is the newer timeline's."""
+    for entry in path.history:
+        if (segment + 1) * size <= entry.end:
+            return _wal.segment_name(entry.timeline, segment, size)
+    return _wal.segment_name(path.timeline, segment, size)
+
+
+def needed_segments(path: Path, start_lsn: int, end_lsn: int, size: int) -> list[str]:
+    """Return the files that recovery from ``start_lsn`` to ``end_lsn`` reads, oldest segment first, the history last.
+
+    Of the histories the server needs only that of the path's own timeline.
+    """
+    names = [
+        path_segment(path, segment, size)
+        for segment in range(_wal.segment_of(start_lsn, size), _wal.last_segment_of(end_lsn, size) + 1)
+    ]
+    return names + ([_wal.history_name(path.timeline)] if path.history else [])
+
+
+class Reach(t.NamedTuple):
+    """How far an archive goes along a path.
+
+    ``segments`` are there without a break, the last of them is ``end_segment`` (the one before the start when there is
+    none); ``first_missing`` is the file that would come next, and ``gap`` tells that later ones are there in spite of
+    it. ``last_lsn`` is the start of the last complete record, ``last_time_us`` the newest time of a commit or abort in
+    the last segment that has one (microseconds since 1970), both None when there is none from the start on.
+    """
+
+    segments: int
+    first_missing: str
+    end_segment: int
+    last_lsn: t.Optional[int]
+    last_time_us: t.Optional[int]
+    gap: bool
+
+
+def reach(archive: DirectoryArchive, path: Path, start_lsn: int, times: bool = True) -> Reach:
+    """Return how far one can recover along ``path`` from ``start_lsn``; without ``times`` no file is read.
+
+    Raises :class:`BackupError`, code ``bad_segment``, when a segment at the end is not good.
+    """
+    size, names = archive.size, archive.names()
+    first = end = _wal.segment_of(start_lsn, size)
+    while path_segment(path, end, size) in names:
+        end += 1
+    gap = False
+    for name in names:
+        if _wal.is_segment_name(name):
+            segment = _wal.parse_segment_name(name, size)[1]
+            gap = gap or (segment > end and path_segment(path, segment, size) == name)
+    last_lsn = last_time = None
+    for segment in range(end - 1, first - 1, -1) if times else ():
+        tail_lsn, tail = _tail(archive, path, segment, end - 1)
+        last_lsn = last_lsn if last_lsn is not None else tail_lsn
+        found = [time_us for lsn, time_us in tail if lsn >= start_lsn]
+        if found:
+            last_time = max(found)
+            break
+    if last_lsn is not None and last_lsn < start_lsn:
+        last_lsn = None
+    return Reach(end - first, path_segment(path, end, size), end - 1, last_lsn, last_time, gap)
+
+
+def _tail(archive: DirectoryArchive, path: Path, segment: int, last: int) -> _Tail:
+    """Return what begins in ``segment``, with what is complete only in a later one, up to the segment ``last``."""
+    key = (path_segment(path, segment, archive.size), last)
+    if key not in archive.tails:
+        contents = (
+            (number, archive.read(path_segment(path, number, archive.size))) for number in range(segment, last + 1)
+        )
+        lsn, ends = None, []
+        for scan in scan_segments(contents, archive.size):
+            lsn = scan.last_lsn if scan.last_lsn is not None else lsn
+            ends += [(event.lsn, event.time_us) for event in scan.events if event.kind != RESTORE_POINT]
+            if scan.segment > segment and scan.last_lsn is not None:
+                break
+        archive.tails[key] = (lsn, ends)
+    return archive.tails[key]
