@@ -7,18 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: wal_switch
-short_description: Finish the WAL segment that a base backup ends in
+short_description: Finish the WAL segment that a base backup ends in, or the current one
 version_added: 0.1.0
 description:
   - Makes sure that the WAL segment which contains, or ends at, O(lsn) is finished on the primary, so that it can be
     archived. A standby cannot do this itself, and on an idle primary it would never happen.
-  - Idempotent by LSN. Several standbys of one primary, or a second run, switch once; parallel calls are kept in order
-    by an advisory lock.
+  - Idempotent by O(lsn). Several standbys of one primary, or a second run, switch once; parallel calls are kept in
+    order by an advisory lock.
 options:
   lsn:
-    description: The stop LSN, as returned by M(pgfleet.basebackup.backup_stop).
+    description:
+      - The stop LSN, as returned by M(pgfleet.basebackup.backup_stop).
+      - Without it the current segment is finished by each call, after a small record was written to it
+        (C(pg_logical_emit_message)), so that even an idle primary has one to archive. Optional since 0.2.0.
     type: str
-    required: true
   system_identifier:
     description: Refuse a server of another cluster than this one.
     type: str
@@ -26,6 +28,11 @@ extends_documentation_fragment:
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
   - pgfleet.basebackup.attributes
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - With O(lsn) only. Without it each call finishes a segment.
 seealso:
   - module: pgfleet.basebackup.wal_archived
 author:
@@ -38,6 +45,10 @@ EXAMPLES = r"""
     lsn: "{{ stop.stop_lsn }}"
     system_identifier: "{{ stop.system_identifier }}"
   delegate_to: primary.example.com
+
+- name: Finish the current segment, to see whether it gets archived
+  pgfleet.basebackup.wal_switch:
+  register: switched
 """
 
 RETURN = r"""
@@ -47,7 +58,7 @@ segment:
   returned: success
   sample: "000000010000000000000003"
 lsn:
-  description: The LSN asked for.
+  description: The LSN asked for, or the one at which the current segment was finished.
   type: str
   returned: success
   sample: 0/3000060
@@ -76,15 +87,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import par
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec=dict(
-            login_argument_spec(), lsn={"type": "str", "required": True}, system_identifier={"type": "str"}
-        ),
+        argument_spec=dict(login_argument_spec(), lsn={"type": "str"}, system_identifier={"type": "str"}),
         supports_check_mode=True,
     )
 
     def work() -> dict[str, object]:
         try:
-            lsn = parse_lsn(module.params["lsn"])
+            lsn = parse_lsn(module.params["lsn"]) if module.params["lsn"] else None
         except ValueError as exc:
             raise BackupError(f"lsn: {exc}", code="bad_lsn") from exc
         with Connection(module.params) as connection:

@@ -120,13 +120,13 @@ def write(descriptor: int, source: str, compression: str) -> None:
     """Write the content of ``source``, compressed, to ``descriptor``."""
     if compression == "zstd":
         subprocess = importlib.import_module("subprocess")
-        with open(source, "rb") as stream:
-            done = subprocess.run(["zstd", "-qc"], stdin=stream, stdout=descriptor, check=False)
+        with open(source, "rb") as content:
+            done = subprocess.run(["zstd", "-qc"], stdin=content, stdout=descriptor, check=False)
         if done.returncode != 0:
             raise Refused(f"zstd ended with {done.returncode}")
         return
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(os.fdopen(descriptor, "wb", closefd=False))
+        stream: t.Any = stack.enter_context(os.fdopen(descriptor, "wb", closefd=False))
         if compression == "gzip":
             gzip = importlib.import_module("gzip")
             stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))
