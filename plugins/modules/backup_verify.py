@@ -1,0 +1,280 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_verify
+short_description: Check that a published base backup is undamaged
+version_added: 0.2.0
+description:
+  - Reads a published backup and fails when it is damaged, naming every bad file. Nothing is changed; a repository that
+    can only be read will do.
+  - Neither a server nor PostgreSQL's programs are needed. Where C(pg_verifybackup) is installed it can be run too.
+  - The work is a detached process on the host, and its progress is shown on the controller. When nobody has asked for
+    it for 15 minutes it ends.
+options:
+  backup_id:
+    description: The backup. V(latest) is the published one that ended last.
+    type: str
+    default: latest
+  levels:
+    description:
+      - What is looked at. V(quick) is part of the others.
+      - V(quick) looks at the metadata, C(backup_label), C(tablespace_map), C(global/pg_control), C(backup_manifest), at
+        the links to the tablespaces, and at the presence and size of every file.
+      - V(full) also reads every file, with the WAL that the backup was made with, and compares its checksum.
+      - V(wal) also reads the WAL that a restore needs, in the backup when it was made with its WAL, else in the
+        archive. Each segment must belong to the cluster, and its records must follow each other as far as the backup
+        needs them; checksums of single WAL records are not computed.
+    type: list
+    elements: str
+    choices: [quick, full, wal]
+    default: [quick]
+  jobs:
+    description: Number of files that are read at the same time.
+    type: int
+    default: 2
+  archive_directory:
+    description:
+      - Directory of the WAL archive, with files under their own names, plain or compressed (C(.gz), C(.bz2), C(.xz),
+        C(.zst), C(.lz4)).
+      - Without it and without O(restore_command), the C(wal) directory of the cluster in the repository is taken.
+    type: path
+  restore_command:
+    description: Shell command that fetches a WAL file, with C(%f) and C(%p) as in PostgreSQL's C(restore_command).
+    type: str
+  pg_verifybackup:
+    description:
+      - Also run PostgreSQL's own C(pg_verifybackup), with checksums when O(levels) has V(full). The backup fails when
+        either finds something.
+      - It accepts some damage that this module finds, for example a changed C(postgresql.auto.conf), an added
+        C(recovery.signal), or WAL that does not belong into C(pg_wal).
+    type: bool
+    default: false
+  bin_directory:
+    description:
+      - Directory of PostgreSQL's programs, of the major version of the backup.
+      - By default the usual places of packages and C(PATH) are searched.
+    type: path
+  progress_interval:
+    description:
+      - Seconds between two lines of progress on the controller; V(0) shows none.
+    type: int
+    default: 10
+  wait_timeout:
+    description:
+      - Seconds after which the call returns with RV(finished=false) while the verification goes on, to be asked for
+        with the same O(run_id). V(0) verifies in the module itself.
+      - Set by the action plugin of this name; of use only where the module is run without it.
+    type: int
+    default: 0
+  run_id:
+    description:
+      - Name of the verification, to be found again by the next call. Any text that no other task uses.
+      - Set by the action plugin of this name. Required with O(wait_timeout).
+    type: str
+extends_documentation_fragment:
+  - pgfleet.basebackup.handle
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.attributes.info
+notes:
+  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
+    action group.
+attributes:
+  action:
+    description:
+      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    support: full
+  async:
+    description: Supports being used with the C(async) keyword.
+    support: full
+    details:
+      - Without live progress.
+seealso:
+  - module: pgfleet.basebackup.backup_info
+  - module: pgfleet.basebackup.backup_restore
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Look at the newest backup
+  pgfleet.basebackup.backup_verify:
+    repository: /srv/backups
+    cluster: main
+
+- name: Read everything, and the WAL in the archive
+  pgfleet.basebackup.backup_verify:
+    repository: /srv/backups
+    cluster: main
+    backup_id: 20261122T030000Z
+    levels: [full, wal]
+    archive_directory: /srv/wal
+    jobs: 4
+"""
+
+RETURN = r"""
+finished:
+  description: Whether the verification is done.
+  type: bool
+  returned: success
+backup_id:
+  description: The backup that was verified.
+  type: str
+  returned: always
+directory:
+  description: Where it lies.
+  type: str
+  returned: when finished
+bad_files:
+  description: What is wrong with the backup.
+  type: list
+  elements: dict
+  returned: when finished, and when the backup is damaged
+  contains:
+    path:
+      description: The file as C(backup_manifest) names it, or the name of a WAL file of the archive.
+      type: str
+    problem:
+      description:
+        - One of V(missing), V(surplus), V(size), V(checksum), V(damaged) (its content is not what it must be), V(link)
+          (a tablespace's link does not lead into the backup), V(not_a_file), V(unreadable), V(wal_missing),
+          V(history_missing), V(bad_segment), V(bad_history), V(pg_verifybackup).
+      type: str
+    msg:
+      description: The same for people.
+      type: str
+  sample:
+    - msg: It has 8192 bytes; 16384 were backed up.
+      path: base/5/1259
+      problem: size
+files:
+  description: Number of files that have their right size, all of which V(full) reads.
+  type: int
+  returned: when finished
+  sample: 1301
+bytes:
+  description: Their size.
+  type: int
+  returned: when finished
+  sample: 39845888
+wal_files:
+  description: Number of WAL files that were read.
+  type: int
+  returned: when finished and WAL was read
+  sample: 2
+seconds:
+  description: How long it took.
+  type: float
+  returned: when finished
+  sample: 0.21
+pg_verifybackup:
+  description: What PostgreSQL's program said.
+  type: dict
+  returned: when finished, with O(pg_verifybackup=true)
+  contains:
+    ok:
+      description: Whether it found the backup good.
+      type: bool
+    output:
+      description: Its output.
+      type: str
+progress:
+  description: How far the verification is.
+  type: dict
+  returned: when not finished
+  contains:
+    percent:
+      description: Percent of the bytes.
+      type: float
+    done_bytes:
+      description: Bytes read.
+      type: int
+    total_bytes:
+      description: Bytes to read.
+      type: int
+    bytes_per_second:
+      description: The rate so far.
+      type: int
+    seconds_left:
+      description: Estimate of the time left in seconds.
+      type: int
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import progress_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    cluster_argument_spec,
+    handle,
+    require_positive,
+    run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify_job import (
+    Slices,
+    Wish,
+    chosen,
+    damage,
+    verify,
+)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            cluster_argument_spec(),
+            **login_argument_spec(),
+            backup_id={"type": "str", "default": "latest"},
+            levels={"type": "list", "elements": "str", "choices": ["quick", "full", "wal"], "default": ["quick"]},
+            jobs={"type": "int", "default": 2},
+            archive_directory={"type": "path"},
+            restore_command={"type": "str"},
+            pg_verifybackup={"type": "bool", "default": False},
+            bin_directory={"type": "path"},
+            progress_interval={"type": "int", "default": 10},
+            wait_timeout={"type": "int", "default": 0},
+            run_id={"type": "str"},
+        ),
+        mutually_exclusive=[("archive_directory", "restore_command")],
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def nobody_stops_it() -> None:
+        """Without a detached process the task itself is what can be ended."""
+
+    def work() -> dict[str, object]:
+        require_positive(params, "jobs")
+        wish = Wish(**{name: params[name] for name in Wish._fields})
+        cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
+        if params["wait_timeout"] <= 0:
+            result = verify(chosen(cluster, params["backup_id"]), wish, nobody_stops_it)
+        else:
+            if not params["run_id"]:
+                raise BackupError(
+                    "With wait_timeout a run_id is needed, to find the verification again.", code="run_id"
+                )
+            slices = Slices(cluster, params["backup_id"], params["run_id"])
+            answer = slices.step(wish, params["wait_timeout"])
+            if answer is None:
+                progress = progress_of(slices.job.read())
+                msg = f"{progress['percent']} % verified."
+                return dict(handle(module), changed=False, finished=False, progress=progress, msg=msg)
+            result = answer
+        error = damage(result)
+        if error is not None:
+            raise error
+        msg = f"The backup {result['backup_id']} is undamaged: {result['files']} files, {result['bytes']} bytes."
+        return dict(handle(module), **{**result, "changed": False, "finished": True, "msg": msg})
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
