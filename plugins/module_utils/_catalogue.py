@@ -14,7 +14,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import ESSENTIAL
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository, wal_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import look, modified, session_of
 
 
@@ -61,7 +61,7 @@ def _published(backup: Backup) -> dict[str, t.Any]:
     details = (
         "system_identifier kind label version from_standby start_lsn stop_lsn timeline started_at"
         " stopped_at age_seconds"
-        " bytes files copy_seconds required_wal wal_proven_by"
+        " bytes files copy_seconds required_wal wal wal_proven_by"
     )
     entry.update(dict.fromkeys(details.split()))
     try:
@@ -83,7 +83,8 @@ def _published(backup: Backup) -> dict[str, t.Any]:
             files=copy["files"],
             copy_seconds=copy["seconds"],
             required_wal=content["required_wal"],
-            wal_proven_by=f"{content['wal_proof']['method']} {content['wal_proof']['source']}",
+            wal=wal_of(content),
+            wal_proven_by=f"{content['wal_proof']['method']} {content['wal_proof']['source']}".strip(),
         )
         lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
         if lost:

@@ -16,8 +16,12 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._control import read_control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import ARCHIVE, INCLUDE, Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import backup_functions
+
+# A server whose limit for idle slots is shorter than this could end the session that keeps a backup's WAL; the default
+# of session_timeout, in seconds.
+SLOT_SECONDS = 86400
 
 # postmaster.pid is written a moment before the time that pg_postmaster_start_time tells; allocating
 # huge shared memory lies between the two.
@@ -55,6 +59,51 @@ def _rights(info: t.Mapping[str, t.Any], needed: t.Iterable[str]) -> list[dict[s
     return found
 
 
+def _slots(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
+    """Make sure that the server can keep the WAL until it is copied."""
+    slots, address = info["replication_slots"], info["address"]
+    found = []
+    if not info["privileges"]["replication"]:
+        found.append(
+            problem(
+                "no_privilege_replication",
+                f"The role {info['login_role']} lacks the attribute REPLICATION, which the replication slot needs that"
+                " keeps the WAL.",
+                f"As a superuser{', on the primary' if info['role'] == 'standby' else ''}:"
+                f" ALTER ROLE {info['login_role']} REPLICATION;",
+            )
+        )
+    if info["wal_level"] != "minimal" and slots["used"] >= slots["max"]:
+        found.append(
+            problem(
+                "no_free_slot",
+                f"All {slots['max']} replication slots of {address} are in use; one keeps the WAL that the backup shall"
+                " include.",
+                f"ALTER SYSTEM SET max_replication_slots = {slots['max'] + 1}; restart. Or drop one that nobody uses:"
+                " SELECT slot_name FROM pg_replication_slots WHERE NOT active;",
+            )
+        )
+    if 0 < slots["idle_timeout"] < SLOT_SECONDS:
+        found.append(
+            problem(
+                "idle_replication_slot_timeout",
+                f"idle_replication_slot_timeout is {slots['idle_timeout']} s on {address}: a checkpoint after that time"
+                " would end the session of the backup.",
+                "ALTER SYSTEM SET idle_replication_slot_timeout = 0 (or 1d and more); SELECT pg_reload_conf();",
+            )
+        )
+    wal = os.path.join(info["data_directory"] or "", "pg_wal")
+    if os.path.isdir(wal) and not os.access(wal, os.R_OK | os.X_OK):
+        found.append(
+            problem(
+                "pg_wal_unreadable",
+                f"{wal} cannot be read by the user with id {os.geteuid()}.",
+                "Run the task as the server's operating system user (become_user).",
+            )
+        )
+    return found
+
+
 def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
     archiving = info["archiving"]
     if archiving["mode"] == "off":
@@ -63,7 +112,8 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
                 "archive_mode_off",
                 f"archive_mode is off on {info['address']}: without its WAL a backup cannot be restored.",
                 "ALTER SYSTEM SET archive_mode = on; set archive_command or archive_library; restart. Where another"
-                " program archives (pg_receivewal), name archive_directory or restore_command.",
+                " program archives (pg_receivewal), name archive_directory or restore_command. Without any archive,"
+                " include the WAL in the backup: wal=include.",
             )
         ]
     if not archiving["command_set"] and not archiving["library"]:
@@ -171,8 +221,13 @@ def cluster_directories(info: t.Mapping[str, t.Any]) -> list[bytes]:
     return [os.fsencode(one) for one in [info["data_directory"], *directories] if one]
 
 
-def problems_of_backup(info: t.Mapping[str, t.Any], external_archive: bool = False) -> list[dict[str, str]]:
-    """Return what would stop a backup of this server; with ``external_archive`` its own archiving does not matter."""
+def problems_of_backup(
+    info: t.Mapping[str, t.Any], external_archive: bool = False, wal: str = ARCHIVE
+) -> list[dict[str, str]]:
+    """Return what would stop a backup of this server; with ``external_archive`` its own archiving does not matter.
+
+    ``wal`` says where a restore shall find the WAL, see :mod:`_work`; archiving matters for ``archive`` alone.
+    """
     found = []
     if info["pooling_proxy"]:
         found.append(
@@ -183,7 +238,7 @@ def problems_of_backup(info: t.Mapping[str, t.Any], external_archive: bool = Fal
             )
         )
     found += _rights(info, ("backup_start", "backup_stop", "pg_read_all_settings"))
-    if info["role"] == "primary" and info["wal_level"] == "minimal":
+    if info["wal_level"] == "minimal" and (info["role"] == "primary" or wal == INCLUDE):
         found.append(
             problem(
                 "wal_level_minimal",
@@ -191,12 +246,16 @@ def problems_of_backup(info: t.Mapping[str, t.Any], external_archive: bool = Fal
                 "ALTER SYSTEM SET wal_level = replica; restart.",
             )
         )
-    if not external_archive and archives_itself(info):
+    if wal == INCLUDE:
+        found += _slots(info)
+    if wal == ARCHIVE and not external_archive and archives_itself(info):
         found += _rights(info, ("pg_monitor",)) + _archiving(info)
     return found + _data_directory(info)
 
 
-def problems_of_primary(info: t.Mapping[str, t.Any], external_archive: bool = False) -> list[dict[str, str]]:
+def problems_of_primary(
+    info: t.Mapping[str, t.Any], external_archive: bool = False, wal: str = ARCHIVE
+) -> list[dict[str, str]]:
     """Return what would stop this server from finishing a standby's backup: the WAL switch and the archive."""
     if info["role"] != "primary":
         return [
@@ -206,8 +265,8 @@ def problems_of_primary(info: t.Mapping[str, t.Any], external_archive: bool = Fa
                 "Name the primary: pg_backup_primary.",
             )
         ]
-    found = _rights(info, ("switch_wal",))
-    if not external_archive:
+    found = _rights(info, ("switch_wal",)) if wal == ARCHIVE else []
+    if wal == ARCHIVE and not external_archive:
         found += _rights(info, ("pg_monitor",)) + _archiving(info)
     if not info["full_page_writes"]:
         found.append(

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Publishing: the proof that all needed WAL is archived, then the rename.
+"""Publishing: the proof that all needed WAL is archived or included, then the rename.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -13,19 +13,45 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import COMPLETE, STOPPED, Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
+    ARCHIVE,
+    COMPLETE,
+    INCLUDE,
+    STOPPED,
+    Backup,
+    wal_of,
+)
 
 # Without any one of these a directory only looks like a backup.
 ESSENTIAL = ("PG_VERSION", "backup_label", "backup_manifest", os.path.join("global", "pg_control"))
 
 
-def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Mapping[str, t.Any]) -> None:
-    """Raise :class:`BackupError` unless ``backup`` is stopped and ``proof`` covers every WAL file that it needs."""
+def refuse_unproven(
+    backup: Backup, content: t.Mapping[str, t.Any], proof: t.Optional[t.Mapping[str, t.Any]]
+) -> t.Mapping[str, t.Any]:
+    """Return the proof to record, for a backup that was started with ``wal=archive`` ``proof`` itself.
+
+    Raises :class:`BackupError` unless ``backup`` is stopped and whole, and ``proof`` covers every WAL file that it
+    needs, or the backup has them all, or it was started with ``wal=none``.
+    """
     if content["state"] not in (STOPPED, COMPLETE):
         raise BackupError(
             f"The backup {backup.id} is not stopped (state {content['state']}).",
             code="not_stopped",
             hint="Run pgfleet.basebackup.backup_stop first.",
+        )
+    if wal_of(content) != ARCHIVE or content["state"] == COMPLETE:
+        # A complete one was proven before the run that should have published it died.
+        known: t.Mapping[str, t.Any] = content["wal_proof"]
+        included = content["required_wal"] if wal_of(content) == INCLUDE else []
+        _refuse_incomplete(backup, [os.path.join("pg_wal", name) for name in included])
+        return known
+    if proof is None:
+        raise BackupError(
+            f"The backup {backup.id} was started with wal=archive, and there is no proof that its WAL is archived.",
+            code="wal_not_proven",
+            hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop, and pass on its proof.",
+            missing=content["required_wal"],
         )
     if proof.get("system_identifier") != content["server"]["system_identifier"]:
         raise BackupError(
@@ -49,7 +75,12 @@ def refuse_unproven(backup: Backup, content: t.Mapping[str, t.Any], proof: t.Map
     # The catalogue tells how it was proven.
     if not all(isinstance(proof.get(name), str) for name in ("method", "source")):
         raise _bad_proof(backup)
-    lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
+    _refuse_incomplete(backup, [])
+    return proof
+
+
+def _refuse_incomplete(backup: Backup, more: t.Sequence[str]) -> None:
+    lost = [name for name in [*ESSENTIAL, *more] if not os.path.isfile(backup.file("data", name))]
     if lost:
         raise BackupError(
             f"The backup {backup.id} lacks {', '.join(lost)}; somebody removed it.",
@@ -66,8 +97,8 @@ def _bad_proof(backup: Backup) -> BackupError:
     )
 
 
-def publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> bool:
-    """Record ``proof`` and publish ``backup``; after a crash at any point the same call goes on.
+def publish(backup: Backup, proof: t.Optional[t.Mapping[str, t.Any]]) -> bool:
+    """Record how the WAL is proven and publish ``backup``; after a crash at any point the same call goes on.
 
     Tell whether that changed anything: another run may have published it meanwhile.
     """
@@ -82,10 +113,10 @@ def publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> bool:
     return True
 
 
-def _publish(backup: Backup, proof: t.Mapping[str, t.Any]) -> None:
+def _publish(backup: Backup, given: t.Optional[t.Mapping[str, t.Any]]) -> None:
     with backup.work():
         content = backup.load()
-        refuse_unproven(backup, content, proof)
+        proof = refuse_unproven(backup, content, given)
         if content["state"] == STOPPED:
             content.update(state=COMPLETE, wal_proof=dict(proof), published_at=time.time())
             backup.save(content)

@@ -37,6 +37,17 @@ STOPPED = "stopped"  # label, map and manifest are written; WAL may still be on 
 COMPLETE = "complete"  # every needed WAL segment is proven; next is the rename
 FAILED = "failed"  # void, kept only for a look
 
+# Where a restore finds the WAL that a backup needs.
+ARCHIVE = "archive"
+INCLUDE = "include"  # in the backup's own pg_wal
+NONE = "none"  # nobody has made sure of it
+WAL_CHOICES = (ARCHIVE, INCLUDE, NONE)
+
+
+def wal_of(content: t.Mapping[str, t.Any]) -> str:
+    """Return which of ``WAL_CHOICES`` a backup was started with; records of version 0.1.0 do not tell."""
+    return str(content.get("wal") or ARCHIVE)
+
 
 def check_name(name: str, what: str) -> None:
     """Raise :class:`BackupError` unless ``name`` is a plain file name of letters, digits, dot, dash, underscore."""

@@ -41,6 +41,11 @@ last_failed_time::text,
 FROM pg_stat_archiver
 """
 
+SLOTS = """
+SELECT current_setting('max_replication_slots')::int AS max, (SELECT count(*) FROM pg_replication_slots)::int AS used,
+       coalesce((SELECT setting::int FROM pg_settings WHERE name = 'idle_replication_slot_timeout'), 0) AS idle_timeout
+"""
+
 STANDBY = """
 SELECT pg_last_wal_receive_lsn()::text AS receive_lsn, pg_last_wal_replay_lsn()::text AS replay_lsn,
        CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
@@ -96,6 +101,9 @@ def privileges(connection: Connection) -> dict[str, bool]:
         name: bool(connection.value("SELECT has_function_privilege(current_user, %s, 'EXECUTE')", (signature,)))
         for name, signature in functions.items()
     }
+    answer["replication"] = bool(
+        connection.value("SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user")
+    )
     for name in ("pg_read_all_settings", "pg_monitor"):
         answer[name] = bool(connection.value("SELECT pg_has_role(current_user, %s, 'USAGE')", (name,)))
     return answer
@@ -182,6 +190,7 @@ def server_info(connection: Connection) -> dict[str, t.Any]:
             "library": _setting(connection, "archive_library") or "",
             **archiver,
         },
+        "replication_slots": connection.row(SLOTS),
         "privileges": rights,
         "standby": None,
     }

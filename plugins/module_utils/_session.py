@@ -48,7 +48,8 @@ class Session:
         """Start the session process; return when it listens, which is before the backup has started.
 
         ``orders`` are those of :mod:`_session_keeper`: ``connection`` (arguments of ``psycopg2.connect``), ``label``,
-        ``fast``, ``from_standby``, ``system_identifier``, ``session_timeout`` and ``session_idle_timeout`` in seconds.
+        ``fast``, ``from_standby``, ``system_identifier``, ``reserve_wal``, ``session_timeout`` and
+        ``session_idle_timeout`` in seconds.
         """
         os.mkdir(self.directory, 0o700)
         os.chmod(self.directory, 0o700)
@@ -118,7 +119,9 @@ class Session:
         return {**content, **LOST, "failed_in": content.get("state")}
 
     def ask(self, action: str, renew: bool = True, seconds: float = ANSWER_SECONDS) -> dict[str, t.Any]:
-        """Send ``status``, ``stop`` or ``abort`` and return the session's state; a dead session's state is ``failed``.
+        """Send ``status``, ``stop``, ``release`` or ``abort`` and return the session's state.
+
+        The state of a session that died before it was stopped is ``failed``.
 
         Raises :class:`BackupError` when a living session does not answer within ``seconds``.
         """
@@ -210,8 +213,12 @@ def require_alive(state: t.Mapping[str, t.Any]) -> None:
 
 HINTS = {
     "connection_lost": "See the server's log: a restart, an administrator or the network ended it. Take a new backup.",
+    "connection_lost_with_slot": "See the server's log: the server ends a session whose replication slot holds more WAL"
+    " than max_slot_wal_keep_size, or longer than idle_replication_slot_timeout. It may also have been a restart, an"
+    " administrator or the network. Take a new backup.",
     "pooling_proxy": "Let login_host and login_port name the server itself.",
     "42501": "pgfleet.basebackup.server_info shows the GRANT that is missing.",
+    "53400": "Raise max_replication_slots and restart, or drop a replication slot that nobody uses.",
     "session_timeout": "Raise session_timeout above the longest backup.",
     "session_idle_timeout": "Raise session_idle_timeout above the longest step of your own between start and stop.",
     "role_changed": "Run it again.",

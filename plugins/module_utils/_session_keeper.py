@@ -12,8 +12,11 @@ module's payload is deleted when the task ends.
 
 It reads its orders as JSON from standard input (the password is in no file and on no command line), listens on
 the Unix socket ``socket`` in its folder, and records each state durably in ``state.json`` before it tells
-anybody. Requests and answers are single lines of JSON: ``{"do": "status" | "watch" | "stop" | "abort"}``, with
-``"renew": true`` from those that work on the backup. A watcher is told when the session ends.
+anybody. Requests and answers are single lines of JSON: ``{"do": "status" | "watch" | "stop" | "release" | "abort"}``,
+with ``"renew": true`` from those that work on the backup. A watcher is told when the session ends.
+
+With ``reserve_wal`` in its orders the session also holds a temporary replication slot, which makes the server keep the
+WAL from before the start on. It then stays after stop, until ``release``; the slot goes with the session.
 
 States: connecting, starting, running, stopping, then stopped (label and map are in ``state.json``) or failed.
 """
@@ -146,6 +149,17 @@ class Backend:
             for oid, name, location in self._rows(TABLESPACES)
         ]
 
+    def _reserve_wal(self, pid: int) -> str:
+        """Make the server keep its WAL from now on; return the slot's name."""
+        slot = f"pgfleet_basebackup_{pid}"
+        self._rows("SELECT pg_create_physical_replication_slot(%s, true, true)", slot)
+        return slot
+
+    def _check_slot(self, slot: str, start_lsn: str) -> None:
+        query = "SELECT restart_lsn <= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s"
+        if self._rows(query, start_lsn, slot) != [(True,)]:
+            raise SessionEnded(f"The replication slot does not keep the WAL from {start_lsn} on.", "slot_too_new")
+
     def start(self) -> None:
         """Connect and run start; return when the server is in backup mode."""
         self.connection = self._psycopg2.connect(**self._orders["connection"])
@@ -172,7 +186,9 @@ class Backend:
         # Asked before start: a tablespace that appears between the two counts as new though the map has it, never
         # the reverse.
         tablespaces = self._tablespaces()
-        self._record.write(state="starting", backend_pid=pid, tablespaces=tablespaces)
+        # Before start, so that no checkpoint in between removes what the backup needs.
+        slot = self._reserve_wal(pid) if self._orders.get("reserve_wal") else None
+        self._record.write(state="starting", backend_pid=pid, tablespaces=tablespaces, slot=slot)
         label = self._orders["label"].encode("utf-8").decode("latin-1")
         if version >= 150000:
             query = "SELECT pg_backup_start(%s, %s)::text"
@@ -180,6 +196,8 @@ class Backend:
             # Version 14 defaults to the exclusive mode, which writes the label into the live data directory.
             query = "SELECT pg_start_backup(%s, %s, false)::text"
         lsn = self._rows(query, label, self._orders["fast"])[0][0]
+        if slot:
+            self._check_slot(slot, lsn)
         timeline = self._rows("SELECT timeline_id FROM pg_control_checkpoint()")[0][0]
         del self.connection.notices[:]
         self._record.write(
@@ -224,6 +242,8 @@ class Keeper:
         self._wake_read, self._wake_write = os.pipe()
         self._problem: t.Optional[SessionEnded] = None
         self._busy = False
+        # Whether somebody still has to copy the WAL that the slot keeps.
+        self._held = bool(orders.get("reserve_wal"))
 
     def _in_thread(self, work: t.Callable[[], None]) -> None:
         def run() -> None:
@@ -242,13 +262,15 @@ class Keeper:
         threading.Thread(target=run, daemon=True).start()
 
     def run(self) -> None:
-        """Keep the session until it is stopped, aborted, lost or out of time."""
+        """Keep the session until it is stopped (and released), aborted, lost or out of time."""
         try:
             self._in_thread(self._backend.start)
-            while self._record.state != "stopped" or self._busy:
+            while self._record.state != "stopped" or self._busy or self._held:
                 self._turn()
                 if self._problem is not None:
                     raise self._problem
+                if self._record.state == "stopped" and not self._busy:
+                    self._answer_waiting()
         except Exception as exc:  # nobody sees this process die, so it writes down why
             end = exc if isinstance(exc, SessionEnded) else SessionEnded(f"The session process failed: {exc!r}", "bug")
             failed_in = self._record.state
@@ -289,10 +311,10 @@ class Keeper:
             message, sqlstate = error_of(exc)
             # The server's farewell answers no query, so it came as notices.
             notices = [as_bytes(text).decode("utf-8", "replace") for text in self._backend.connection.notices]
-            farewell = "; ".join(" ".join(text.split()) for text in notices)
-            raise SessionEnded(
-                f"The connection to PostgreSQL was lost: {farewell or message}", "connection_lost", sqlstate
-            ) from exc
+            farewell = "; ".join(" ".join(text.split()) for text in notices) or message
+            # The server ends the session that stands in the way of its limits for slots, and tells its log alone why.
+            code = "connection_lost_with_slot" if self._held else "connection_lost"
+            raise SessionEnded(f"The connection to PostgreSQL was lost: {farewell}", code, sqlstate) from exc
         if self._backend.connection.closed:
             raise SessionEnded("The connection to PostgreSQL was lost.", "connection_lost")
 
@@ -336,10 +358,18 @@ class Keeper:
                 self._waiting.remove(client)
                 self._answer(client, close=True)
             return
+        if action == "release" and self._record.state == "stopped" and not self._busy:
+            self._held = False
+            self._waiting.append(client)
+            return
         keep = action == "watch"
         self._answer(client, close=not keep)
         if keep:
             self._watchers.append(client)
+
+    def _answer_waiting(self) -> None:
+        while self._held and self._waiting:
+            self._answer(self._waiting.pop(), close=True)
 
     def _answer(self, client: socket.socket, close: bool) -> None:
         answer = self._record.get()

@@ -15,6 +15,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import _copy_jo
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import connection_kwargs
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
+    COMPLETE,
     FAILED,
     STARTED,
     STOPPED,
@@ -66,6 +67,7 @@ class Wish(t.NamedTuple):
     patient: bool = True  # it will look again, so one that may turn out to be abandoned is reported as busy
     source: t.Optional[str] = None  # the data directory of the server
     max_age: t.Optional[float] = None  # seconds
+    wal: t.Optional[str] = None  # archive, include or none
 
 
 def _takeable(activity: Activity, wish: Wish) -> bool:
@@ -76,11 +78,26 @@ def _takeable(activity: Activity, wish: Wish) -> bool:
     return (wish.owner is not None and activity.owner == wish.owner) or activity.silence >= wish.takeover_after
 
 
-def _outdated(activity: Activity, wish: Wish) -> bool:
-    """A stopped backup whose WAL never came must not stand in the way of a new one for ever."""
+def _fits(activity: Activity, wish: Wish) -> bool:
+    """Tell whether its WAL goes where the run wants it; of a complete one it is proven already."""
+    return wish.wal in (None, activity.wal) or activity.state == COMPLETE
+
+
+def _outdated(activity: Activity, wish: Wish) -> str:
+    """Say why a backup could not fulfil the wish any more, "" when it could.
+
+    A stopped backup whose WAL never came must not stand in the way of a new one for ever, nor one that waits for an
+    archive where the WAL shall now be included.
+    """
+    if not _takeable(activity, wish) or activity.copying:
+        return ""
+    if not _fits(activity, wish):
+        return f"It was started with wal={activity.wal}, and wal={wish.wal} is wanted now."
     if wish.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
-        return False
-    return _takeable(activity, wish) and time.time() - activity.stopped_at > wish.max_age
+        return ""
+    if time.time() - activity.stopped_at <= wish.max_age:
+        return ""
+    return f"It was stopped, but its WAL was not archived within {wish.max_age:.0f} s."
 
 
 def choose(cluster: Cluster, wish: Wish) -> Choice:
@@ -88,8 +105,8 @@ def choose(cluster: Cluster, wish: Wish) -> Choice:
     dead, live = [], []
     for backup in cluster.unfinished():
         activity = look(backup)
-        if _outdated(activity, wish):
-            reason = f"It was stopped, but its WAL was not archived within {wish.max_age:.0f} s."
+        reason = _outdated(activity, wish)
+        if reason:
             dead.append((backup, activity._replace(reason=reason)))
         elif activity.state == FAILED and not activity.locked:
             if activity.here and not activity.kept:
@@ -98,7 +115,7 @@ def choose(cluster: Cluster, wish: Wish) -> Choice:
             live.append((backup, activity))
     if wish.resume:
         for backup, activity in live:
-            if _takeable(activity, wish):
+            if _takeable(activity, wish) and _fits(activity, wish):
                 return Choice(backup=backup, dead=dead)
     return Choice(busy=live[0] if live and wish.patient else None, dead=dead)
 
@@ -151,6 +168,7 @@ class Start:
             patient=params["concurrent"] != "allow",
             source=self._info["data_directory"],
             max_age=params["max_age"] if resume else None,
+            wal=params["wal"] if resume else None,
         )
         return choose(self._cluster, wish)
 
@@ -169,6 +187,7 @@ class Start:
         backup_id = params["backup_id"] or default_id(self._cluster, "full")
         answer = self._handle(backup_id)
         answer.update(changed=True, state="absent", resumed=False, from_standby=self._info["role"] == "standby")
+        answer["wal"] = params["wal"]
         answer["msg"] = f"A backup of the {self._info['role']} at {self._info['address']} would be started."
         return answer
 
@@ -282,6 +301,7 @@ class Start:
             {
                 "state": STARTED,
                 "kind": "full",
+                "wal": self._params["wal"],
                 "host": host_name(),
                 "label": self._params["label"] or f"pgfleet.basebackup {self._cluster.name} {backup_id}",
                 "created_at": time.time(),
@@ -313,6 +333,7 @@ class Start:
                     "fast": params["fast"],
                     "from_standby": self._info["role"] == "standby",
                     "system_identifier": self._info["system_identifier"],
+                    "reserve_wal": params["wal"] == "include",
                     "session_timeout": params["session_timeout"],
                     "session_idle_timeout": params["session_idle_timeout"],
                 }
@@ -337,6 +358,7 @@ class Start:
         answer.update(
             changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, directory=backup.path
         )
+        answer["wal"] = activity.wal
         answer.update(start_facts(backup))
         return answer
 

@@ -8,7 +8,9 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
@@ -16,6 +18,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
     _copy,
     _copy_job,
     _datadir,
+    _include,
     _label,
     _manifest,
     _user_copy,
@@ -23,11 +26,15 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
+    ARCHIVE,
     COMPLETE,
     FAILED,
+    INCLUDE,
+    NONE,
     STOPPED,
     Backup,
     fsync_path,
+    wal_of,
     write_bytes,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import require_alive
@@ -35,6 +42,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._start import s
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import claim, read_progress, session_of
 
 STOP_SECONDS = 900.0
+# How often the session is told that its WAL is still being copied.
+RENEW_SECONDS = 10.0
+
 
 # DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
 RECOVERY_STATES = (2, 5)
@@ -49,7 +59,7 @@ def result(backup: Backup, content: t.Mapping[str, t.Any], changed: bool, msg: s
         "backup_id": backup.id,
         "directory": backup.path,
         "changed": changed,
-        "msg": msg,
+        "msg": msg + tell_wal(content),
         "state": "published" if backup.published else content["state"],
         "start_lsn": content["start"]["start_lsn"],
         "stop_lsn": stop["stop_lsn"],
@@ -60,8 +70,27 @@ def result(backup: Backup, content: t.Mapping[str, t.Any], changed: bool, msg: s
         "wal_segment_size": content["server"]["wal_segment_size"],
         "wal_ranges": stop["wal_ranges"],
         "required_wal": content["required_wal"],
+        "wal": wal_of(content),
         "manifest_checksum": stop["manifest_checksum"],
     }
+
+
+def tell_wal(content: t.Mapping[str, t.Any]) -> str:
+    """Return what is to be said about the WAL of a stopped backup, besides that it is to be archived."""
+    wal, names = wal_of(content), content["required_wal"]
+    if wal == INCLUDE:
+        return f" It holds the WAL that a restore needs ({len(names)} files)."
+    if wal == NONE:
+        return f" It needs {', '.join(names[:3])}{'...' if names[3:] else ''}, and nobody has made sure of its WAL."
+    return ""
+
+
+def release(backup: Backup, content: t.Mapping[str, t.Any]) -> None:
+    """Let the session end that kept the WAL for ``backup``, which has it now or is void."""
+    if wal_of(content) == INCLUDE and not backup.published and session_of(backup).alive():
+        # A session that does not answer ends by itself, when it is not renewed or its folder is removed.
+        with contextlib.suppress(BackupError):
+            session_of(backup).ask("release")
 
 
 class Stop:
@@ -77,12 +106,11 @@ class Stop:
     def run(self) -> dict[str, t.Any]:
         """Stop the backup; a second call returns the same answer, unchanged."""
         backup = self._backup
-        if self._content["state"] in (STOPPED, COMPLETE):
-            return result(backup, self._content, False, f"The backup {backup.id} was stopped already.")
         with backup.work():
             # Another call may have finished while this one waited for the lock.
             self._content = backup.load()
             if self._content["state"] in (STOPPED, COMPLETE):
+                release(backup, self._content)
                 return result(backup, self._content, False, f"The backup {backup.id} was stopped already.")
             claim(backup, None)
             session = session_of(backup)
@@ -101,6 +129,7 @@ class Stop:
                         code="session_lost",
                     )
             self._finish(state, files)
+            release(backup, self._content)
         return result(backup, self._content, True, f"The backup {backup.id} was stopped at {state['stop_lsn']}.")
 
     def _copied_files(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
@@ -143,6 +172,7 @@ class Stop:
     def _void(self, error: BackupError) -> BackupError:
         self._content.update(state=FAILED, error=error.msg)
         self._backup.save(self._content)
+        release(self._backup, self._content)
         return error
 
     def _finish(self, state: t.Mapping[str, t.Any], files: dict[bytes, _manifest.ManifestFile]) -> None:
@@ -163,6 +193,8 @@ class Stop:
             if content:
                 write_bytes(backup.file("data", name), content)
                 files[name.encode()] = self._describe(name.encode(), content)
+        required = _wal.required_wal(ranges, server["wal_segment_size"])
+        proof = self._prove(required, ranges)
         checksum = self._write_manifest(files, ranges)
         self._content.update(
             state=STOPPED,
@@ -182,9 +214,49 @@ class Stop:
                     for oid, location in _label.parse_tablespace_map(map_bytes).items()
                 },
             },
-            required_wal=_wal.required_wal(ranges, server["wal_segment_size"]),
+            required_wal=required,
+            **proof,
         )
         backup.save(self._content)
+
+    def _prove(self, required: list[str], ranges: t.Sequence[_wal.WalRange]) -> dict[str, t.Any]:
+        """Include the WAL where that is wanted; return what the record says of it, {} where it is to be archived."""
+        wal = wal_of(self._content)
+        if wal == ARCHIVE:
+            return {}
+        proof: dict[str, t.Any] = {"method": "none", "source": "", "archived": []}
+        if wal == INCLUDE:
+            proof = self._include(required, ranges)
+        proof.update(system_identifier=self._server["system_identifier"], proven_at=time.time())
+        return {"wal_proof": proof}
+
+    def _include(self, required: list[str], ranges: t.Sequence[_wal.WalRange]) -> dict[str, t.Any]:
+        server, size = self._server, self._server["wal_segment_size"]
+        wal = os.path.join(server["data_directory"], "pg_wal")
+        # A primary has finished its last segment. Of a standby's the rest is still to come: it is left out.
+        end = ranges[0].end if start_facts(self._backup)["from_standby"] else None
+        files: dict[str, t.Optional[int]] = dict.fromkeys(required, end)
+        # As pg_basebackup does, where they are there: without its history a promoted copy would not know where its
+        # timeline comes from, and pg_verifybackup wants the segment that an older timeline ends in from that timeline.
+        more: dict[str, t.Optional[int]] = {_wal.history_name(one.timeline): None for one in ranges}
+        for one in ranges[1:]:
+            more[_wal.segment_name(one.timeline, _wal.last_segment_of(one.end, size), size)] = one.end
+        files.update(
+            {name: until for name, until in more.items() if name not in files and os.path.exists(f"{wal}/{name}")}
+        )
+        job = _include.Inclusion(wal, self._backup.file("data", "pg_wal"), size, int(server["system_identifier"]))
+        renewed, digests = 0.0, {}
+        for name, until in files.items():
+            if time.monotonic() - renewed > RENEW_SECONDS:
+                renewed = time.monotonic()
+                with contextlib.suppress(BackupError):
+                    session_of(self._backup).ask("status")
+            try:
+                digests[name] = job.include(name, until)
+            except BackupError as exc:
+                raise self._void(exc) from exc
+        job.make_durable()
+        return {"method": "included", "source": "pg_wal", "archived": list(files), "sha256": digests}
 
     def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> dict[str, t.Any]:
         record = read_progress(self._backup)

@@ -24,6 +24,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository imp
     STOPPED,
     Backup,
     read_json,
+    wal_of,
     write_json,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
@@ -51,6 +52,7 @@ class Activity(t.NamedTuple):
     source: t.Optional[str]  # the data directory that it is taken from
     stopped_at: t.Optional[float]  # seconds since the epoch
     kept: bool  # it failed, and its administrator wanted to keep it for a look
+    wal: str  # one of WAL_CHOICES
 
     @property
     def silence(self) -> float:
@@ -150,6 +152,7 @@ def look(backup: Backup) -> Activity:
         source=(content.get("server") or {}).get("data_directory"),
         stopped_at=(content.get("stop") or {}).get("stopped_at"),
         kept=bool(content.get("kept")),
+        wal=wal_of(content),
     )
 
 

@@ -139,8 +139,11 @@ clusters:
           description: The WAL files that a restore needs.
           type: list
           elements: str
+        wal:
+          description: Where they are, V(archive) or V(include) (in the backup itself); V(none) when nobody made sure.
+          type: str
         wal_proven_by:
-          description: How it was proven that they are archived.
+          description: How it was proven that they are there; V(none) when it was not.
           type: str
     unfinished:
       description: The backups in progress.

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup_publish
-short_description: Publish a base backup whose WAL is archived
+short_description: Publish a base backup whose WAL is archived or included
 version_added: 0.1.0
 description:
   - Moves a stopped backup from C(in_progress/) to C(backups/), by one rename after everything in it is durable. What
     lies under C(backups/) is complete, always.
-  - Refuses unless O(proof) covers every WAL file that a restore needs.
+  - Refuses unless O(proof) covers every WAL file that a restore needs, or the backup holds them all. A backup that was
+    started with C(wal=none) needs neither.
 options:
   proof:
     description:
       - The RV(pgfleet.basebackup.wal_archived#module:proof) of M(pgfleet.basebackup.wal_archived). It is kept in the
         backup's record.
+      - Needed for a backup that was started with C(wal=archive), and not looked at for any other.
     type: dict
-    required: true
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.handle.backup_id
@@ -67,9 +68,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
-        argument_spec=dict(handle_argument_spec(), proof={"type": "dict", "required": True}), supports_check_mode=True
-    )
+    module = AnsibleModule(argument_spec=dict(handle_argument_spec(), proof={"type": "dict"}), supports_check_mode=True)
 
     def work() -> dict[str, object]:
         # Who has the proof may publish: a run that waited long for it may have been taken over meanwhile.

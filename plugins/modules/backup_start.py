@@ -48,10 +48,22 @@ options:
     default: 3600
   external_archive:
     description:
-      - Another program archives the WAL, so the server's own archiving is not checked and C(archive_mode=off) is
-        accepted.
+      - For O(wal=archive). Another program archives the WAL, so the server's own archiving is not checked and
+        C(archive_mode=off) is accepted.
     type: bool
     default: false
+  wal:
+    description:
+      - Where a restore finds the WAL that the backup needs.
+      - V(archive) leaves it to the archive; M(pgfleet.basebackup.backup_publish) asks for the proof that it is there.
+      - V(include) copies it into the backup at stop, so that neither an archive nor, for a standby, a switch on the
+        primary is needed. Until then a temporary replication slot makes the server keep its WAL, so its C(pg_wal) grows
+        while the backup runs. The role needs the attribute C(REPLICATION), the server a free slot.
+      - V(none) leaves it to you. Nothing is waited for, and the backup's record says that nothing was proven.
+    type: str
+    choices: [archive, include, none]
+    default: archive
+    version_added: 0.2.0
   concurrent:
     description:
       - What to do when there is another unfinished backup of this cluster that can still be finished.
@@ -63,7 +75,7 @@ options:
   resume:
     description:
       - Go on with an unfinished backup of this cluster whose run has died, instead of starting a new one.
-      - Unfinished backups whose session is gone are removed, with a warning.
+      - Unfinished backups whose session is gone, or that have another O(wal), are removed, with a warning.
       - Not with O(backup_id), which names the backup to go on with.
     type: bool
     default: false
@@ -151,6 +163,11 @@ busy:
   description: Who works on the other backup, since when (seconds since the epoch) and how far the copy is.
   type: dict
   returned: when RV(skipped_busy=true)
+wal:
+  description: The O(wal) that the backup was started with.
+  type: str
+  returned: when RV(skipped_busy=false)
+  sample: archive
 directory:
   description: The backup's directory.
   type: str
@@ -217,6 +234,7 @@ def main() -> None:
             session_timeout={"type": "int", "default": 86400},
             session_idle_timeout={"type": "int", "default": 3600},
             external_archive={"type": "bool", "default": False},
+            wal={"type": "str", "choices": ["archive", "include", "none"], "default": "archive"},
             concurrent={"type": "str", "choices": ["allow", "skip", "fail"], "default": "allow"},
             resume={"type": "bool", "default": False},
             max_age={"type": "str"},
@@ -239,7 +257,7 @@ def main() -> None:
             info = server_info(connection)
         cluster.refuse_inside(cluster_directories(info))
         cluster.refuse_other(info["system_identifier"])
-        problems = problems_of_backup(info, params["external_archive"])
+        problems = problems_of_backup(info, params["external_archive"], params["wal"])
         problems += repository_problems(info, params["repository"], params["cluster"])[0]
         start = Start(cluster, dict(params, max_age=max_age), info, problems)
         return start.predict() if module.check_mode else dict(start.run(), warnings=start.warnings)

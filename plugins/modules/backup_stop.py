@@ -15,6 +15,9 @@ description:
   - Returns the WAL files that a restore needs. The backup is not complete before they are archived, see
     M(pgfleet.basebackup.wal_archived); after a standby's backup the WAL must be switched on the primary first,
     see M(pgfleet.basebackup.wal_switch).
+  - With RV(wal=include) it copies that WAL from the server's C(pg_wal) into that of the backup, which is complete then,
+    and ends the session, and with it the replication slot that kept the WAL. Of a standby's last segment, which is not
+    finished, what lies behind the stop is left out. Where the WAL was removed before it was copied, the backup is void.
   - A backup during which a tablespace was created is void, because a restore would attach itself to the original,
     perhaps live directory.
   - A copy made by your own step (a snapshot, rsync) is taken over when it lies in C(data/) and C(tablespaces/<oid>/)
@@ -115,6 +118,13 @@ required_wal:
   elements: str
   returned: success
   sample: ["000000010000000000000002"]
+wal:
+  description:
+    - Where a restore finds its WAL, see M(pgfleet.basebackup.backup_start). V(include) and V(none) need no
+      M(pgfleet.basebackup.wal_archived).
+  type: str
+  returned: success
+  sample: archive
 manifest_checksum:
   description: The checksum of C(backup_manifest).
   type: str
@@ -137,7 +147,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     run,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import FAILED, STARTED
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._stop import Stop, result
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._stop import Stop, release, result
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import look
 
 
@@ -167,6 +177,8 @@ def main() -> None:
         if content["state"] == FAILED:
             raise BackupError(f"The backup {backup.id} is void: {content.get('error')}", code="void")
         if content["state"] != STARTED:
+            if not module.check_mode:
+                release(backup, content)
             return result(backup, content, False, f"The backup {backup.id} was stopped already.")
         if module.check_mode:
             activity = look(backup)

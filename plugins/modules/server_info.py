@@ -24,9 +24,17 @@ options:
   external_archive:
     description:
       - Another program archives the WAL (for example C(pg_receivewal)), so the server's own archiving is not checked.
-      - This is the only way to accept C(archive_mode=off).
+      - With O(wal=archive) this is the only way to accept C(archive_mode=off).
     type: bool
     default: false
+  wal:
+    description:
+      - Where a restore shall find the WAL, see M(pgfleet.basebackup.backup_start). For V(include) the replication slot
+        is checked, for V(include) and V(none) archiving is not.
+    type: str
+    choices: [archive, include, none]
+    default: archive
+    version_added: 0.2.0
   find_primary:
     description:
       - On a standby, follow the upstreams over libpq up to the primary, with the same login, and return it as
@@ -282,6 +290,20 @@ standby:
     replay_lag_seconds:
       description: Age of the last replayed transaction, 0 when everything received is replayed.
       type: float
+replication_slots:
+  description: What there is of replication slots.
+  type: dict
+  returned: success
+  contains:
+    max:
+      description: The setting C(max_replication_slots).
+      type: int
+    used:
+      description: How many exist.
+      type: int
+    idle_timeout:
+      description: The setting C(idle_replication_slot_timeout) in seconds, 0 when there is no limit.
+      type: int
 privileges:
   description: What the login role may do, each checked by itself.
   type: dict
@@ -293,6 +315,7 @@ privileges:
     ls_waldir: true
     pg_monitor: true
     pg_read_all_settings: true
+    replication: true
     switch_wal: false
 primary:
   description:
@@ -329,6 +352,7 @@ def main() -> None:
             login_argument_spec(),
             purpose={"type": "str", "choices": ["backup", "wal_switch"], "default": "backup"},
             external_archive={"type": "bool", "default": False},
+            wal={"type": "str", "choices": ["archive", "include", "none"], "default": "archive"},
             find_primary={"type": "bool", "default": False},
             repository={"type": "path"},
             cluster={"type": "str"},
@@ -342,11 +366,12 @@ def main() -> None:
         with Connection(params) as connection:
             info = server_info(connection)
             judge = problems_of_backup if params["purpose"] == "backup" else problems_of_primary
-            info["problems"] = judge(info, params["external_archive"])
+            info["problems"] = judge(info, params["external_archive"], params["wal"])
         if params["find_primary"] and info["role"] == "standby":
             try:
                 primary = find_primary(params, info)
-                info["primary"] = dict(primary, problems=problems_of_primary(primary, params["external_archive"]))
+                problems = problems_of_primary(primary, params["external_archive"], params["wal"])
+                info["primary"] = dict(primary, problems=problems)
             except BackupError as exc:
                 info["primary"] = {"error": exc.as_result()["msg"]}
         if params["repository"]:

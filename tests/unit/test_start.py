@@ -180,6 +180,7 @@ def start(cluster: Cluster, problems: t.Sequence[dict[str, str]] = (), **params:
         "takeover_after": 30,
         "concurrent": "skip",
         "max_age": None,
+        "wal": "archive",
         "label": None,
         "session_idle_timeout": 3600,
         "session_timeout": 86400,
