@@ -198,13 +198,18 @@ class Connection:
             return [dict(zip(names, row)) for row in cursor.fetchall()] if names else []
 
     def texts(self, query: str) -> list[tuple[t.Optional[str], ...]]:
-        """Run ``query`` and return its rows with each value as the text that the server sent, as :meth:`rows` does."""
+        """Run ``query`` and return its rows with each value as the text that the server sent, for :func:`readable`.
+
+        The query may hold any character; the server converts both ways. Raises :class:`BackupError` as :meth:`rows`.
+        """
         with self._cursor() as cursor:
             as_text = psycopg2.extensions.new_type(
                 tuple(psycopg2.extensions.string_types), "AS_TEXT", lambda value, _cursor: value
             )
             psycopg2.extensions.register_type(as_text, cursor)
-            cursor.execute(query)
+            # psycopg2 is not told, so that it goes on to decode as latin-1, which cannot fail.
+            cursor.execute("SET client_encoding = 'UTF8'")
+            cursor.execute(query.encode("utf-8", "surrogateescape"))
             return cursor.fetchall() if cursor.description else []
 
     def row(self, query: str, parameters: t.Sequence[t.Any] = ()) -> dict[str, t.Any]:

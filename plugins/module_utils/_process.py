@@ -90,11 +90,12 @@ def log_tail(log_file: t.Optional[str], lines: int = 20) -> list[str]:
 def told_by_log(log_file: t.Optional[str]) -> str:
     """Return what the log says about a server that died, as the end of a sentence."""
     tail = log_tail(log_file)
-    # Where messages are translated these words are not found, and the last lines have to do.
-    worst = [line for line in tail if re.search(r"\b(FATAL|PANIC):", line)][-3:]
     if not tail:
         return f"its log {log_file} says nothing." if log_file else "its log tells why."
-    return f"the log {log_file} ends with: {' | '.join(worst or tail[-5:])}"
+    # The lines before the fatal one often have the reason. Where messages are translated the last ones have to do.
+    fatal = [number for number, line in enumerate(tail) if re.search(r"\b(FATAL|PANIC):", line)]
+    told = tail[max(0, fatal[-1] - 2) : fatal[-1] + 1] if fatal else tail[-5:]
+    return f"the log {log_file} says: {' | '.join(told)}"
 
 
 def _version_of(program: str) -> t.Optional[int]:
