@@ -13,20 +13,30 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._proven import age_of, proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import ESSENTIAL
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository, wal_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import look, modified, session_of
 
 
 def catalogue(
-    repository: Repository, name: t.Optional[str], max_age: t.Optional[float], system_identifier: t.Optional[str]
+    repository: Repository,
+    name: t.Optional[str],
+    max_age: t.Optional[float],
+    system_identifier: t.Optional[str],
+    proven_max_age: t.Optional[float] = None,
 ) -> list[dict[str, t.Any]]:
-    """Return the entries documented as ``clusters`` of ``backup_info``; ``max_age`` in seconds."""
+    """Return the entries documented as ``clusters`` of ``backup_info``; the ages are in seconds."""
     names = [name] if name else repository.cluster_names()
-    return [_cluster(repository.cluster(one), max_age, system_identifier) for one in names]
+    return [_cluster(repository.cluster(one), max_age, system_identifier, proven_max_age) for one in names]
 
 
-def _cluster(cluster: Cluster, max_age: t.Optional[float], system_identifier: t.Optional[str]) -> dict[str, t.Any]:
+def _cluster(
+    cluster: Cluster,
+    max_age: t.Optional[float],
+    system_identifier: t.Optional[str],
+    proven_max_age: t.Optional[float],
+) -> dict[str, t.Any]:
     problem = identifier = None
     try:
         identifier = cluster.system_identifier()
@@ -38,6 +48,9 @@ def _cluster(cluster: Cluster, max_age: t.Optional[float], system_identifier: t.
         (_published(backup) for backup in cluster.published()),
         key=lambda one: (one["stopped_at"] or "", one["backup_id"]),
     )
+    if proven_max_age is not None:
+        for one in backups:
+            one["proven_recently"] = age_of(one["proven_at"]) < proven_max_age
     good = [
         one
         for one in backups
@@ -53,6 +66,7 @@ def _cluster(cluster: Cluster, max_age: t.Optional[float], system_identifier: t.
         "newest": newest["backup_id"] if newest else None,
         "newest_age_seconds": newest["age_seconds"] if newest else None,
         "fresh": None if max_age is None else newest is not None and 0 <= newest["age_seconds"] < max_age,
+        "proven_recently": None if proven_max_age is None else any(one["proven_recently"] for one in backups),
     }
 
 
@@ -61,7 +75,8 @@ def _published(backup: Backup) -> dict[str, t.Any]:
     details = (
         "system_identifier kind label version from_standby start_lsn stop_lsn timeline started_at"
         " stopped_at age_seconds"
-        " bytes files copy_seconds required_wal wal wal_proven_by"
+        " bytes files copy_seconds required_wal wal wal_proven_by data_directory"
+        " proven_at proven_by proven_until last_drill proven_recently"
     )
     entry.update(dict.fromkeys(details.split()))
     try:
@@ -72,6 +87,7 @@ def _published(backup: Backup) -> dict[str, t.Any]:
             kind=content["kind"],
             label=content["label"],
             version=server["version"],
+            data_directory=server["data_directory"],
             from_standby=start["from_standby"],
             start_lsn=start["start_lsn"],
             stop_lsn=stop["stop_lsn"],
@@ -86,6 +102,7 @@ def _published(backup: Backup) -> dict[str, t.Any]:
             wal=wal_of(content),
             wal_proven_by=f"{content['wal_proof']['method']} {content['wal_proof']['source']}".strip(),
         )
+        entry.update(proven(content))
         lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
         if lost:
             raise BackupError(f"{', '.join(lost)} is missing.")

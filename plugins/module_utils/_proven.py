@@ -12,6 +12,7 @@ Private to pgfleet.basebackup: no stability is promised.
 from __future__ import annotations
 
 import calendar
+import math
 import time
 import typing as t
 
@@ -24,9 +25,12 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 Drill = t.Dict[str, t.Any]
 
 
-def epoch(text: str) -> float:
-    """Return the seconds since the epoch of ``text`` in :data:`TIME_FORMAT`. Raises ValueError."""
-    return calendar.timegm(time.strptime(text, TIME_FORMAT))
+def age_of(at: t.Any) -> float:
+    """Return the seconds since the time of a drill; infinity for what is no time."""
+    try:
+        return time.time() - calendar.timegm(time.strptime(at, TIME_FORMAT))
+    except (TypeError, ValueError):
+        return math.inf
 
 
 def record(backup: Backup, drill: Drill, check_mode: bool = False) -> bool:
@@ -35,12 +39,8 @@ def record(backup: Backup, drill: Drill, check_mode: bool = False) -> bool:
     A drill of the same ``at``, ``by`` and ``host`` is there once. Raises :class:`BackupError` for a backup that is not
     published, or is damaged.
     """
-    try:
-        epoch(drill["at"])
-    except ValueError as exc:
-        raise BackupError(
-            f"The time of the drill, {drill['at']!r}, is not like 2026-11-22T11:32:00Z.", code="bad_time"
-        ) from exc
+    if age_of(drill["at"]) == math.inf:
+        raise BackupError(f"The time of the drill, {drill['at']!r}, is not like 2026-11-22T11:32:00Z.", code="bad_time")
     if not backup.published:
         raise BackupError(
             f"The backup {backup.id} is not published; only a published backup is restored.", code="not_published"

@@ -31,6 +31,12 @@ options:
   system_identifier:
     description: With O(max_age), count only backups of this cluster.
     type: str
+  proven_max_age:
+    description:
+      - Also tell which backups, and which clusters by any backup of theirs, were restored successfully in a drill less
+        than this ago, as C(proven_recently). Written like O(max_age).
+    type: str
+    version_added: 0.2.0
 extends_documentation_fragment:
   - pgfleet.basebackup.login
   - pgfleet.basebackup.attributes.info
@@ -73,6 +79,10 @@ clusters:
     fresh:
       description: Whether there is a backup younger than O(max_age); null without it.
       type: bool
+    proven_recently:
+      description: Whether a backup of the cluster was proven by a drill within O(proven_max_age); null without it.
+      type: bool
+      version_added: 0.2.0
     newest:
       description: The id of the newest published, undamaged backup; null when there is none.
       type: str
@@ -105,6 +115,10 @@ clusters:
         version:
           description: The server's version.
           type: str
+        data_directory:
+          description: The data directory that it was taken of.
+          type: str
+          version_added: 0.2.0
         from_standby:
           description: Whether it was taken from a standby.
           type: bool
@@ -145,6 +159,28 @@ clusters:
         wal_proven_by:
           description: How it was proven that they are there; V(none) when it was not.
           type: str
+        proven_at:
+          description: When a drill restored it successfully the last time, in UTC; null when none did.
+          type: str
+          version_added: 0.2.0
+        proven_by:
+          description: Who ran that drill, and on which host.
+          type: str
+          version_added: 0.2.0
+        proven_until:
+          description: Time of the newest transaction that was there after that drill's recovery; null when unknown.
+          type: str
+          version_added: 0.2.0
+        proven_recently:
+          description: Whether it was proven by a drill within O(proven_max_age); null without it.
+          type: bool
+          version_added: 0.2.0
+        last_drill:
+          description:
+            - The last drill, successful or not, as RV(pgfleet.basebackup.backup_proven#module:result); null when there
+              was none.
+          type: dict
+          version_added: 0.2.0
     unfinished:
       description: The backups in progress.
       type: list
@@ -203,6 +239,7 @@ def main() -> None:
             cluster={"type": "str"},
             max_age={"type": "str"},
             system_identifier={"type": "str"},
+            proven_max_age={"type": "str"},
         ),
         supports_check_mode=True,
     )
@@ -210,8 +247,9 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         max_age = seconds(params["max_age"], "max_age") if params["max_age"] else None
+        drilled = seconds(params["proven_max_age"], "proven_max_age") if params["proven_max_age"] else None
         repository = Repository(params["repository"], read_only=True)
-        clusters = catalogue(repository, params["cluster"], max_age, params["system_identifier"])
+        clusters = catalogue(repository, params["cluster"], max_age, params["system_identifier"], drilled)
         published = sum(len(one["backups"]) for one in clusters)
         unfinished = sum(len(one["unfinished"]) for one in clusters)
         msg = f"{published} published and {unfinished} unfinished backups in {repository.path}."
