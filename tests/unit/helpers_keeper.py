@@ -40,6 +40,7 @@ ROWS = {
     "backup_stop": ["0/2000120", "LABEL: caf\\xe9\\n", "16385 /srv/caf\\xe9\\n"],
     "stop_backup": ["0/2000120", "LABEL: caf\\xe9\\n", ""],
     "min_recovery_end_timeline": [0],
+    "FROM pg_replication_slots": [True],
 }
 
 class Connection:

@@ -57,6 +57,7 @@ def test_published(cluster: Cluster) -> None:
     assert 99 < one["newest_age_seconds"] < 150
     newest = one["backups"][-1]
     assert (newest["state"], newest["problem"], newest["wal_proven_by"]) == ("published", None, "server db:5432")
+    assert newest["wal"] == "archive"
     assert (newest["start_lsn"], newest["stop_lsn"], newest["bytes"], newest["files"]) == (
         "0/2000028",
         "0/2000120",

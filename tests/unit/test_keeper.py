@@ -88,6 +88,76 @@ def test_version_14(case: Case) -> None:
     case.ended()
 
 
+SLOT = "pg_create_physical_replication_slot"
+
+
+def test_it_keeps_the_wal_until_it_is_released(case: Case) -> None:
+    """The slot is there before the start and goes with the connection, which outlives the stop."""
+    session = case.launch(orders={"reserve_wal": True})
+    state = session.wait_started()
+    queries = [query for query, _parameters in case.log()]
+    (asked,) = [place for place, query in enumerate(queries) if SLOT in query]
+    assert asked < queries.index("SELECT pg_backup_start(%s, %s)::text")
+    assert case.log()[asked] == [f"SELECT {SLOT}(%s, true, true)", [state["slot"]]]
+    assert session.ask("release")["state"] == "running"
+    for _twice in range(2):
+        assert session.ask("stop")["state"] == "stopped"
+        assert session.alive()
+    assert session.ask("status")["stop_lsn"] == "0/2000120"
+    assert session.ask("release")["state"] == "stopped"
+    assert case.ended()["state"] == "stopped"
+
+
+def test_no_slot_without_need(case: Case) -> None:
+    session = case.launch()
+    assert session.wait_started()["slot"] is None
+    session.ask("stop")
+    case.ended()
+    assert not case.was_asked(SLOT)
+
+
+@pytest.mark.parametrize(
+    "on, code, sqlstate",
+    [
+        ([SLOT, "fails", "all replication slots are in use", "53400"], "server_error", "53400"),
+        (["FROM pg_replication_slots", "rows", [False]], "slot_too_new", None),
+        (["FROM pg_replication_slots", "rows", [None]], "slot_too_new", None),
+    ],
+)
+def test_the_slot_is_no_good(case: Case, on: list[t.Any], code: str, sqlstate: str | None) -> None:
+    session = case.launch(on, orders={"reserve_wal": True})
+    with pytest.raises(BackupError) as caught:
+        session.wait_started()
+    assert (caught.value.code, caught.value.details["sqlstate"]) == (code, sqlstate)
+    assert case.ended()["state"] == "failed"
+
+
+@pytest.mark.parametrize("end", ["lease", "deadline", "connection", "abort", "signal"])
+def test_it_does_not_keep_the_wal_for_ever(case: Case, end: str) -> None:
+    """However the session ends after the stop: stopped is stopped."""
+    limits = {"lease": {"session_idle_timeout": 0.5}, "deadline": {"session_timeout": 1}}.get(end, {})
+    session = case.launch(orders={"reserve_wal": True, **limits})
+    pid = session.wait_started()["pid"]
+    assert session.ask("stop")["state"] == "stopped"
+    if end == "connection":
+        case.wire(b"end")
+    elif end == "abort":
+        session.ask("abort")
+    elif end == "signal":
+        os.kill(pid, signal.SIGTERM)
+    last = case.ended()
+    assert (last["state"], last["stop_lsn"]) == ("stopped", "0/2000120")
+
+
+def test_a_connection_that_is_lost_with_its_slot(case: Case) -> None:
+    session = case.launch(orders={"reserve_wal": True})
+    session.wait_started()
+    case.wire(b"end")
+    with pytest.raises(BackupError) as caught:
+        _session.require_alive(case.ended())
+    assert (caught.value.code, "max_slot_wal_keep_size" in caught.value.hint) == ("connection_lost_with_slot", True)
+
+
 def test_what_is_seen_of_it(case: Case) -> None:
     """Visible in ps; the password is in no file, on no command line, in no environment; no descriptor is kept."""
     session = case.launch()

@@ -16,7 +16,7 @@ from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENT
 from ansible_collections.pgfleet.basebackup.tests.unit.test_user_copy import control_file
 
 STARTED = 1800000000
-RIGHTS = ("backup_start", "backup_stop", "switch_wal", "pg_read_all_settings", "pg_monitor")
+RIGHTS = ("backup_start", "backup_stop", "switch_wal", "pg_read_all_settings", "pg_monitor", "replication")
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def info(tmp_path: pathlib.Path) -> dict[str, t.Any]:
             {"oid": 2, "name": "two", "location": "pg_tblspc/2", "in_place": True},
         ],
         "privileges": dict.fromkeys(RIGHTS, True),
+        "replication_slots": {"max": 10, "used": 9, "idle_timeout": 0},
         "archiving": {
             "mode": "on",
             "command_set": True,
@@ -112,6 +113,36 @@ def test_table(info: dict[str, t.Any], change: dict[str, t.Any], backup: list[st
     for judge, expected in ((_preflight.problems_of_backup, backup), (_preflight.problems_of_primary, primary)):
         wanted = [code for code in expected if not code.startswith(archiving)]
         assert codes(judge(server, external_archive=True)) == wanted
+
+
+# A change of the server, and what it does to a backup that shall include its WAL, and to one that shall not care.
+INCLUDE: list[tuple[dict[str, t.Any], list[str], list[str]]] = [
+    ({}, [], []),
+    ({"archiving.mode": "off", "privileges.pg_monitor": False}, [], []),
+    ({"role": "standby", "archiving.mode": "always", "archiving.failing": True}, [], []),
+    ({"privileges.replication": False}, ["no_privilege_replication"], []),
+    ({"replication_slots.used": 10}, ["no_free_slot"], []),
+    ({"replication_slots.max": 0, "replication_slots.used": 0}, ["no_free_slot"], []),
+    ({"replication_slots.idle_timeout": 86399}, ["idle_replication_slot_timeout"], []),
+    ({"replication_slots.idle_timeout": 86400}, [], []),
+    ({"wal_level": "minimal", "replication_slots.max": 0}, ["wal_level_minimal"], ["wal_level_minimal"]),
+    ({"wal_level": "minimal", "role": "standby"}, ["wal_level_minimal"], []),
+    ({"privileges.backup_stop": False}, ["no_privilege_backup_stop"], ["no_privilege_backup_stop"]),
+]
+
+
+@pytest.mark.parametrize("change, include, none", INCLUDE, ids=lambda value: str(value)[:60])
+def test_without_an_archive(
+    info: dict[str, t.Any], change: dict[str, t.Any], include: list[str], none: list[str]
+) -> None:
+    server = changed(info, change)
+    assert codes(_preflight.problems_of_backup(server, wal="include")) == include
+    assert codes(_preflight.problems_of_backup(server, wal="none")) == none
+    archive = {"no_privilege_replication", "no_free_slot", "idle_replication_slot_timeout"}
+    assert not archive & set(codes(_preflight.problems_of_backup(server)))
+    if server["role"] == "primary":
+        blind = changed(server, {"privileges.switch_wal": False, "archiving.mode": "off"})
+        assert codes(_preflight.problems_of_primary(blind, wal="include")) == []
 
 
 def test_hints_are_exact(info: dict[str, t.Any]) -> None:

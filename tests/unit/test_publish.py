@@ -36,7 +36,7 @@ def backup(tmp_path: pathlib.Path) -> Backup:
     return make_backup(make_cluster(tmp_path), state="stopped")
 
 
-def refused(backup: Backup, given: dict[str, t.Any]) -> BackupError:
+def refused(backup: Backup, given: dict[str, t.Any] | None) -> BackupError:
     """Return why ``given`` is no proof; nothing may be published then."""
     with pytest.raises(BackupError) as caught:
         _publish.publish(backup, given)
@@ -67,6 +67,31 @@ def test_a_file_is_not_proven(backup: Backup, given: list[str]) -> None:
 def test_no_proof_at_all(backup: Backup, given: dict[str, t.Any]) -> None:
     """A name inside some text is not a name in a list; and the catalogue tells by whom it was proven."""
     assert refused(backup, {**proof(), **given}).code == "bad_proof"
+
+
+def test_no_proof(backup: Backup) -> None:
+    """Only a backup that was started to need none is published without one, or one that has been proven."""
+    error = refused(backup, None)
+    assert (error.code, error.details["missing"]) == ("wal_not_proven", [SEGMENT])
+    backup.save({**backup.load(), "state": "complete", "wal_proof": proof()})
+    assert _publish.publish(backup, None)
+
+
+def test_included(backup: Backup) -> None:
+    included = {"method": "included", "source": "pg_wal", "archived": [SEGMENT]}
+    backup.save({**backup.load(), "wal": "include", "wal_proof": included})
+    error = refused(backup, proof())
+    assert (error.code, SEGMENT in error.msg) == ("damaged_backup", True)
+    pathlib.Path(backup.file("data", "pg_wal")).mkdir()
+    pathlib.Path(backup.file("data", "pg_wal", SEGMENT)).touch()
+    assert _publish.publish(backup, None)
+    assert backup.cluster.get("b1").load()["wal_proof"] == included
+
+
+def test_nothing_is_proven(backup: Backup) -> None:
+    backup.save({**backup.load(), "wal": "none", "wal_proof": {"method": "none", "source": "", "archived": []}})
+    assert _publish.publish(backup, None)
+    assert backup.cluster.get("b1").load()["wal_proof"]["method"] == "none"
 
 
 @pytest.mark.parametrize("identifier", ["1", None, 7710880042689923079])

@@ -168,6 +168,33 @@ def test_outdated(
     assert choose(cluster) == ((None, "b1", []) if silence == 1 else ("b1", None, []))
 
 
+@pytest.mark.parametrize(
+    "begun, state, silence, locked, expected",
+    [
+        (None, "stopped", 100, False, (None, None, ["b1"])),
+        ("none", "running", 100, False, (None, None, ["b1"])),
+        ("include", "stopped", 100, False, ("b1", None, [])),
+        # Its WAL is proven.
+        ("archive", "complete", 100, False, ("b1", None, [])),
+        # Somebody works on it, or its copy runs.
+        ("archive", "running", 1, False, (None, "b1", [])),
+        ("archive", "running", 100, True, (None, "b1", [])),
+    ],
+)
+def test_begun_with_another_wal(
+    cluster: Cluster, sessions: Sessions, begun: str | None, state: str, silence: float, locked: bool, expected: t.Any
+) -> None:
+    more = {} if begun is None else {"wal": begun}
+    backup = make_backup(cluster, state="started" if state == "running" else state, **more)
+    sessions["b1"] = ("running", "")
+    heard_of(backup, "one", silence)
+    with held_by_another_process(backup.file("lock")) if locked else contextlib.nullcontext():
+        if locked:
+            copying(backup)
+        assert choose(cluster, wal="include") == expected
+        assert choose(cluster, wal=None) == ((None, "b1", []) if silence == 1 else ("b1", None, []))
+
+
 # --- the whole call ---
 
 
