@@ -190,7 +190,7 @@ class Job:
             recorder.finish(state=BROKEN, error=exc.msg, code=exc.code, hint=exc.hint, details=details)
         except Exception as exc:  # nobody sees this process die, so it writes down why
             code = f"{self._noun}_failed"
-            recorder.finish(state=BROKEN, error=f"The {self._noun} failed: {exc!r}", code=code, hint="")
+            recorder.finish(state=BROKEN, error=repr(exc), code=code, hint="")
 
     def wait(self, seconds: float) -> t.Optional[dict[str, t.Any]]:
         """Return the record of the finished work, None when it still goes on after ``seconds`` (0: no limit).

@@ -214,8 +214,12 @@ class Slices:
             if silent >= ABANDONED_SECONDS:
                 raise BackupError("Nobody has asked for it.", code="abandoned")
 
+        def work(recorder: Recorder) -> dict[str, t.Any]:
+            recorder.content.update(backup_id=backup.id)
+            return {"result": verify(backup, wish, check, recorder)}
+
         with self.job.hold() as lock:
-            self.job.launch(lock, lambda recorder: {"result": verify(backup, wish, check, recorder)})
+            self.job.launch(lock, work)
 
 
 def _make_private(path: str) -> None:

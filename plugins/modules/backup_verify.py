@@ -263,9 +263,10 @@ def main() -> None:
             slices = Slices(cluster, params["backup_id"], params["run_id"])
             answer = slices.step(wish, params["wait_timeout"])
             if answer is None:
-                progress = progress_of(slices.job.read())
-                msg = f"{progress['percent']} % verified."
-                return dict(handle(module), changed=False, finished=False, progress=progress, msg=msg)
+                record = slices.job.read()
+                handle_of_it = {**handle(module), "backup_id": record.get("backup_id") or params["backup_id"]}
+                msg = f"{record.get('percent')} % verified."
+                return dict(handle_of_it, changed=False, finished=False, progress=progress_of(record), msg=msg)
             result = answer
         error = damage(result)
         if error is not None:

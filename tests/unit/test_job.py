@@ -1,0 +1,159 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Detached work: it outlives its caller, holds its lock, and says how it ended, however it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import time
+import typing as t
+
+import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import is_locked
+
+from tests.unit.helpers_unit import held_by_another_process, wait_until
+
+Work = t.Callable[[Recorder], t.Mapping[str, t.Any]]
+
+
+class Bench:
+    """A job and a way to begin it; its work may wait for ``go``."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder / "job"
+        self.go = folder / "go"
+        self.job = Job(str(self.folder), "restore", "the directory /srv", "Run it again.")
+
+    def launch(self, work: Work) -> None:
+        self.job.make_folder()
+        with self.job.hold() as lock:
+            self.job.launch(lock, work)
+
+    def waiting(self, recorder: Recorder) -> dict[str, t.Any]:
+        recorder.content.update(total_bytes=100, phase="copy")
+        deadline = time.monotonic() + 20
+        while not self.go.exists() and time.monotonic() < deadline:
+            recorder.progress(40, 4)
+            time.sleep(0.01)
+        return {"files": 10, "pids": [os.getpid(), os.getppid(), os.getsid(0)], "cwd": os.getcwd()}
+
+
+@pytest.fixture
+def bench(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Bench]:
+    monkeypatch.setattr(_job, "RECORD_INTERVAL", 0.02)
+    monkeypatch.setattr(_job, "POLL_INTERVAL", 0.01)
+    made = Bench(tmp_path)
+    yield made
+    made.go.touch()
+    wait_until(lambda: not is_locked(made.job.lock), "the work has ended")
+
+
+def failure(bench: Bench, seconds: float = 10) -> BackupError:
+    with pytest.raises(BackupError) as caught:
+        bench.job.wait(seconds)
+    return caught.value
+
+
+def test_from_begin_to_end(bench: Bench) -> None:
+    """Its progress is told while it runs and its result at the end; it is nobody's child and holds the lock."""
+    assert bench.job.read() == {}
+    bench.launch(bench.waiting)
+    assert bench.job.wait(0.05) is None
+    assert bench.job.is_running()
+    record = wait_until(lambda: (one := bench.job.read()).get("percent") and one, "progress is told")
+    assert (record["state"], record["percent"], record["phase"]) == ("running", 40.0, "copy")
+    assert set(_job.progress_of(record)) == set(_job.PROGRESS)
+    with pytest.raises(BackupError) as busy, bench.job.hold(0.05):
+        pass
+    assert busy.value.code == "busy"
+    assert str(bench.folder) in busy.value.hint
+    bench.go.touch()
+    done = bench.job.wait(10)
+    assert done is not None
+    assert (done["state"], done["percent"], done["seconds_left"], done["files"]) == ("done", 100.0, 0, 10)
+    leader, parent, session = done["pids"]
+    assert os.getpid() not in (leader, parent)
+    assert session != os.getsid(0)
+    assert (done["pid"], done["cwd"]) == (leader, "/")
+    wait_until(lambda: not bench.job.is_running(), "it has ended")
+    assert oct(bench.folder.stat().st_mode & 0o777) == "0o700"
+    assert not (bench.folder / "reserve").exists()
+
+
+def test_no_descriptor_is_kept(bench: Bench, tmp_path: pathlib.Path) -> None:
+    """Neither the task's output, which would keep the task waiting, nor files that it has open."""
+
+    def work(recorder: Recorder) -> dict[str, t.Any]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.readlink(f"/proc/self/fd/{name}"))
+        return {"open": sorted(found)}
+
+    with (tmp_path / "open").open("w"):
+        bench.launch(work)
+    done = bench.job.wait(10)
+    assert done is not None
+    assert done["open"] == sorted(["/dev/null", bench.job.lock])
+
+
+def test_failure(bench: Bench) -> None:
+    """Message, code, hint and details arrive; "path" would make Ansible add the state of that file to the result."""
+
+    def work(recorder: Recorder) -> dict[str, t.Any]:
+        raise BackupError("disk is full", code="disk_full", hint="Buy one.", free=5, path="/srv/x")
+
+    bench.launch(work)
+    error = failure(bench)
+    assert error.msg == "The restore of the directory /srv failed: disk is full"
+    assert (error.code, error.hint, error.details["free"]) == ("disk_full", "Buy one.", 5)
+    assert "path" not in error.details
+    # Another attempt begins with a record of its own.
+    bench.go.touch()
+    bench.launch(bench.waiting)
+    assert bench.job.wait(10) is not None
+
+
+def test_bug(bench: Bench) -> None:
+    bench.launch(lambda recorder: {"x": 1 / 0})
+    error = failure(bench)
+    assert error.code == "restore_failed"
+    assert "ZeroDivisionError" in error.msg
+
+
+def test_killed(bench: Bench) -> None:
+    bench.launch(bench.waiting)
+    wait_until(lambda: bench.job.read().get("phase"), "it runs")
+    os.kill(bench.job.read()["pid"], signal.SIGKILL)
+    error = failure(bench)
+    assert (error.code, error.hint) == ("restore_killed", "Run it again.")
+    assert error.details["progress"]["percent"] == 40.0
+
+
+def test_somebody_else_holds_the_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that begins is given the time to say so, anything else is not mistaken for it."""
+    monkeypatch.setattr(_job, "BEGIN_SECONDS", 0.1)
+    bench.job.make_folder()
+    with held_by_another_process(bench.job.lock):
+        with pytest.raises(BackupError) as caught:
+            bench.job.is_running()
+    assert caught.value.code == "busy"
+    assert "not a restore" in caught.value.msg
+    assert not bench.job.is_running()
+
+
+def test_lock_elsewhere(tmp_path: pathlib.Path) -> None:
+    lock = tmp_path / "lock"
+    job = Job(str(tmp_path / "copy"), "copy", "the backup b1", "", lock=str(lock))
+    with job.hold() as handle:
+        job.launch(handle, lambda recorder: {})
+    assert job.wait(10) is not None
+    assert lock.exists()
+    assert not (tmp_path / "copy" / "lock").exists()
