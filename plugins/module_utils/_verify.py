@@ -264,8 +264,10 @@ class Look:
             name, (place, size) = printable(entry.path), found.pop(entry.path, (b"", -2))
             if size == -2:
                 try:
-                    os.lstat(self._place(entry.path))
-                    self._add(name, "not_a_file", "It is not a file.")
+                    if stat.S_ISREG(os.lstat(self._place(entry.path)).st_mode):
+                        self._add(name, "unreadable", "Its directory cannot be read.")
+                    else:
+                        self._add(name, "not_a_file", "It is not a file.")
                 except OSError as exc:
                     self._add_unread(name, exc)
             elif size == -1:

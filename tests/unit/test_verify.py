@@ -1,0 +1,358 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Verification of a made-up backup: what real servers seldom do, and what must not stop the look at the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import struct
+import typing as t
+
+import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control, _manifest, _verify, _verify_job, _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify_job import Wish
+
+from tests.unit.helpers_unit import IDENTIFIER, make_cluster, metadata
+
+MB: t.Final = 1 << 20
+LOCATION: t.Final = b"/srv/caf\xe9"
+LABEL: t.Final = b"""\
+START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
+CHECKPOINT LOCATION: 0/2000060
+BACKUP METHOD: streamed
+BACKUP FROM: %s
+START TIME: 2026-11-22 03:00:00 UTC
+LABEL: nightly
+START TIMELINE: 1
+"""
+
+
+def control(state: int = 6, min_recovery_point: int = 0, identifier: int = int(IDENTIFIER)) -> bytes:
+    content = bytearray(8192)
+    struct.pack_into("<QIII", content, 0, identifier, 1800, 202506291, state)
+    struct.pack_into("<Q", content, 136, min_recovery_point)
+    struct.pack_into("<I", content, 292, _control.crc32c(bytes(content[:292])))
+    return bytes(content)
+
+
+class Published:
+    """A published backup of a cluster with a tablespace whose location is no UTF-8."""
+
+    def __init__(self, folder: pathlib.Path, backup_id: str = "b1", **more: t.Any) -> None:
+        self.cluster = make_cluster(folder)
+        ranges = more.pop("ranges", [_wal.WalRange(1, 0x2000028, 0x2000120)])
+        wal_files = more.pop("wal_files", {})
+        self.path = pathlib.Path(self.cluster.backups, backup_id)
+        self.files: dict[str, bytes] = {
+            "data/PG_VERSION": b"18\n",
+            "data/backup_label": LABEL % (b"standby" if more.get("standby") else b"primary"),
+            "data/tablespace_map": b"16385 %s\n" % LOCATION,
+            "data/global/pg_control": more.pop("control", control()),
+            "data/base/5/1259": bytes(8192),
+            "data/base/5/2600": b"x" * 10000,
+            "data/pg_tblspc/16390/PG_18_202506291/5/7": b"in place",
+            "tablespaces/16385/PG_18_202506291/5/9": b"space",
+        }
+        for name in _verify._DIRECTORIES:
+            (self.path / "data" / name).mkdir(parents=True, exist_ok=True)
+        entries = []
+        for name, data in self.files.items():
+            place = self.path / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+            path = name.replace("data/", "").replace("tablespaces/", "pg_tblspc/").encode()
+            entries.append(_manifest.ManifestFile(path, len(data), 0, "SHA256", hashlib.sha256(data).hexdigest()))
+        for name, data in wal_files.items():
+            (self.path / "data/pg_wal" / name).write_bytes(data)
+        (self.path / "data/pg_tblspc/16385").symlink_to("../../tablespaces/16385")
+        out = io.BytesIO()
+        checksum = _manifest.write_manifest(out, 18, int(IDENTIFIER), entries, ranges)
+        (self.path / "data/backup_manifest").write_bytes(out.getvalue())
+        content = metadata("complete", backup_id=backup_id, schema=1)
+        content["server"]["wal_segment_size"] = MB
+        content["start"]["from_standby"] = bool(more.pop("standby", False))
+        content["stop"].update(
+            timeline=ranges[0].timeline,
+            stop_lsn=_wal.format_lsn(ranges[0].end),
+            wal_ranges=[
+                {"timeline": one.timeline, "start": _wal.format_lsn(one.start), "end": _wal.format_lsn(one.end)}
+                for one in ranges
+            ],
+            manifest_checksum=checksum,
+            tablespaces={"16385": LOCATION.decode("utf-8", "surrogateescape")},
+        )
+        content["required_wal"] = _wal.required_wal(ranges, MB)
+        self.content = {**content, **more}
+        self.save()
+
+    def save(self) -> None:
+        (self.path / "backup.json").write_text(json.dumps(self.content))
+
+    @property
+    def backup(self) -> Backup:
+        return Backup(self.cluster, self.path.name, published=True)
+
+    def quick(self) -> set[tuple[str, str]]:
+        return {(one["path"], one["problem"]) for one in _verify.quick(self.backup, self.content)}
+
+    def verify(self, *levels: str, **wish: t.Any) -> dict[str, t.Any]:
+        given = dict.fromkeys(Wish._fields, None) | {"levels": levels, "jobs": 2} | wish
+        return _verify_job.verify(self.backup, Wish(**given), lambda: None)
+
+    def bad(self, *levels: str, **wish: t.Any) -> set[tuple[str, str]]:
+        return {(one["path"], one["problem"]) for one in self.verify(*levels, **wish)["bad_files"]}
+
+
+@pytest.fixture
+def published(tmp_path: pathlib.Path) -> Published:
+    return Published(tmp_path)
+
+
+def test_undamaged(published: Published, tmp_path: pathlib.Path) -> None:
+    assert published.quick() == set()
+    result = published.verify("full")
+    assert (result["bad_files"], result["files"]) == ([], len(published.files))
+    assert result["bytes"] == sum(map(len, published.files.values()))
+
+
+def test_each_bad_file_once(published: Published) -> None:
+    """A damaged label is not also one of a wrong size; the look goes on behind every file."""
+    data = published.path / "data"
+    (data / "backup_label").write_bytes(b"\xef\xbb\xbf" + published.files["data/backup_label"])
+    (data / "base/5/1259").write_bytes(b"x" * 8192)
+    (data / "base/5/2600").unlink()
+    (data / "global/surplus").write_bytes(b"")
+    (data / "link").symlink_to("/etc/passwd")
+    shutil.rmtree(data / "pg_notify")
+    (published.path / "tablespaces/77").mkdir()
+    (published.path / "tablespaces/77/file").write_bytes(b"")
+    expected = {
+        ("backup_label", "damaged"),
+        ("base/5/2600", "missing"),
+        ("global/surplus", "surplus"),
+        ("link", "surplus"),
+        ("pg_notify", "missing"),
+        ("pg_tblspc/77/file", "surplus"),
+    }
+    assert published.quick() == expected
+    assert published.bad("full") == expected | {("base/5/1259", "checksum")}
+
+
+@pytest.mark.parametrize(
+    "target, problem", [(None, "missing"), ("/srv/live", "link"), ("../../tablespaces/1", "link"), ("", "link")]
+)
+def test_links_to_tablespaces(published: Published, target: str | None, problem: str) -> None:
+    """A link that leads elsewhere would have the restored server write to a live tablespace."""
+    link = published.path / "data/pg_tblspc/16385"
+    link.unlink()
+    if target:
+        link.symlink_to(target)
+    elif target == "":
+        link.mkdir()
+    assert published.quick() == {("pg_tblspc/16385", problem)}
+
+
+def test_surplus_link(published: Published) -> None:
+    (published.path / "data/pg_tblspc/99").symlink_to("/srv/live")
+    assert published.quick() == {("pg_tblspc/99", "surplus")}
+
+
+@pytest.mark.parametrize(
+    "standby, made, good",
+    [
+        (False, control(6), True),
+        (False, control(5), False),
+        (False, control(identifier=1), False),
+        (False, b"short", False),
+        (True, control(5, 0x2000120), True),
+        (True, control(2, 0x2000120), True),
+        (True, control(5, 0x2000121), False),
+        (True, control(6), False),
+    ],
+)
+def test_control_file(tmp_path: pathlib.Path, standby: bool, made: bytes, good: bool) -> None:
+    """What the server would refuse at the end of recovery is refused though its checksum is right."""
+    published = Published(tmp_path, standby=standby, control=made)
+    assert published.quick() == (set() if good else {("global/pg_control", "damaged")})
+
+
+def test_manifest_of_another_backup(published: Published, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Published(tmp_path / "other", ranges=[_wal.WalRange(1, 0x2000028, 0x2000128)])
+    shutil.copy(other.path / "data/backup_manifest", published.path / "data/backup_manifest")
+    assert published.quick() == {("backup_manifest", "damaged")}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "stopped"},
+        {"server": {}},
+        {"stop": None},
+        {"required_wal": []},
+        {"wal": "include"},
+        {"wal": "include", "wal_proof": {"sha256": {}}},
+    ],
+    ids=str,
+)
+def test_metadata(published: Published, changes: dict[str, t.Any]) -> None:
+    """Without sound metadata nothing that follows from it is told."""
+    published.content.update(changes)
+    published.save()
+    assert ("backup.json", "damaged") in published.bad("quick", "full", "wal")
+
+
+def test_metadata_is_no_json(published: Published) -> None:
+    (published.path / "backup.json").write_text("{")
+    assert published.bad("quick", "full", "wal") == {("backup.json", "damaged")}
+
+
+def test_metadata_of_a_newer_version(published: Published) -> None:
+    published.content["schema"] = 99
+    published.save()
+    with pytest.raises(BackupError) as caught:
+        published.verify("quick")
+    assert caught.value.code == "newer_schema"
+
+
+def test_what_cannot_be_read(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad disk does not end the look either, and is told from a missing file."""
+    real = os.scandir
+
+    def scandir(path: t.Any) -> t.Any:
+        if os.fsencode(path).endswith(b"base/5"):
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    # The files in it are there, and nobody knows what they are.
+    assert published.quick() == {(path, "unreadable") for path in ("base/5", "base/5/1259", "base/5/2600")}
+
+
+def test_file_that_cannot_be_read(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.readv
+
+    def readv(descriptor: int, buffers: t.Any) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("base/5/2600"):
+            raise OSError(5, "Input/output error")
+        return real(descriptor, buffers)
+
+    monkeypatch.setattr(os, "readv", readv)
+    (published.path / "data/base/5/1259").write_bytes(b"x" * 8192)
+    assert published.bad("full") == {("base/5/2600", "unreadable"), ("base/5/1259", "checksum")}
+
+
+TWO_TIMELINES: t.Final = [_wal.WalRange(2, 0x2100100, 0x2200200), _wal.WalRange(1, 0x2000028, 0x2100100)]
+SEGMENTS: t.Final = ("000000010000000000000020", "000000020000000000000021", "000000020000000000000022")
+
+
+def test_missing_history(tmp_path: pathlib.Path) -> None:
+    """It is as needed as the segments: without it the checkpoint is not found."""
+    published = Published(tmp_path, ranges=TWO_TIMELINES)
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    missing = {(name, "wal_missing") for name in SEGMENTS}
+    assert published.bad("wal", archive_directory=str(archive)) == missing | {("00000002.history", "history_missing")}
+    (archive / "00000002.history").write_text("nonsense\n")
+    assert published.bad("wal", archive_directory=str(archive)) == missing | {("00000002.history", "bad_history")}
+    (archive / "00000002.history").write_text("1\t0/2100100\tno recovery target specified\n")
+    assert published.bad("wal", archive_directory=str(archive)) == missing
+
+
+def test_included_history(tmp_path: pathlib.Path) -> None:
+    history = b"1\t0/2100100\tno recovery target specified\n"
+    wal_files = {name: bytes(MB) for name in SEGMENTS[1:]} | {"00000002.history": history}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in wal_files.items()}
+    published = Published(
+        tmp_path,
+        ranges=TWO_TIMELINES,
+        wal_files=wal_files,
+        wal="include",
+        wal_proof={"sha256": {**sums, SEGMENTS[0]: ""}},
+    )
+    place = published.path / "data/pg_wal"
+    segments = {(f"pg_wal/{name}", "bad_segment") for name in SEGMENTS[1:]} | {(f"pg_wal/{SEGMENTS[0]}", "missing")}
+    assert published.quick() == segments
+    (place / "00000002.history").write_bytes(history + b"#")
+    assert published.bad("full") == segments | {("pg_wal/00000002.history", "checksum")}
+    (place / "00000002.history").unlink()
+    (place / "archive_status").mkdir()
+    (place / "archive_status/00000002.history.done").touch()
+    (place / "archive_status/000000020000000000000023.done").touch()
+    assert published.quick() == segments | {
+        ("pg_wal/00000002.history", "missing"),
+        ("pg_wal/archive_status/000000020000000000000023.done", "surplus"),
+    }
+
+
+def test_archive_that_is_not_there(published: Published) -> None:
+    """A wrong argument is not a damaged backup."""
+    for wish, code in (({}, "no_archive"), ({"archive_directory": "/nowhere"}, "archive_missing")):
+        with pytest.raises(BackupError) as caught:
+            published.verify("wal", **wish)
+        assert caught.value.code == code
+
+
+def test_which_one(tmp_path: pathlib.Path) -> None:
+    """The latest is the one that ended last, whatever its name, and whether or not it is whole."""
+    with pytest.raises(BackupError) as caught:
+        _verify_job.chosen(make_cluster(tmp_path), "latest")
+    assert caught.value.code == "no_backup"
+    newer, older = Published(tmp_path, "a"), Published(tmp_path, "b")
+    older.content["stop"]["stopped_at"] -= 1000
+    older.save()
+    cluster = newer.cluster
+    assert _verify_job.chosen(cluster, "latest").id == "a"
+    assert _verify_job.chosen(cluster, "b").id == "b"
+    cluster.new_backup("c", metadata())
+    for name, code in (("c", "not_published"), ("d", "unknown_backup"), ("../b", "bad_name")):
+        with pytest.raises(BackupError) as caught:
+            _verify_job.chosen(cluster, name)
+        assert caught.value.code == code
+    (newer.path / "backup.json").write_text("{")
+    os.utime(newer.path)
+    assert _verify_job.chosen(cluster, "latest").id == "a"
+
+
+def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expired backup is not called damaged."""
+
+    def check() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(published.path)
+
+    wish = Wish(**dict.fromkeys(Wish._fields, None) | {"levels": ["full"], "jobs": 1})
+    with pytest.raises(BackupError) as caught:
+        _verify_job.verify(published.backup, wish, check)
+    assert caught.value.code == "unknown_backup"
+
+
+def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checksums that cannot be computed are no checksums that hold."""
+    look = _verify.Look(published.backup, published.content)
+    files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in look.files]
+    monkeypatch.setattr(_manifest, "crc32c", None)
+    with pytest.raises(BackupError) as caught:
+        list(_verify.wrong_checksums(files, 2, lambda: None, lambda done_bytes, done_files: None))
+    assert caught.value.code == "missing_library"
+
+
+def test_message(published: Published) -> None:
+    """It names the first few; the list has them all."""
+    for number in range(8):
+        (published.path / f"data/base/5/{number}").touch()
+    error = _verify_job.damage(published.verify("quick"))
+    assert error is not None
+    assert error.code == "damaged_backup"
+    assert "b1 is damaged, bad files: 8. base/5/0: " in error.msg
+    assert error.msg.endswith("and 3 more")
+    assert len(error.details["bad_files"]) == 8
