@@ -1,0 +1,342 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Doing what a plan says. The order is the guarantee.
+
+``global/pg_control`` is the first that goes and the last that comes, so the data directory cannot be started in
+between; the record that tells of a finished restore is written right before it and does not count without it. A
+restore that was killed at any point is continued by the next call.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
+    _copy,
+    _label,
+    _live,
+    _restore_conf,
+    _restore_copy,
+    _restore_wal,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._copyfile import sync_path, unwritable, write_file
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import WISH, Plan
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_tree import (
+    CONTROL,
+    RECORD,
+    WORK,
+    Layout,
+    remove,
+)
+
+JOURNAL = b"files.jsonl"
+SCHEMA = 1
+
+
+class RestoreJob(Job):
+    """The detached process of the restore into one data directory; its folder goes when it has succeeded."""
+
+    def __init__(self, data: bytes) -> None:
+        folder = os.path.join(os.fsdecode(data), os.fsdecode(WORK))
+        again = "Run backup_restore again: what is restored so far is kept."
+        super().__init__(folder, "restore", os.fsdecode(data), again)
+
+    def _run(self, work: t.Callable[[Recorder], t.Mapping[str, t.Any]], recorder: Recorder) -> None:
+        super()._run(work, recorder)
+        if recorder.content["state"] == "done":
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stamp() -> bytes:
+    """Return this moment for a name."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()).encode("ascii")
+
+
+def prepare(plan: Plan) -> None:
+    """Move aside what is to be replaced, and make the data directory with the folder of the work.
+
+    Raises BackupError, code ``unwritable`` or ``disk_full``.
+    """
+    _live.refuse_running(plan.data)
+    try:
+        if plan.replaces:
+            _move_aside(plan)
+        os.makedirs(plan.data, mode=0o700, exist_ok=True)
+        os.chmod(plan.data, 0o750 if plan.params["allow_group_access"] else 0o700)
+        sync_path(os.path.dirname(plan.data))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(plan.data + b"/" + WORK, 0o700)
+    except OSError as exc:
+        raise unwritable(exc.filename or plan.data, exc) from exc
+
+
+def _move_aside(plan: Plan) -> None:
+    """Rename the old data directory, with links that lead to its old tablespaces, which are renamed too."""
+    now = stamp()
+    moved = plan.data + b".replaced-" + now
+    for oid, location in plan.aside:
+        _set_aside(plan.data, oid, location, plan.version(), now)
+    wal = _restore_wal.directory_of(plan.data)
+    os.rename(plan.data, moved)
+    sync_path(os.path.dirname(plan.data))
+    plan.moved = moved
+    if wal is not None:
+        place = moved + wal[len(plan.data) :] if wal.startswith(plan.data + b"/") else wal
+        plan.wal_from.append(place)
+        plan.used = [(place if source == wal else source, name) for source, name in plan.used]
+
+
+def _set_aside(data: bytes, oid: int, location: bytes, version: bytes, now: bytes) -> None:
+    """Rename the server's directory in a tablespace within its place, and have the link of ``data`` lead there.
+
+    The link comes first: from a link to an empty directory one sees what a crash has left undone.
+    """
+    if os.path.basename(location).startswith(b"replaced-"):
+        # A crash came between link and rename.
+        target, location = location, os.path.dirname(location)
+    else:
+        target = location + b"/replaced-" + now
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    link = data + b"/pg_tblspc/%d" % oid
+    if os.path.islink(link):
+        os.symlink(target, link + b".new")
+        os.rename(link + b".new", link)
+        sync_path(os.path.dirname(link))
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(location + b"/" + version, target + b"/" + version)
+    sync_path(location)
+
+
+class Restore:
+    """The work of one restore, under the lock of its folder. Each step can be repeated."""
+
+    def __init__(self, plan: Plan, check: t.Callable[[], None], progress: t.Callable[[int, int], None]) -> None:
+        assert plan.layout is not None
+        assert plan.chosen is not None
+        self._plan = plan
+        self._layout: Layout = plan.layout
+        self._chosen = plan.chosen
+        self._check = check
+        self._progress = progress
+        self._sync = bool(plan.params["sync"])
+        self._folder = plan.data + b"/" + WORK
+
+    def write_wish(self) -> None:
+        """Write down what is wanted, for the call that has to continue."""
+        plan = self._plan
+        if not plan.save_to:
+            wanted = plan.params["save_wal_to"]
+            plan.save_to = os.fsencode(wanted) if wanted else plan.data + b".saved_wal-" + stamp()
+        if plan.unarchived and plan.save_to not in plan.wal_from:
+            plan.wal_from.append(plan.save_to)
+        write_json(
+            os.path.join(os.fsdecode(self._folder), WISH),
+            {
+                "digest": plan.digest,
+                "backup_id": self._chosen.backup.id,
+                "spaces": {str(space.oid): os.fsdecode(space.location) for space in self._layout.spaces},
+                "save_wal_to": os.fsdecode(plan.save_to),
+                "wal_from": [os.fsdecode(place) for place in plan.wal_from],
+            },
+        )
+
+    def run(self) -> dict[str, t.Any]:
+        """Restore, and return the module's result. Raises BackupError."""
+        self._stop_being_startable()
+        self._take_wal_away()
+        surplus = self._clear()
+        self._make_directories()
+        copies = self._copy()
+        self._write_wal()
+        self._write_configuration()
+        if self._sync:
+            for root in self._layout.roots:
+                _copy.sync_tree(root, jobs=self._plan.params["jobs"], check=self._check)
+            for space in self._layout.spaces:
+                sync_path(space.location)
+        result = self._result(copies, surplus)
+        self._finish(result)
+        return result
+
+    def _stop_being_startable(self) -> None:
+        _live.refuse_running(self._plan.data)
+        control = self._layout.place(CONTROL)
+        try:
+            if os.path.lexists(control):
+                # While it was there a server may have run, and changed what the journal vouches for.
+                _unlink(self._folder + b"/" + JOURNAL)
+                sync_path(self._folder)
+                os.unlink(control)
+                sync_path(os.path.dirname(control))
+            _unlink(self._plan.data + b"/" + RECORD)
+        except OSError as exc:
+            raise unwritable(control, exc) from exc
+
+    def _take_wal_away(self) -> None:
+        plan, layout = self._plan, self._layout
+        directory = _restore_wal.directory_of(plan.data)
+        if directory is None:
+            return
+        own = [plan.data + b"/pg_wal"] + ([os.path.realpath(layout.waldir)] if layout.waldir else [])
+        if directory not in own:
+            plan.warnings.append(f"The old WAL in {printable(directory)} is left alone.")
+            return
+        if plan.unarchived:
+            _restore_wal.save(plan.unarchived, directory, plan.save_to, 0o700)
+            plan.used = [(plan.save_to if place == directory else place, name) for place, name in plan.used]
+        _restore_wal.empty(directory)
+
+    def _clear(self) -> int:
+        plan = self._plan
+        if not plan.replaces:
+            for oid, location in plan.aside:
+                _set_aside(plan.data, oid, location, plan.version(), stamp())
+        self.survey = self._layout.survey(
+            {file.entry.path for file in plan.files}, set(plan.directories), plan.specials()
+        )
+        for surplus, is_directory in self.survey.surplus:
+            self._check()
+            remove(surplus, is_directory)
+        return len(self.survey.surplus)
+
+    def _make_directories(self) -> None:
+        plan, layout = self._plan, self._layout
+        own = {b"pg_tblspc/%d" % space.oid for space in layout.spaces}
+        for place in [space.location for space in layout.spaces] + ([layout.waldir] if layout.waldir else []):
+            # Not made anew where it is a link: that is its administrator's choice.
+            try:
+                os.makedirs(place, mode=0o700, exist_ok=True)
+                os.chmod(place, layout.directory_mode)
+            except OSError as exc:
+                raise unwritable(place, exc) from exc
+        for path in plan.directories:
+            if path not in own and path.partition(b"/")[0] != b"pg_wal":
+                layout.make_directory(layout.place(path))
+        if layout.waldir:
+            layout.make_link(plan.data + b"/pg_wal", layout.waldir)
+        elif not os.path.ismount(plan.data + b"/pg_wal"):
+            layout.make_directory(plan.data + b"/pg_wal")
+        for name in (b"archive_status", b"summaries")[: 2 if plan.content["server"]["major"] >= 17 else 1]:
+            layout.make_directory(layout.place(b"pg_wal/" + name))
+        for space in layout.spaces:
+            layout.make_link(plan.data + b"/pg_tblspc/%d" % space.oid, space.location)
+
+    def _copy(self) -> _restore_copy.Copies:
+        return _restore_copy.restore_files(
+            self._plan.files,
+            self._layout,
+            self.survey.existing,
+            self._folder + b"/" + JOURNAL,
+            jobs=self._plan.params["jobs"],
+            sync=self._sync,
+            check=self._check,
+            progress=self._progress,
+        )
+
+    def _write(self, place: bytes, content: bytes) -> None:
+        write_file(place, content, False)
+        os.chmod(place, self._layout.file_mode)
+
+    def _write_wal(self) -> None:
+        plan, layout = self._plan, self._layout
+        for file in plan.files:
+            if file.entry.path.startswith(b"pg_wal/"):
+                name = os.path.basename(file.entry.path)
+                self._write(layout.place(b"pg_wal/archive_status/" + name + b".done"), b"")
+        for place, segment in plan.used:
+            target = layout.place(b"pg_wal/" + os.fsencode(segment))
+            _restore_wal.copy(place + b"/" + os.fsencode(segment), target, layout.file_mode, self._sync)
+
+    def _write_configuration(self) -> None:
+        plan, layout = self._plan, self._layout
+        if layout.spaces:
+            spaces = {space.oid: space.location for space in layout.spaces}
+            self._write(layout.place(b"tablespace_map"), _label.format_tablespace_map(spaces))
+        self._write(layout.place(_restore_conf.AUTO_CONF), _restore_conf.auto_conf(plan))
+        if plan.data_directory_setting:
+            conf = layout.place(b"postgresql.conf")
+            with open(conf, "rb") as stream:
+                content = stream.read()
+            self._write(conf, content + _restore_conf.data_directory_line(plan.data))
+        _restore_conf.write_signals(layout, plan.params["restore_as"], self._write)
+
+    def _finish(self, result: t.Mapping[str, t.Any]) -> None:
+        plan, layout = self._plan, self._layout
+        control = _restore_conf.control_of(plan)
+        directory = os.stat(plan.data)
+        record = os.path.join(os.fsdecode(plan.data), os.fsdecode(RECORD))
+        temporary = self._folder + b"/pg_control"
+        write_file(temporary, control, self._sync)
+        _live.refuse_running(plan.data)
+        write_json(
+            record,
+            {
+                "schema": SCHEMA,
+                "digest": plan.digest,
+                "backup_id": self._chosen.backup.id,
+                "restore_as": plan.params["restore_as"],
+                "data_directory": os.fsdecode(plan.data),
+                "device": directory.st_dev,
+                "inode": directory.st_ino,
+                "restored_at": time.time(),
+                "run_id": plan.params["run_id"],
+                "result": dict(result),
+            },
+        )
+        try:
+            os.chmod(plan.data + b"/" + RECORD, layout.file_mode)
+            os.chmod(temporary, layout.file_mode)
+            os.rename(temporary, layout.place(CONTROL))
+        except OSError as exc:
+            raise unwritable(layout.place(CONTROL), exc) from exc
+        sync_path(os.path.dirname(layout.place(CONTROL)))
+
+    def _result(self, copies: _restore_copy.Copies, surplus: int) -> dict[str, t.Any]:
+        told = self._plan.told()
+        kept_files = copies.kept_files + copies.reused_files
+        kept_bytes = copies.kept_bytes + copies.reused_bytes
+        there = len(self.survey.existing)
+        told["plan"].update(
+            keep_files=kept_files,
+            keep_bytes=kept_bytes,
+            copy_files=copies.copied_files,
+            copy_bytes=copies.copied_bytes,
+            replace_files=max(0, there - kept_files),
+            remove_files=surplus,
+        )
+        rate = copies.copied_bytes + copies.kept_bytes
+        return {
+            **told,
+            "reused_files": copies.reused_files,
+            "seconds": round(copies.seconds, 3),
+            "bytes_per_second": round(rate / max(copies.seconds, 0.000001)),
+        }
+
+
+def _unlink(path: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def finished(plan_data: bytes, record: t.Mapping[str, t.Any], digest: str) -> t.Optional[dict[str, t.Any]]:
+    """Return the result of the restore that ``record`` tells of when it is the one with this digest, else None."""
+    if record.get("digest") != digest:
+        return None
+    job = RestoreJob(plan_data)
+    # A crash right after the end leaves the folder, which no one needs.
+    with contextlib.suppress(BackupError, OSError):
+        if os.path.isdir(job.folder):
+            with job.hold(0):
+                shutil.rmtree(job.folder, ignore_errors=True)
+    return t.cast("dict[str, t.Any]", record["result"])

@@ -1,0 +1,415 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_restore
+short_description: Restore a published base backup into a data directory
+version_added: 0.2.0
+description:
+  - Chooses a backup, by name or by recovery target, copies it to a data directory and its tablespaces, and configures
+    the recovery. The server is started by the user; see the role P(pgfleet.basebackup.pg_recover#role).
+  - Everything is looked at first. What cannot work is refused before anything is touched, all reasons at once; in check
+    mode they are returned with the whole plan.
+  - Each file is verified while it is copied; the first one whose checksum is wrong stops the restore and is named.
+  - C(global/pg_control), without which PostgreSQL does not start, is the first file that is removed and the last one
+    that is written. A restore that was interrupted is continued by the same call, and keeps what it has done.
+  - The work is a detached process on the host, and its progress is shown on the controller.
+options:
+  backup_id:
+    description:
+      - The backup. Without it, or with V(latest), the newest one from which the target can be reached.
+    type: str
+  data_directory:
+    description:
+      - Absolute path of the data directory. It is made when it is absent.
+      - One that is not empty is refused without O(delta) or O(replace), and in any case when a server runs in it.
+    type: path
+    required: true
+  recovery_target:
+    description: V(immediate) ends recovery at the end of the backup. At most one target may be given.
+    type: str
+  recovery_target_time:
+    description: Time up to which to recover, with its offset from UTC, for example V(2026-11-22 03:14:00+01).
+    type: str
+  recovery_target_lsn:
+    description: WAL location up to which to recover.
+    type: str
+  recovery_target_xid:
+    description: Transaction up to whose end to recover.
+    type: str
+  recovery_target_name:
+    description: Named restore point to which to recover.
+    type: str
+  recovery_target_inclusive:
+    description: Whether to stop after the target, or just before it. See PostgreSQL's parameter of this name.
+    type: bool
+    default: true
+  recovery_target_timeline:
+    description: V(latest), V(current), or the number of a timeline.
+    type: str
+    default: latest
+  recovery_target_action:
+    description: What the server does at the target.
+    type: str
+    choices: [pause, promote, shutdown]
+    default: promote
+  archive_directory:
+    description:
+      - Directory of the WAL archive. By default the C(wal) directory of the cluster in the repository, if it is there.
+    type: path
+  restore_command:
+    description:
+      - Command that fetches a file from the archive, PostgreSQL's C(restore_command). Without it one is made for
+        O(archive_directory).
+      - With it alone times, transactions and names cannot be looked for before the restore.
+    type: str
+  delta:
+    description:
+      - Restore over the data directory that is there. Files of the right size and checksum are kept, others are
+        replaced, surplus ones are removed, except for the server's logs in C(log) and C(pg_log).
+    type: bool
+    default: false
+  replace:
+    description:
+      - Rename what is there to C(<data_directory>.replaced-<time>), and what lies in its tablespaces to
+        C(replaced-<time>) in their directories. It stays a whole data directory, and nothing is deleted.
+    type: bool
+    default: false
+  force:
+    description:
+      - Restore again where this very restore (same arguments, same backup) has been done. Otherwise such a data
+        directory is left alone, whatever its server has done to it since.
+    type: bool
+    default: false
+  tablespace_mapping:
+    description:
+      - New places of tablespaces, by oid or old location. It wins over O(tablespace_directory).
+      - A place that is in use by another cluster on the host is refused.
+    type: dict
+    default: {}
+  tablespace_directory:
+    description: Directory below which all tablespaces are restored, each under its oid.
+    type: path
+  waldir:
+    description:
+      - Directory that C(pg_wal) becomes a symbolic link to. It must be empty or absent.
+      - By default C(pg_wal) is a directory; with O(delta) a link that is there stays.
+    type: path
+  allow_group_access:
+    description: Modes 0750 and 0640 instead of 0700 and 0600, as C(initdb --allow-group-access).
+    type: bool
+    default: false
+  save_wal_to:
+    description:
+      - Where WAL goes that the old data directory has and that was not archived, before anything is removed.
+      - By default C(<data_directory>.saved_wal-<time>).
+      - With O(restore_as=primary) recovery uses what of it continues the archive.
+    type: path
+  restore_as:
+    description:
+      - V(primary) becomes a primary on a new timeline when recovery ends.
+      - V(standby) follows O(primary_conninfo).
+      - V(copy) is a primary for tests, without archiving, logical replication or synchronous standbys; parameters that
+        are too low for recovery are raised.
+    type: str
+    choices: [primary, standby, copy]
+    default: primary
+  primary_conninfo:
+    description: Connection string of a standby to its primary.
+    type: str
+  primary_slot_name:
+    description: Replication slot of a standby.
+    type: str
+  port:
+    description: Port of the restored server.
+    type: int
+  settings:
+    description:
+      - Further settings, written to C(postgresql.auto.conf). The recovery settings and the connection to the primary
+        have options of their own; those of the source are removed.
+    type: dict
+    default: {}
+  config_file:
+    description:
+      - The C(postgresql.conf) that the server will use, when it lies outside the data directory. It is only read, to
+        check that no parameter is lower than recovery needs.
+    type: path
+  jobs:
+    description: Number of files that are copied at the same time.
+    type: int
+    default: 2
+  sync:
+    description: Flush files and directories to disk. Without it a crash of the host can damage what was restored.
+    type: bool
+    default: true
+  progress_interval:
+    description:
+      - Seconds between two lines of progress on the controller; V(0) shows none.
+    type: int
+    default: 10
+  wait_timeout:
+    description:
+      - Seconds after which the call returns with RV(finished=false) while the restore goes on; V(0) waits until it is
+        done.
+      - Set by the action plugin of this name; of use only where the module is run without it.
+    type: int
+    default: 0
+  run_id:
+    description:
+      - Name of the task's run, by which a later call of the same task knows that its restore is done, O(force) or not.
+      - Set by the action plugin of this name.
+    type: str
+extends_documentation_fragment:
+  - pgfleet.basebackup.handle
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.attributes
+notes:
+  - Run it as the operating system user of the server, not as root.
+  - The module does not connect to a server. It accepts the login options so that they can be set as defaults of the
+    action group.
+  - The files C(postgresql.auto.conf), C(tablespace_map), C(recovery.signal) and C(standby.signal) are written anew.
+  - In check mode with O(delta) the files that are there are read and compared.
+attributes:
+  action:
+    description:
+      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    support: full
+  async:
+    description: Supports being used with the C(async) keyword.
+    support: full
+    details:
+      - Without live progress.
+seealso:
+  - module: pgfleet.basebackup.backup_verify
+  - module: pgfleet.basebackup.backup_info
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Restore the newest backup, to be recovered to the end of the archive
+  pgfleet.basebackup.backup_restore:
+    repository: /srv/backups
+    cluster: main
+    data_directory: /var/lib/postgresql/18/main
+  become: true
+  become_user: postgres
+
+- name: Go back to just before an accident, copying only what differs
+  pgfleet.basebackup.backup_restore:
+    repository: /srv/backups
+    cluster: main
+    data_directory: /var/lib/postgresql/18/main
+    recovery_target_time: "2026-11-22 03:14:00+00"
+    delta: true
+
+- name: A copy beside the live server
+  pgfleet.basebackup.backup_restore:
+    repository: /srv/backups
+    cluster: main
+    data_directory: /srv/copy/data
+    tablespace_directory: /srv/copy/tablespaces
+    restore_as: copy
+    port: 5499
+"""
+
+RETURN = r"""
+finished:
+  description: Whether the restore is done.
+  type: bool
+  returned: success
+restorable:
+  description: Whether nothing stands against the restore.
+  type: bool
+  returned: in check mode
+backup_id:
+  description: The backup.
+  type: str
+  returned: when one was chosen
+why:
+  description: Why this one.
+  type: str
+  returned: when one was chosen
+data_directory:
+  description: The data directory, without symbolic links on the way.
+  type: str
+  returned: success
+tablespaces:
+  description: The places of the tablespaces by oid.
+  type: dict
+  returned: when they are known
+  sample:
+    "16385": /srv/copy/tablespaces/16385
+restore_as:
+  description: What the server will be.
+  type: str
+  returned: success
+target:
+  description: The recovery target in words.
+  type: str
+  returned: success
+plan:
+  description: What is done; in check mode, what would be.
+  type: dict
+  returned: success, and when it is refused
+  contains:
+    files:
+      description: Files of the backup.
+      type: int
+    bytes:
+      description: Their size.
+      type: int
+    keep_files:
+      description: Files that are there and right.
+      type: int
+    keep_bytes:
+      description: Their size.
+      type: int
+    copy_files:
+      description: Files that are copied.
+      type: int
+    copy_bytes:
+      description: Their size.
+      type: int
+    replace_files:
+      description: Files that are there and wrong.
+      type: int
+    remove_files:
+      description: Files, links and directory trees that are there and are not in the backup.
+      type: int
+    wal_needed:
+      description: WAL files that recovery needs.
+      type: list
+      elements: str
+    wal_missing:
+      description: Those that are not there.
+      type: list
+      elements: str
+    recoverable_until:
+      description: Time of the newest transaction in the archive.
+      type: str
+    room:
+      description: Each file system with the bytes that are needed and free.
+      type: list
+      elements: dict
+    estimated_seconds:
+      description: How long the copying may take, judged by that of the backup.
+      type: float
+    refusals:
+      description: Every reason against the restore, with RV(ignore:code), RV(ignore:msg) and RV(ignore:hint).
+      type: list
+      elements: dict
+    warnings:
+      description: What its administrator should know.
+      type: list
+      elements: str
+    parameters:
+      description: Parameters that are lower than at the source.
+      type: list
+      elements: dict
+    unarchived_wal:
+      description: WAL files of the old data directory that were not archived.
+      type: list
+      elements: str
+    used_wal:
+      description: Those of them that recovery can use.
+      type: list
+      elements: str
+    saved_wal:
+      description: Where the unarchived WAL is.
+      type: str
+    moved_aside:
+      description: Where the old data directory is.
+      type: str
+    config_files_outside:
+      description: Configuration files of the source outside its data directory, which are not in the backup.
+      type: list
+      elements: str
+    restore_command:
+      description: The command that the server will use.
+      type: str
+reused_files:
+  description: Files that an interrupted restore had finished.
+  type: int
+  returned: when finished
+seconds:
+  description: How long the copying took.
+  type: float
+  returned: when finished
+bytes_per_second:
+  description: The rate at which files were compared and copied.
+  type: int
+  returned: when finished
+progress:
+  description: How far the restore is; see M(pgfleet.basebackup.backup_copy).
+  type: dict
+  returned: when not finished
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    cluster_argument_spec,
+    require_positive,
+    run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_run import Run
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            cluster_argument_spec(),
+            **login_argument_spec(),
+            backup_id={"type": "str"},
+            data_directory={"type": "path", "required": True},
+            recovery_target={"type": "str"},
+            recovery_target_time={"type": "str"},
+            recovery_target_lsn={"type": "str"},
+            recovery_target_xid={"type": "str"},
+            recovery_target_name={"type": "str"},
+            recovery_target_inclusive={"type": "bool", "default": True},
+            recovery_target_timeline={"type": "str", "default": "latest"},
+            recovery_target_action={"type": "str", "choices": ["pause", "promote", "shutdown"], "default": "promote"},
+            archive_directory={"type": "path"},
+            restore_command={"type": "str"},
+            delta={"type": "bool", "default": False},
+            replace={"type": "bool", "default": False},
+            force={"type": "bool", "default": False},
+            tablespace_mapping={"type": "dict", "default": {}},
+            tablespace_directory={"type": "path"},
+            waldir={"type": "path"},
+            allow_group_access={"type": "bool", "default": False},
+            save_wal_to={"type": "path"},
+            restore_as={"type": "str", "choices": ["primary", "standby", "copy"], "default": "primary"},
+            primary_conninfo={"type": "str", "no_log": True},
+            primary_slot_name={"type": "str"},
+            port={"type": "int"},
+            settings={"type": "dict", "default": {}},
+            config_file={"type": "path"},
+            jobs={"type": "int", "default": 2},
+            sync={"type": "bool", "default": True},
+            progress_interval={"type": "int", "default": 10},
+            wait_timeout={"type": "int", "default": 0},
+            run_id={"type": "str"},
+        ),
+        mutually_exclusive=[("delta", "replace")],
+        supports_check_mode=True,
+    )
+
+    def work() -> dict[str, t.Any]:
+        require_positive(module.params, "jobs")
+        return Run(module.params).predict() if module.check_mode else Run(module.params).step()
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
