@@ -77,7 +77,8 @@ def run_module_as_server(
     if user.is_me:
         return run_module(name, arguments, check=check, diff=diff)
     # What Python loads when it is needed lies where the other account may not read.
-    importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
+    for needed in (f"{COLLECTION}.plugins.modules.{name}", "_strptime"):
+        importlib.import_module(needed)
     for codec in ("ascii", "idna", "latin_1", "utf_8"):
         codecs.lookup(codec)
     python = binaries.server_python()
