@@ -37,9 +37,8 @@ def choose(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive
     seen: Seen = {}
     refusals = []
     for backup, content in backups:
-        attempt = Attempt(backup, content, target, archive, seen)
         try:
-            chosen = attempt.run()
+            chosen = Attempt(backup, content, target, archive, seen).run()
         except BackupError as exc:
             if asked or exc.code not in _TRY_OLDER:
                 raise
