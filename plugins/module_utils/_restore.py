@@ -31,7 +31,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import write_json
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import WISH, Plan
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import (
+    WAL_SAVED,
+    WISH,
+    Plan,
+    state_of,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_tree import (
     CONTROL,
     RECORD,
@@ -70,11 +75,12 @@ def prepare(plan: Plan) -> None:
     """
     _live.refuse_running(plan.data)
     try:
-        if plan.replaces:
+        if plan.replaces and state_of(plan.data) == plan.state:
             _move_aside(plan)
-        os.makedirs(plan.data, mode=0o700, exist_ok=True)
+        if not os.path.isdir(plan.data):
+            os.makedirs(plan.data, mode=0o700)
+            sync_path(os.path.dirname(plan.data))
         os.chmod(plan.data, 0o750 if plan.params["allow_group_access"] else 0o700)
-        sync_path(os.path.dirname(plan.data))
         with contextlib.suppress(FileExistsError):
             os.mkdir(plan.data + b"/" + WORK, 0o700)
     except OSError as exc:
@@ -135,10 +141,7 @@ class Restore:
     def write_wish(self) -> None:
         """Write down what is wanted, for the call that has to continue."""
         plan = self._plan
-        if not plan.save_to:
-            wanted = plan.params["save_wal_to"]
-            plan.save_to = os.fsencode(wanted) if wanted else plan.data + b".saved_wal-" + stamp()
-        if plan.unarchived and plan.save_to not in plan.wal_from:
+        if plan.save_to and plan.save_to not in plan.wal_from:
             plan.wal_from.append(plan.save_to)
         write_json(
             os.path.join(os.fsdecode(self._folder), WISH),
@@ -164,7 +167,7 @@ class Restore:
             for root in self._layout.roots:
                 _copy.sync_tree(root, jobs=self._plan.params["jobs"], check=self._check)
             for space in self._layout.spaces:
-                sync_path(space.location)
+                sync_path(space.real)
         result = self._result(copies, surplus)
         self._finish(result)
         return result
@@ -176,6 +179,7 @@ class Restore:
             if os.path.lexists(control):
                 # While it was there a server may have run, and changed what the journal vouches for.
                 _unlink(self._folder + b"/" + JOURNAL)
+                _unlink(self._folder + b"/" + WAL_SAVED)
                 sync_path(self._folder)
                 os.unlink(control)
                 sync_path(os.path.dirname(control))
@@ -192,9 +196,10 @@ class Restore:
         if directory not in own:
             plan.warnings.append(f"The old WAL in {printable(directory)} is left alone.")
             return
-        if plan.unarchived:
+        if plan.save_to and plan.unarchived:
             _restore_wal.save(plan.unarchived, directory, plan.save_to, 0o700)
             plan.used = [(plan.save_to if place == directory else place, name) for place, name in plan.used]
+        write_file(self._folder + b"/" + WAL_SAVED, b"", True)
         _restore_wal.empty(directory)
 
     def _clear(self) -> int:
@@ -213,8 +218,7 @@ class Restore:
     def _make_directories(self) -> None:
         plan, layout = self._plan, self._layout
         own = {b"pg_tblspc/%d" % space.oid for space in layout.spaces}
-        for place in [space.location for space in layout.spaces] + ([layout.waldir] if layout.waldir else []):
-            # Not made anew where it is a link: that is its administrator's choice.
+        for place in [space.real for space in layout.spaces] + ([layout.waldir] if layout.waldir else []):
             try:
                 os.makedirs(place, mode=0o700, exist_ok=True)
                 os.chmod(place, layout.directory_mode)

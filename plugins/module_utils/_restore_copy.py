@@ -72,7 +72,7 @@ def restore_files(
         there = existing.get(entry.path)
         if (
             there
-            and there.links == 1
+            and there.alone
             and done.get(entry.path)
             == (entry.size, entry.checksum)
             == (
@@ -134,8 +134,8 @@ def equal_files(
 
 
 def _comparable(file: Found, there: t.Optional[Existing]) -> bool:
-    """Tell whether it is worth while to compare; another name for a file belongs to somebody else's tree."""
-    return there is not None and there.links == 1 and there.size == file.entry.size and file.entry.algorithm is not None
+    """Tell whether it is worth while to compare."""
+    return there is not None and there.alone and there.size == file.entry.size and file.entry.algorithm is not None
 
 
 def _is_right(file: Found, copier: FileCopier, layout: Layout) -> bool:

@@ -69,6 +69,14 @@ class Places:
             plan.refuse("overlap", f"The data directory {printable(data)} and the repository overlap.")
         self._check_content()
 
+    def check_saved_wal(self) -> None:
+        """Check where the WAL goes that must not be lost."""
+        plan = self._plan
+        if plan.save_to:
+            self._check_directory(os.path.realpath(plan.save_to))
+            if inside(os.path.realpath(plan.save_to), self._data):
+                plan.refuse("overlap", "save_wal_to must not lie in the data directory.")
+
     def _check_directory(self, path: bytes) -> None:
         """Refuse a directory that this user may not have, or not make."""
         if os.path.lexists(path):
@@ -144,18 +152,17 @@ class Places:
             self._check_space_of(space, [one for one in spaces if one.oid != space.oid])
         self._find_left_over(spaces)
         waldir = self._waldir()
-        mounts = _live.mounts_below(self._data) - {self._data + b"/pg_wal"}
-        for mount in mounts if plan.state != EMPTY and not plan.replaces else ():
-            prefix = mount[len(self._data) + 1 :] + b"/"
-            if any(file.entry.path.startswith(prefix) for file in plan.files):
+        mounts = set() if plan.replaces else _live.mounts_below(self._data) - {self._data + b"/pg_wal"}
+        mounts = mounts.union(*(_live.mounts_below(space.real) for space in spaces))
+        layout = Layout(self._data, plan.version(), spaces, waldir, mounts, bool(self._params["allow_group_access"]))
+        for mount in mounts:
+            if any(inside(layout.place(file.entry.path), mount) for file in plan.files):
                 plan.refuse(
                     "nested_mount",
                     f"{printable(mount)} is a mount point, and the backup has files there.",
                     "Unmount it, or restore elsewhere.",
                 )
-        plan.layout = Layout(
-            self._data, plan.version(), spaces, waldir, mounts, bool(self._params["allow_group_access"])
-        )
+        plan.layout = layout
 
     def _spaces(self) -> list[Space]:
         originals = {
@@ -172,7 +179,8 @@ class Places:
                 location = mapping.pop(key, location)
             if not os.path.isabs(location):
                 raise BackupError(f"{printable(location)} is not an absolute path.", code="bad_mapping")
-            spaces.append(Space(oid, original, os.path.normpath(location)))
+            location = os.path.normpath(location)
+            spaces.append(Space(oid, original, location, os.path.realpath(location)))
         if mapping:
             known = ", ".join(f"{one.oid} at {printable(one.original)}" for one in spaces) or "none"
             raise BackupError(
@@ -184,7 +192,7 @@ class Places:
 
     def _check_space_of(self, space: Space, others: t.Sequence[Space]) -> None:
         plan = self._plan
-        real = os.path.realpath(space.location)
+        real = space.real
         name = f"The tablespace {space.oid}"
         remap = "Name another place in tablespace_mapping or tablespace_directory."
         user = self._user_of(real)
@@ -196,7 +204,7 @@ class Places:
                 oid=space.oid,
             )
             return
-        places = [os.fsencode(plan.cluster.repository.path), *(os.path.realpath(one.location) for one in others)]
+        places = [os.fsencode(plan.cluster.repository.path), *(one.real for one in others)]
         if inside(self._data, real) or any(inside(real, place) or inside(place, real) for place in places):
             plan.refuse("overlap", f"{name} at {printable(space.location)} overlaps with another directory.", remap)
         elif inside(real, self._data) and space.location != space.original:
@@ -241,7 +249,7 @@ class Places:
     def _find_left_over(self, spaces: t.Sequence[Space]) -> None:
         """Find the tablespaces of the old cluster that must not stay where replay may create them again."""
         plan = self._plan
-        if plan.state != CLUSTER:
+        if plan.state not in (CLUSTER, INTERRUPTED):
             return
         kept = set() if plan.replaces else {space.oid for space in spaces}
         for oid, location in sorted(self._old_spaces.items()):
@@ -297,9 +305,12 @@ class Places:
             if path.startswith(b"pg_tblspc/"):
                 root = next((one for one in layout.roots[1:] if inside(place, one)), layout.data)
             roots[root] += max(0, file.entry.size - (there.size if there else 0))
-        roots[wal] += len(plan.used) * plan.content["server"]["wal_segment_size"]
+        segment = plan.content["server"]["wal_segment_size"]
+        roots[wal] += len(plan.used) * segment
         for root, size in roots.items():
             add(root, size)
+        if plan.save_to and os.stat(nearest(plan.save_to)).st_dev != os.stat(nearest(wal)).st_dev:
+            add(plan.save_to, len(plan.unarchived) * segment)
         for place, size in needed.values():
             system = os.statvfs(place)
             free = system.f_bavail * system.f_frsize

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
@@ -46,6 +47,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import parse_lsn
 
 WISH = "wish.json"
+# Says that nothing of the old cluster is in pg_wal any more.
+WAL_SAVED = b"wal_saved"
 # What tells one restore from another; the other arguments say how it is done.
 _WISH = (
     "repository cluster backup_id data_directory recovery_target recovery_target_time recovery_target_lsn"
@@ -169,6 +172,7 @@ class Plan:
             return
         self._guard(self._survey)
         self._guard(self._old_wal)
+        self._guard(places.check_saved_wal)
         self._guard(lambda: _restore_conf.check(self))
         self._guard(places.check_space)
 
@@ -260,11 +264,15 @@ class Plan:
             return
         self.wal_from = [os.fsencode(place) for place in self.wish.get("wal_from", [])]
         places = list(self.wal_from)
-        if source is not None:
+        if source is not None and not os.path.exists(self.data + b"/" + WORK + b"/" + WAL_SAVED):
             self.unarchived = _restore_wal.unarchived(source, size)
             places.append(source)
         if self.wish.get("save_wal_to"):
             self.save_to = os.fsencode(self.wish["save_wal_to"])
+        elif self.unarchived and not self.replaces:
+            now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            wanted = self.params["save_wal_to"] or f"{os.fsdecode(self.data)}.saved_wal-{now}"
+            self.save_to = os.fsencode(wanted)
         if self.params["restore_as"] == "primary":
             self._use(places, size)
 
@@ -302,6 +310,7 @@ class Plan:
         total = sum(file.entry.size for file in self.files)
         sizes = [file.entry.size for file in self.files if self._may_keep(file)]
         number, kept = equal or (len(sizes), sum(sizes))
+        saved = self.save_to or (self.wal_from[-1] if self.moved and self.unarchived else b"")
         plan: dict[str, t.Any] = {
             "bytes": total,
             "files": len(self.files),
@@ -316,7 +325,7 @@ class Plan:
             "refusals": [{"code": one.code, "msg": one.msg, "hint": one.hint} for one in self.refusals],
             "warnings": list(self.warnings),
             "parameters": self.parameters,
-            "saved_wal": printable(self.save_to) if self.save_to and self.unarchived else None,
+            "saved_wal": printable(saved) if saved else None,
             "unarchived_wal": self.unarchived,
             "used_wal": sorted(name for _place, name in self.used),
             "config_files_outside": self.config_files_outside,

@@ -13,6 +13,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Recorder, progress_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._live import identity
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository, check_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import Restore, RestoreJob, finished, prepare
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_copy import equal_files
@@ -46,7 +47,7 @@ class Run:
         if plan.is_done:
             return self._done(plan.record)
         equal = None
-        if plan.layout is not None and self._params["delta"]:
+        if plan.layout is not None and self._params["delta"] and not plan.refusals:
             equal = equal_files(plan.files, plan.layout, plan.survey.existing, self._params["jobs"])
         result = {**plan.told(equal), "finished": False, "warnings": plan.warnings}
         if plan.refusals:
@@ -91,8 +92,9 @@ class Run:
         with self._job.hold() as lock:
             # Another call may have finished it, and with it the folder, while this one waited.
             if self._finished() is None:
-                if os.stat(self._job.lock).st_ino != os.fstat(lock).st_ino:
-                    raise BackupError(f"Another restore into {self._data!r} has just ended.", code="busy")
+                place = identity(os.fsencode(self._job.lock))
+                if place is None or place[1] != os.fstat(lock).st_ino:
+                    raise BackupError(f"Another restore into {plan.params['data_directory']} just ended.", code="busy")
                 Restore(plan, lambda: None, lambda _bytes, _files: None).write_wish()
                 self._job.launch(lock, work)
 

@@ -37,19 +37,23 @@ _LOGS = (b"log", b"pg_log")
 
 
 class Space(t.NamedTuple):
-    """A tablespace: where it was at the source, and where it is restored."""
+    """A tablespace: where it was at the source, where it is restored, and the same without links on the way."""
 
     oid: int
     original: bytes
     location: bytes
+    real: bytes
 
 
 class Existing(t.NamedTuple):
-    """A regular file in the place of one of the backup."""
+    """A regular file in the place of one of the backup.
+
+    ``alone`` says that it has no other name, which would belong to somebody else's tree, and is this user's.
+    """
 
     size: int
     mode: int
-    links: int
+    alone: bool
 
 
 class Survey(t.NamedTuple):
@@ -82,15 +86,16 @@ class Layout:
         self.mounts = mounts
         self.directory_mode = 0o750 if group_access else 0o700
         self.file_mode = 0o640 if group_access else 0o600
-        self._locations = {b"%d" % space.oid: space.location for space in spaces}
+        self._spaces = {b"%d" % space.oid: space for space in spaces}
+        self._user = os.geteuid()
 
     def place(self, path: bytes) -> bytes:
         """Return where ``path``, in backup terms, lies."""
         if path.startswith(b"pg_tblspc/"):
             oid, slash, rest = path[len(b"pg_tblspc/") :].partition(b"/")
-            location = self._locations.get(oid)
-            if location is not None:
-                return location + slash + rest
+            space = self._spaces.get(oid)
+            if space is not None:
+                return space.real + slash + rest
         elif self.waldir is not None and path.startswith(b"pg_wal/"):
             return self.waldir + path[len(b"pg_wal") :]
         return self.data + b"/" + path
@@ -98,7 +103,7 @@ class Layout:
     @property
     def roots(self) -> list[bytes]:
         """The directories that together hold everything."""
-        roots = [self.data, *(space.location + b"/" + self.version for space in self.spaces)]
+        roots = [self.data, *(space.real + b"/" + self.version for space in self.spaces)]
         return roots if self.waldir is None else [*roots, self.waldir]
 
     def survey(self, files: t.Container[bytes], directories: t.Container[bytes], links: t.Container[bytes]) -> Survey:
@@ -109,12 +114,12 @@ class Layout:
         survey = Survey({}, [])
         pending = [(b"", self.data)]
         for space in self.spaces:
-            place = space.location + b"/" + self.version
+            place = space.real + b"/" + self.version
             if os.path.islink(place):
                 survey.surplus.append((place, False))
             else:
                 pending.append((b"pg_tblspc/%d/%s/" % (space.oid, self.version), place))
-        untouched = self.mounts | {space.location for space in self.spaces}
+        untouched = self.mounts | {space.real for space in self.spaces}
         while pending:
             prefix, directory = pending.pop()
             try:
@@ -131,13 +136,14 @@ class Layout:
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
                     inside = any(place.startswith(entry.path + b"/") for place in untouched)
-                    is_space = prefix == b"pg_tblspc/" and entry.name in self._locations
+                    is_space = prefix == b"pg_tblspc/" and entry.name in self._spaces
                     if is_space or (path not in directories and not inside):
                         survey.surplus.append((entry.path, True))
                     else:
                         pending.append((path + b"/", entry.path))
                 elif stat.S_ISREG(status.st_mode) and path in files:
-                    survey.existing[path] = Existing(status.st_size, stat.S_IMODE(status.st_mode), status.st_nlink)
+                    alone = status.st_nlink == 1 and status.st_uid == self._user
+                    survey.existing[path] = Existing(status.st_size, stat.S_IMODE(status.st_mode), alone)
                 elif not self._may_stay(path, entry, stat.S_ISLNK(status.st_mode) and path in links):
                     survey.surplus.append((entry.path, False))
         return survey
@@ -145,8 +151,8 @@ class Layout:
     def _may_stay(self, path: bytes, entry: os.DirEntry[bytes], known_link: bool) -> bool:
         if path.partition(b"/")[0] in _LOGS or known_link:
             return True
-        location = self._locations.get(entry.name) if path.startswith(b"pg_tblspc/") else None
-        return location is not None and entry.is_symlink() and os.readlink(entry.path) == location
+        space = self._spaces.get(entry.name) if path.startswith(b"pg_tblspc/") else None
+        return space is not None and entry.is_symlink() and os.readlink(entry.path) == space.location
 
     def make_directory(self, place: bytes) -> None:
         """Make a directory with the server's mode; what else has its name is removed, but not what a link leads to.
