@@ -26,7 +26,7 @@ options:
     type: dict
     default: {}
   names:
-    description: Further parameters to return in RV(values) and RV(running).
+    description: Further parameters to return in RV(configured) and RV(running).
     type: list
     elements: str
     default: []
@@ -87,7 +87,7 @@ pending_restart:
   elements: str
   returned: success
   sample: [archive_mode]
-values:
+configured:
   description:
     - For each name in O(settings) and O(names) the value in the configuration files, or the built-in one; it holds
       after a restart at the latest. In check mode the value that it would have.
@@ -149,8 +149,8 @@ def main() -> None:
                 if params["reload"]:
                     server.reload()
                     pending = server.pending_restart()
-            values = {name: server.value(name) for name in names}
-            values.update((change.name, server.value_after(change)) for change in changes)
+            configured = {name: server.value(name) for name in names}
+            configured.update((change.name, server.value_after(change)) for change in changes)
             changed = ", ".join(change.name for change in changes)
             msg = (
                 f"{'Would change' if module.check_mode else 'Changed'}: {changed}." if changes else "Nothing to change."
@@ -162,7 +162,7 @@ def main() -> None:
                 "msg": msg,
                 "diff": {"before": as_lines(changes, after=False), "after": as_lines(changes, after=True)},
                 "pending_restart": pending,
-                "values": values,
+                "configured": configured,
                 "running": running(connection, names),
                 "missing_libraries": server.missing_libraries,
             }

@@ -66,12 +66,12 @@ def test_values_are_wishes(server: Server, settings: t.Callable[..., Result]) ->
 
     done = settings(wanted)
     assert done["changed"]
-    assert {name: done[name] for name in ("values", "pending_restart")} == {
-        name: planned[name] for name in ("values", "pending_restart")
+    assert {name: done[name] for name in ("configured", "pending_restart")} == {
+        name: planned[name] for name in ("configured", "pending_restart")
     }
     assert done["running"]["archive_timeout"] == "5min"
     assert done["running"]["log_line_prefix"] == "it's %m \\ \u00e9 "
-    assert (done["running"]["archive_mode"], done["values"]["archive_mode"]) == ("off", "on")
+    assert (done["running"]["archive_mode"], done["configured"]["archive_mode"]) == ("off", "on")
     assert "fsync" not in auto_conf(server)
 
     same = {
@@ -144,9 +144,9 @@ def test_parameters_of_a_library(sandbox: Sandbox, server: Server, settings: t.C
     directory = sandbox.directory("a 100% \u00e9 wal")
     looked = settings(load=["basic_archive", "no_such_library"], names=[name, "archive_library"])
     assert looked["missing_libraries"] == ["no_such_library"]
-    assert looked["values"] == {name: "", "archive_library": ""}
+    assert looked["configured"] == {name: "", "archive_library": ""}
     wanted = {"archive_library": "basic_archive", name: str(directory)}
-    assert settings(wanted, load=["basic_archive"])["values"] == wanted
+    assert settings(wanted, load=["basic_archive"])["configured"] == wanted
     assert not settings(wanted, load=["basic_archive"])["changed"]
     assert server.value("SELECT setting FROM pg_file_settings WHERE name = %s", [name]) == str(directory)
 
