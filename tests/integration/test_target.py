@@ -13,17 +13,25 @@ import shutil
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive, _choose, _conf, _target, _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
+    _archive,
+    _choose,
+    _conf,
+    _control,
+    _target,
+    _wal,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._attempt import Chosen
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
 
-from tests.harness import checks
+from tests.harness import binaries, checks
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox, archive_command
 from tests.harness.servers import Server, wait_until
-from tests.harness.user import own_file
+from tests.harness.user import own_directory, own_file
 from tests.integration.helpers_faults import Steps
+from tests.unit.helpers_conf import ERRORS, LINES
 
 SIZE: t.Final = 1 << 20
 TOO_EARLY: t.Final = "requested recovery stop point is before consistent recovery point"
@@ -389,3 +397,56 @@ def test_the_wal_ends_with_the_backup(world: World) -> None:
     assert world.reaches([1], "s1", immediate=True).target.kind == "immediate"
     world.reaches([1], "s1", lsn=stop["stop_lsn"], inclusive=False)
     world.refused("target_before_backup", lsn=lsn(stop["stop_lsn"], -1))
+
+
+@pytest.mark.majors(*binaries.MAJORS)
+def test_configuration_and_control_file(sandbox: Sandbox, major: int) -> None:
+    """The server reads its files as we do, and pg_controldata finds in pg_control what we find."""
+    settings = {"max_connections": 37, "max_worker_processes": 9, "max_wal_senders": 11,
+                "max_prepared_transactions": 3, "max_locks_per_transaction": 65}  # fmt: skip
+    # Another encoding would refuse to show bytes that are not of it.
+    plain = ["--locale=C", "--encoding=SQL_ASCII"]
+    server = sandbox.primary(major, archive=False, initdb=plain, wal_level="logical", **settings)
+    server.sql("ALTER SYSTEM SET work_mem = '77MB'")
+    found = _conf.read_settings(str(server.data / "postgresql.conf"), str(server.data), {"WORK_MEM": 5})
+    for name, value in {**settings, "wal_level": "logical", "work_mem": 5, "port": server.port}.items():
+        assert found[name] == str(value)
+
+    report = dict(line.split(":", 1) for line in server.tool("pg_controldata", server.data).stdout.splitlines())
+    control = _control.read_control(os.fsencode(server.data / "global" / "pg_control"))
+    words = {
+        "Latest checkpoint's TimeLineID": control.checkpoint_timeline,
+        "Min recovery ending loc's timeline": control.min_recovery_timeline,
+        "wal_level setting": ("minimal", "replica", "logical")[control.wal_level],
+        "max_connections setting": control.max_connections,
+        "max_worker_processes setting": control.max_worker_processes,
+        "max_wal_senders setting": control.max_wal_senders,
+        "max_prepared_xacts setting": control.max_prepared_xacts,
+        "max_locks_per_xact setting": control.max_locks_per_xact,
+    }
+    assert {name: report[name].strip() for name in words} == {name: str(value) for name, value in words.items()}
+    assert _conf.lowered_parameters(control, found) == []
+    assert len(_conf.lowered_parameters(control, {name: str(value - 1) for name, value in settings.items()})) == 5
+
+    # Each line in a file of its own: the server says what it reads, and where it cannot.
+    files = own_directory(server.directory / "lines")
+    for number, line in enumerate([*(line for line, _values in LINES), *ERRORS], 10):
+        (files / f"{number}.conf").write_bytes(line)
+    with (server.data / "postgresql.conf").open("a") as file:
+        file.writelines(f"include '{files}/{number}.conf'\n" for number in range(10, 10 + len(LINES) + len(ERRORS)))
+    text = "encode(convert_to({}, 'SQL_ASCII'), 'hex')"
+    rows = server.sql(
+        f"SELECT sourcefile, {text.format('name')}, {text.format('setting')}, error FROM pg_file_settings"
+        " WHERE sourcefile LIKE %s ORDER BY seqno",
+        [f"{files}/%"],
+    )
+    read = {
+        int(pathlib.Path(path).stem): {os.fsdecode(bytes.fromhex(name)).lower(): os.fsdecode(bytes.fromhex(value))}
+        for path, name, value, _error in rows
+        if name is not None
+    }
+    assert read == {number: values for number, (_line, values) in enumerate(LINES, 10) if values}
+    bad = [
+        int(pathlib.Path(path).stem) - 10 - len(LINES) for path, _name, _value, error in rows if error == "syntax error"
+    ]
+    assert bad == list(range(len(ERRORS)))
