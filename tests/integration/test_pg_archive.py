@@ -106,7 +106,7 @@ def recovers_by(sandbox: Sandbox, server: Server, command: str) -> None:
 
 
 def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) -> None:
-    """Foretold with a diff, restarted where that is allowed and told where not, proven, left alone; then it recovers."""
+    """Foretold with a diff, restarted where allowed and told where not, proven, left alone; then it recovers."""
     servers = {
         "old": sandbox.primary(14, name="old", archive=False),
         "patient": sandbox.primary(15, name="patient", archive=False, wal_level="minimal", max_wal_senders=0),

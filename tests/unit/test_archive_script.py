@@ -1,0 +1,322 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The archive script: what may be lost or replaced (nothing), and what its exit codes tell the server."""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import importlib.util
+import lzma
+import os
+import pathlib
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import typing as t
+from unittest import mock
+
+import pytest
+from ansible_collections.pgfleet.basebackup.tests.unit import helpers_unit
+from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import crashes, held_by_another_process
+
+SCRIPT: t.Final = pathlib.Path(__file__).resolve().parents[2] / "roles/pg_archive/files/pgfleet_wal.py"
+NAME: t.Final = "00000001000000020000000A"
+HISTORY: t.Final = "00000002.history"
+SIZE: t.Final = 1 << 20
+ALL: t.Final = ("none", "gzip", "zstd")
+STORED: t.Final = {"none": NAME, "gzip": NAME + ".gz", "zstd": NAME + ".zst"}
+
+needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="the command zstd is not installed")
+
+
+def _load() -> t.Any:
+    spec = importlib.util.spec_from_file_location("pgfleet_wal", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+wal = _load()
+
+
+def segment(name: str = NAME, size: int = SIZE, seed: bytes = b"wal") -> bytes:
+    """Return a file that begins as the segment ``name`` does, partly random so that it does not compress away."""
+    number = int(name[8:16], 16) * ((1 << 32) // size) + int(name[16:], 16)
+    head = struct.pack("=HHIQI4xQII", 0xD110, 2, int(name[:8], 16), number * size, 0, 7, size, 8192)
+    return (head + (seed * (size // len(seed) + 1))[: size // 2] + os.urandom(size))[:size]
+
+
+class Place:
+    """An archive, a server's pg_wal with one segment in it, and where the server wants files restored."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.archive = folder / "archive"
+        self.archive.mkdir()
+        self.content = segment()
+        self.source = folder / NAME
+        self.source.write_bytes(self.content)
+        self.target = folder / "RECOVERYXLOG"
+
+    def put(self, compress: str = "none", name: str = NAME) -> int:
+        """Archive the source."""
+        return int(wal.main(["archive", "--compress", compress, str(self.archive), str(self.source), name]))
+
+    def get(self, name: str = NAME) -> int:
+        """Restore."""
+        return int(wal.main(["restore", str(self.archive), name, str(self.target)]))
+
+    def names(self) -> list[str]:
+        """Return what lies in the archive, without the lock."""
+        return sorted(set(os.listdir(self.archive)) - {".pgfleet_wal.lock"})
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> Place:
+    """An empty archive and a segment."""
+    return Place(tmp_path)
+
+
+@pytest.fixture(params=[pytest.param(name, marks=needs_zstd if name == "zstd" else ()) for name in ALL])
+def compress(request: pytest.FixtureRequest) -> str:
+    """Each compression."""
+    return str(request.param)
+
+
+def test_there_and_back(place: Place, compress: str) -> None:
+    assert (place.put(compress), place.names()) == (0, [STORED[compress]])
+    stored = place.archive / STORED[compress]
+    assert stored.stat().st_mode & 0o777 == 0o600
+    assert (stored.stat().st_size < SIZE) is (compress != "none")
+    assert (place.get(), place.target.read_bytes()) == (0, place.content)
+    # The same again, however it is compressed, is no news; other content is refused.
+    before = stored.stat()
+    for other in ALL:
+        assert place.put(other) == 0
+    place.source.write_bytes(segment(seed=b"other"))
+    for other in ALL:
+        assert place.put(other) == 1
+    place.source.write_bytes(place.content[:-1])
+    assert place.put() == 1
+    assert (stored.stat(), place.names()) == (before, [STORED[compress]])
+
+
+def test_small_files_stay_readable(place: Place, compress: str) -> None:
+    place.source.write_text("1\t0/3000000\tno recovery target specified\n")
+    names = [HISTORY, f"{NAME}.00000028.backup", f"{NAME}.partial"]
+    assert [place.put(compress, name) for name in names] == [0, 0, 0]
+    assert place.names() == sorted(names)
+    assert (place.get(HISTORY), place.target.read_bytes()) == (0, place.source.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["", "x", "../x", NAME + ".gz", NAME.lower() + "g", NAME + "\n", "0" * 65])
+def test_strange_names_are_not_stored(place: Place, name: str) -> None:
+    assert (place.put(name=name), place.names()) == (1, [])
+
+
+def test_exit_codes_of_restore(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    """1 is the end of the WAL. Everything else that is wrong must stop the recovery: above 125."""
+    assert (place.get(), place.get(HISTORY), capfd.readouterr().err) == (1, 1, "")
+    assert not place.target.exists()
+    archive = place.archive
+    damaged: list[tuple[str, bytes]] = [
+        (NAME, b""),
+        (NAME, place.content[: SIZE // 2]),
+        (NAME, place.content + b"x"),
+        (NAME, segment("00000001000000020000000B")),
+        (NAME, segment("00000002000000020000000A")),
+        (NAME + ".gz", gzip.compress(place.content)[:-100]),
+        (NAME + ".gz", b"nonsense"),
+        (NAME + ".xz", lzma.compress(place.content)[:-100]),
+        (NAME + ".zst", b"nonsense"),
+        (HISTORY, b""),
+    ]
+    for name, content in damaged:
+        stored = archive / name
+        stored.write_bytes(content)
+        assert place.get(name[: len(HISTORY)] if name == HISTORY else NAME) > 125, (name, content[:8])
+        assert name[:8] in capfd.readouterr().err
+        assert not place.target.exists()
+        stored.unlink()
+    (archive / NAME).symlink_to("nowhere")
+    assert place.get() > 125
+    (archive / NAME).unlink()
+    (archive / NAME).mkdir()
+    assert place.get() > 125
+    assert wal.main(["restore", str(archive / "not mounted"), NAME, str(place.target)]) > 125
+    for arguments in (
+        ["restore"],
+        ["restore", "a"],
+        ["restore", "a", "b", "c", "d"],
+        ["restore", "--x", "a", "b", "c"],
+    ):
+        assert wal.main(arguments) > 125
+    # The archiver, for its part, would be restarted without a word in pg_stat_archiver.
+    for arguments in ([], ["archive"], ["archive", str(archive / "not mounted"), str(place.source), NAME]):
+        assert wal.main(arguments) == 1
+
+
+def test_parent_timeline_in_the_header(place: Place) -> None:
+    """A new timeline's first segment begins as a copy of its parent's."""
+    (place.archive / f"00000003{NAME[8:]}").write_bytes(place.content)
+    assert place.get(f"00000003{NAME[8:]}") == 0
+
+
+def test_what_other_programs_stored(place: Place) -> None:
+    for suffix, content in ((".bz2", bz2.compress(place.content)), (".xz", lzma.compress(place.content))):
+        stored = place.archive / (NAME + suffix)
+        stored.write_bytes(content)
+        assert (place.get(), place.target.read_bytes()) == (0, place.content)
+        assert (place.put(), place.names()) == (0, [NAME + suffix])
+        stored.unlink()
+
+
+@pytest.fixture
+def crash_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process die at link and write, too, and do not wait for the disk."""
+    monkeypatch.setattr(helpers_unit, "STEPS", (*helpers_unit.STEPS, "link", "fdopen"))
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.mark.usefixtures("crash_points")
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_crash_anywhere(tmp_path: pathlib.Path, compress: str, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing or the whole under the name; the next try succeeds and leaves nothing else."""
+    if not links:
+        monkeypatch.setattr(os, "link", _no_links)
+    outcomes = set()
+    for where, place in crashes(tmp_path, Place, lambda place: place.put(compress)):
+        there = STORED[compress] in place.names()
+        outcomes.add(there)
+        assert place.get() == (0 if there else 1), where
+        assert len(place.names()) <= 2, where
+        # Another file comes first, as when another server has archived this one meanwhile.
+        if there:
+            assert place.put(compress) == 0
+            other = "0000000100000002000000FF"
+            stored = {"none": other, "gzip": f"{other}.gz", "zstd": f"{other}.zst"}[compress]
+            assert place.put(compress, other) == 0
+            (place.archive / stored).unlink()
+        assert place.put(compress) == 0, where
+        assert (place.names(), place.get(), place.target.read_bytes()) == ([STORED[compress]], 0, place.content), where
+    assert outcomes == {False, True}
+
+
+def _no_links(source: str, target: str) -> None:
+    raise PermissionError(errno.EPERM, "no hard links here")
+
+
+def test_durable_before_it_counts(place: Place) -> None:
+    """The order that a power cut does not forgive: content, then name, then the name's directory."""
+    order: list[str] = []
+    real_link, real_fsync = os.link, os.fsync
+
+    def synced(handle: int) -> None:
+        order.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")).replace(os.uname().nodename, "host"))
+        real_fsync(handle)
+
+    def linked(source: str, target: str) -> None:
+        order.append("link")
+        real_link(source, target)
+
+    with mock.patch.object(os, "fsync", synced), mock.patch.object(os, "link", linked):
+        assert place.put() == 0
+        assert order == [".pgfleet_wal.host.tmp", "link", "archive"]
+        order.clear()
+        # Stored already, but perhaps only in memory: the crash came before the flush.
+        assert place.put() == 0
+        assert order == [NAME, "archive"]
+
+
+def test_appeared_meanwhile(place: Place) -> None:
+    """A host that the lock does not reach stores the same name: its file stays."""
+    real_link = os.link
+
+    def beaten(source: str, target: str) -> None:
+        pathlib.Path(target).write_bytes(b"theirs")
+        real_link(source, target)
+
+    with mock.patch.object(os, "link", beaten):
+        assert place.put() == 1
+    assert (place.names(), (place.archive / NAME).read_bytes()) == ([NAME], b"theirs")
+
+
+def test_two_archivers_of_one_file(tmp_path: pathlib.Path, compress: str) -> None:
+    """A primary and a standby with archive_mode=always, many times: both succeed, one file, nothing else."""
+    place = Place(tmp_path)
+    command = [sys.executable, "-I", str(SCRIPT), "archive", "--compress", compress, str(place.archive)]
+    for _round in range(3):
+        both = [subprocess.Popen([*command, str(place.source), NAME]) for _one in range(4)]
+        assert [one.wait() for one in both] == [0, 0, 0, 0]
+        assert (place.names(), place.get(), place.target.read_bytes()) == ([STORED[compress]], 0, place.content)
+        (place.archive / STORED[compress]).unlink()
+
+
+def test_lock_held_for_long(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "LOCK_SECONDS", 0.1)
+    with held_by_another_process(place.archive / ".pgfleet_wal.lock"):
+        assert (place.put(), place.names()) == (1, [])
+    assert place.put() == 0
+
+
+@needs_zstd
+def test_killed_while_zstd_goes_on(place: Place) -> None:
+    """What an orphan still writes is not the next one's file."""
+    fifo = place.source.with_name("slow")
+    os.mkfifo(fifo)
+    command = [sys.executable, "-I", str(SCRIPT), "archive", "--compress", "zstd", str(place.archive), str(fifo), NAME]
+    with subprocess.Popen(command) as process:
+        with open(fifo, "wb", buffering=0) as stream:
+            stream.write(b"other")
+            deadline = time.monotonic() + 20
+            while not place.names():
+                assert time.monotonic() < deadline, "the copy does not begin"
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert place.put("zstd") == 0
+        assert (place.names(), place.get(), place.target.read_bytes()) == ([STORED["zstd"]], 0, place.content)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
+def test_full_disk(tmp_path: pathlib.Path, compress: str) -> None:
+    """Nothing under the name, nothing left behind; with room again it goes on."""
+    place = Place(tmp_path)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "none", str(place.archive)], check=True)
+    try:
+        filler = place.archive / "filler"
+        filler.write_bytes(b"x" * (900 << 10))
+        assert (place.put(compress), place.names()) == (1, ["filler"])
+        assert place.get() == 1
+        filler.unlink()
+        assert (place.put(compress), place.names(), place.get()) == (0, [STORED[compress]], 0)
+    finally:
+        subprocess.run(["umount", str(place.archive)], check=True)
+
+
+def test_missing_program(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert (place.put("zstd"), place.names()) == (1, [])
+    (place.archive / STORED["zstd"]).write_bytes(b"")
+    assert place.get() > 125
+
+
+def test_oldest_python(place: Place) -> None:
+    """The whole way with the oldest interpreter at hand, isolated as the server runs it."""
+    found = sorted(pathlib.Path("~").expanduser().glob(".pyenv/versions/3.8.*/bin/python3"))
+    python = str(found[0]) if found else sys.executable
+    run = [python, "-I", str(SCRIPT)]
+    archive = [*run, "archive", "--compress", "gzip", str(place.archive), str(place.source), NAME]
+    for _twice in range(2):
+        assert subprocess.run(archive, check=False).returncode == 0
+    restore = [*run, "restore", str(place.archive)]
+    assert subprocess.run([*restore, NAME, str(place.target)], check=False).returncode == 0
+    assert place.target.read_bytes() == place.content
+    assert subprocess.run([*restore, HISTORY, str(place.target)], check=False).returncode == 1
