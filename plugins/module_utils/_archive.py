@@ -13,41 +13,31 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
 import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import typing as t
-import zlib
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import HistoryEntry
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._walfile import (
+    SUFFIXES,
+    UNREADABLE,
+    Entry,
+    list_files,
+    load,
+    runs,
+    tool_missing,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._walreader import RESTORE_POINT, scan_segments
 
-COMMAND_SECONDS = 600
 # What the role pg_archive puts beside its archive.
 SCRIPT = "pgfleet_wal.py"
-OPENERS: dict[str, t.Callable[[str], t.Any]] = {
-    "": io.FileIO,
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
-COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
-SUFFIXES = tuple(OPENERS) + tuple(COMMANDS)
 # The programs that a restore_command in the shell has.
 _DECOMPRESSORS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4"}
-_UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error, subprocess.SubprocessError)
-
-
 # Last complete record, and the ends of transactions (LSN, time).
 _Tail = t.Tuple[t.Optional[int], t.List[t.Tuple[int, int]]]
 
@@ -66,14 +56,14 @@ class Archive:
         self.system_identifier = system_identifier
 
     def _content(self, name: str) -> t.Optional[bytes]:
-        """Return a file, decompressed; None when it is not there. Raises one of _UNREADABLE."""
+        """Return a file, decompressed; None when it is not there. Raises one of UNREADABLE."""
         raise NotImplementedError
 
     def has(self, name: str) -> bool:
         """Tell whether the file is there. Only :meth:`read` tells whether it is good."""
         try:
             return self._content(name) is not None
-        except _UNREADABLE:
+        except UNREADABLE:
             return True
 
     def holds(self, name: str) -> bool:
@@ -83,7 +73,7 @@ class Archive:
         """
         try:
             content = self._content(name)
-        except _UNREADABLE:
+        except UNREADABLE:
             return False
         return content is not None and self._is_whole(name, content)
 
@@ -94,7 +84,7 @@ class Archive:
         """
         try:
             content = self._content(name)
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             raise BackupError(
                 f"The WAL file {name} of {self.description} cannot be read: {exc or type(exc).__name__}",
                 code="bad_segment",
@@ -148,16 +138,6 @@ class Archive:
         return True
 
 
-class Entry(t.NamedTuple):
-    """A file in an archive's directory: ``name`` is ``file`` without the ending ``suffix`` of its compression."""
-
-    file: str
-    name: str
-    suffix: str
-    size: int
-    mtime: float
-
-
 class DirectoryArchive(Archive):
     """A directory. The listing is made once, :meth:`has` and :meth:`read` look anew each time."""
 
@@ -174,7 +154,7 @@ class DirectoryArchive(Archive):
         """Return the regular files of the directory, by name. Raises :class:`BackupError` when it cannot be listed."""
         if self._entries is None:
             try:
-                self._entries = sorted(_list(self.directory))
+                self._entries = sorted(list_files(self.directory))
             except OSError as exc:
                 raise BackupError(
                     f"{self.description} cannot be listed: {exc.strerror}", code="archive_unreadable"
@@ -227,7 +207,7 @@ class CommandArchive(Archive):
             # The server's %p never ends in the name that it asks for either.
             target = os.path.join(folder, "RECOVERYXLOG")
             line = self.command.replace("%%", "\0").replace("%f", name).replace("%p", target).replace("\0", "%")
-            return load(target, "") if _runs(line, folder) and os.path.isfile(target) else None
+            return load(target, "") if runs(line, folder) and os.path.isfile(target) else None
 
 
 def open_archive(
@@ -253,68 +233,6 @@ def is_segment(name: str, size: int) -> bool:
     return True
 
 
-def split_suffix(file: str) -> tuple[str, str]:
-    """Return a file's name without the ending of its compression, and that ending."""
-    name, dot, ending = file.rpartition(".")
-    return (name, dot + ending) if dot and dot + ending in SUFFIXES else (file, "")
-
-
-def _list(directory: str) -> t.Iterator[Entry]:
-    with os.scandir(directory) as files:
-        for file in files:
-            try:
-                if file.is_file():
-                    status = file.stat()
-                    yield Entry(file.name, *split_suffix(file.name), status.st_size, status.st_mtime)
-            except FileNotFoundError:
-                # Renamed or expired meanwhile.
-                continue
-
-
-def load(path: str, suffix: str, limit: int = -1) -> bytes:
-    """Return what a file holds, decompressed; at most ``limit`` bytes where that saves work.
-
-    Raises an OSError, EOFError, lzma.LZMAError, zlib.error or subprocess.SubprocessError when it cannot be read.
-    """
-    if suffix not in COMMANDS:
-        with OPENERS[suffix](path) as stream:
-            return bytes(stream.read(limit))
-    tool = shutil.which(COMMANDS[suffix])
-    if tool is None:
-        raise _tool_missing(path, COMMANDS[suffix])
-    # run_command decodes what it reads and knows no time limit.
-    return subprocess.run(  # pylint: disable=ansible-bad-function
-        [tool, "-dcq", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=COMMAND_SECONDS
-    ).stdout
-
-
-def _tool_missing(what: str, tool: str) -> BackupError:
-    return BackupError(
-        f"{what} is compressed and the command {tool} is not installed on this host.",
-        code="tool_missing",
-        hint=f"Install {tool}.",
-    )
-
-
-def _runs(line: str, folder: str) -> bool:
-    """Run a shell command and tell whether it succeeded; what it started is killed with it at the time limit."""
-    # run_command knows no time limit.
-    process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-        ["/bin/sh", "-c", line],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(COMMAND_SECONDS) == 0
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return False
-
-
 def restore_command(archive: Archive) -> str:
     """Return a ``restore_command`` for this archive, one line for ``sh``.
 
@@ -333,7 +251,7 @@ def restore_command(archive: Archive) -> str:
     for suffix in sorted({entry.suffix for entry in archive.entries() if entry.name in archive.names()} - {""}):
         tool = shutil.which(_DECOMPRESSORS[suffix])
         if tool is None:
-            raise _tool_missing(archive.description, _DECOMPRESSORS[suffix])
+            raise tool_missing(archive.description, _DECOMPRESSORS[suffix])
         steps.append(f'[ -e {folder}/%f{suffix} ]; then {_quoted(tool)} -dc {folder}/%f{suffix} > "%p" || exit 255')
     return f"[ -x {folder}/. ] || exit 255; if {'; elif '.join(steps)}; else exit 1; fi"
 

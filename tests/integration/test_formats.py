@@ -13,7 +13,7 @@ import pathlib
 import shutil
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _walfile
 
 from tests.harness.checks import data_checksum, restore_and_check, verifybackup
 from tests.harness.modules import Modules
@@ -131,7 +131,7 @@ def test_archive_is_looked_into(
     assert (proof["method"], proof["source"]) == ("restore_command", fetch["restore_command"])
     for command in ("false", "true", f'head -c 1000 "{primary.archive}/%f" > "%p"', f"cp {place}/%f %p"):
         assert alone.fails("wal_archived", **{**fetch, "restore_command": command}, timeout=0)["missing"] == [name]
-    monkeypatch.setattr(_archive, "COMMAND_SECONDS", 0.1)
+    monkeypatch.setattr(_walfile, "COMMAND_SECONDS", 0.1)
     slow = alone.fails("wal_archived", **{**fetch, "restore_command": "exec sleep 5"}, timeout=0)
     assert slow["code"] == "wal_not_archived"
     monkeypatch.undo()

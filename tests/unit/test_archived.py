@@ -17,7 +17,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive, _archived
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archived, _walfile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER
 
@@ -284,5 +284,5 @@ def test_restore_command(tmp_path: pathlib.Path) -> None:
 
 
 def test_restore_command_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archive, "COMMAND_SECONDS", 0.1)
+    monkeypatch.setattr(_walfile, "COMMAND_SECONDS", 0.1)
     assert _archived.missing_by_command("exec sleep 5", NAMES[3:4], SIZE, int(IDENTIFIER)) == NAMES[3:4]
