@@ -148,6 +148,7 @@ class DirectoryArchive(Archive):
         self.directory = directory
         self._entries: t.Optional[list[Entry]] = None
         self._names: t.Optional[frozenset[str]] = None
+        self._numbers: t.Optional[dict[int, list[int]]] = None
         self.tails: dict[tuple[str, int], _Tail] = {}
 
     def entries(self) -> list[Entry]:
@@ -167,10 +168,17 @@ class DirectoryArchive(Archive):
         What is compressed is taken for whole.
         """
         if self._names is None:
-            self._names = frozenset(entry.name for entry in self.entries() if self._counts(entry))
+            self._names = frozenset(entry.name for entry in self.entries() if self.counts(entry))
         return self._names
 
-    def _counts(self, entry: Entry) -> bool:
+    def numbers(self) -> dict[int, list[int]]:
+        """Return the segments of :meth:`names` by their timelines."""
+        if self._numbers is None:
+            self._numbers = segment_numbers(self.names(), self.size)
+        return self._numbers
+
+    def counts(self, entry: Entry) -> bool:
+        """Tell whether a file of the listing is one of :meth:`names`."""
         if _wal.is_history_name(entry.name):
             return entry.size > 0
         return is_segment(entry.name, self.size) and (bool(entry.suffix) or entry.size >= self.size)
@@ -231,6 +239,16 @@ def is_segment(name: str, size: int) -> bool:
     except ValueError:
         return False
     return True
+
+
+def segment_numbers(names: t.Iterable[str], size: int) -> dict[int, list[int]]:
+    """Return the numbers of the segments among ``names`` by their timelines."""
+    numbers: dict[int, list[int]] = {}
+    for name in names:
+        if _wal.is_segment_name(name):
+            timeline, number = _wal.parse_segment_name(name, size)
+            numbers.setdefault(timeline, []).append(number)
+    return numbers
 
 
 def restore_command(archive: Archive) -> str:
@@ -364,11 +382,11 @@ def reach(archive: DirectoryArchive, path: Path, start_lsn: int, times: bool = T
     first = end = _wal.segment_of(start_lsn, size)
     while path_segment(path, end, size) in names:
         end += 1
-    gap = False
-    for name in names:
-        if _wal.is_segment_name(name):
-            segment = _wal.parse_segment_name(name, size)[1]
-            gap = gap or (segment > end and path_segment(path, segment, size) == name)
+    gap = any(
+        segment > end and path_segment(path, segment, size) == _wal.segment_name(timeline, segment, size)
+        for timeline in (*(entry.timeline for entry in path.history), path.timeline)
+        for segment in archive.numbers().get(timeline, ())
+    )
     last_lsn = last_time = None
     for segment in range(end - 1, first - 1, -1) if times else ():
         tail_lsn, tail = _tail(archive, path, segment, end - 1)

@@ -28,10 +28,15 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 SWITCH_LOCK = 0x7067666C656574  # "pgfleet"
 
 
-def require_wal_names(names: t.Sequence[str], size: int) -> None:
-    """Raise :class:`BackupError` unless ``names`` are those of history files and of segments of ``size`` bytes."""
+def require_segment_size(size: int) -> None:
+    """Raise :class:`BackupError` unless ``size`` is one that ``initdb --wal-segsize`` can give."""
     if size < 1 << 20 or size > 1 << 30 or size & (size - 1):
         raise BackupError(f"A WAL segment has a power of two from 1 MB to 1 GB, not {size} bytes.", code="bad_number")
+
+
+def require_wal_names(names: t.Sequence[str], size: int) -> None:
+    """Raise :class:`BackupError` unless ``names`` are those of history files and of segments of ``size`` bytes."""
+    require_segment_size(size)
     bad = [name for name in names if not _wal.is_history_name(name) and not is_segment(name, size)]
     if bad or not names:
         raise BackupError(

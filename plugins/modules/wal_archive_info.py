@@ -1,0 +1,281 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: wal_archive_info
+short_description: Tell what is in a WAL archive and up to when backups can be recovered with it
+version_added: 0.2.0
+description:
+  - Lists a directory with archived WAL and tells, for each timeline, which segments it has and which are missing in
+    between, which history files are missing, what does not belong there, how fast it grows and how old the newest
+    segment is.
+  - With O(repository) and O(cluster) it also tells, for each published backup, whether the WAL that it needs is there
+    and up to which transaction it can be recovered. For that the last segments are read, compressed ones too.
+  - It needs no server and changes nothing.
+options:
+  repository:
+    description: Absolute path of the repository. With it O(cluster) is required.
+    type: path
+  cluster:
+    description: Name of the cluster in the repository.
+    type: str
+  archive_directory:
+    description:
+      - Directory of the archive on the host that runs the module, with files under their own names, plain or with
+        C(.gz), C(.bz2), C(.xz), C(.zst), C(.lz4); the last two need the commands C(zstd) and C(lz4).
+      - Without it C(<repository>/<cluster>/wal).
+    type: path
+  wal_segment_size:
+    description: Size of a WAL segment in bytes. Without it, what the newest segment says.
+    type: int
+  system_identifier:
+    description:
+      - The cluster's identifier. Without it, that of O(cluster), else what the newest segment says.
+    type: str
+  growth_window:
+    description:
+      - The time over which RV(bytes_per_hour) is measured. A number of seconds, or with a unit, for example V(90m),
+        V(20 hours) or V(2d).
+    type: str
+    default: 24h
+  check_headers:
+    description:
+      - Which segments are opened to see whether they belong to this cluster and are in their right place. V(ends) are
+        the first and the last of each stretch without a gap, V(all) takes long for a large archive.
+    type: str
+    choices: [ends, all]
+    default: ends
+extends_documentation_fragment:
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.attributes.info
+notes:
+  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
+    action group.
+seealso:
+  - module: pgfleet.basebackup.backup_info
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Look at the archive of a cluster
+  pgfleet.basebackup.wal_archive_info:
+    repository: /srv/backups
+    cluster: main
+  register: wal
+
+- name: Complain about what is missing
+  ansible.builtin.assert:
+    that: wal.problems | length == 0
+    fail_msg: "{{ wal.problems | join(' ') }}"
+
+- name: Complain when nothing was archived for an hour
+  ansible.builtin.assert:
+    that: (wal.newest_age_seconds or 0) < 3600
+"""
+
+RETURN = r"""
+archive_directory:
+  description: The directory that was looked at.
+  type: str
+  returned: success
+wal_segment_size:
+  description: Size of a segment in bytes.
+  type: int
+  returned: success
+system_identifier:
+  description: The cluster that the archive was taken for; null when it is empty and none was named.
+  type: str
+  returned: success
+timelines:
+  description: The timelines that have segments, or a gap, in the archive.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    timeline:
+      description: The timeline.
+      type: int
+    first:
+      description: Its first segment; null when all are missing.
+      type: str
+    last:
+      description: Its last segment; null when all are missing.
+      type: str
+    segments:
+      description: How many there are.
+      type: int
+    gaps:
+      description: What is missing in between, and between it and the timeline that follows it.
+      type: list
+      elements: dict
+      contains:
+        after:
+          description: The segment before the gap.
+          type: str
+        before:
+          description: The segment behind it, perhaps on a newer timeline.
+          type: str
+        missing:
+          description: The missing files, at most 100 of them.
+          type: list
+          elements: str
+        count:
+          description: How many are missing.
+          type: int
+missing_histories:
+  description: Histories of timelines that are present, and have none.
+  type: list
+  elements: str
+  returned: success
+partials:
+  description: Unfinished last segments of timelines that were left, C(.partial). Recovery does not use them.
+  type: list
+  elements: str
+  returned: success
+foreign:
+  description: Segments of another cluster or position, or with a damaged first page, see O(check_headers).
+  type: list
+  elements: str
+  returned: success
+temporary:
+  description: Files on their way into the archive, or left behind by a crash.
+  type: list
+  elements: str
+  returned: success
+unknown:
+  description: Files that are none of all this.
+  type: list
+  elements: str
+  returned: success
+files:
+  description: Number of segments, histories, backup histories and partial segments.
+  type: int
+  returned: success
+bytes:
+  description: Their size, as it is stored.
+  type: int
+  returned: success
+bytes_per_hour:
+  description: Growth in the last O(growth_window), as it is stored; null when the archive is younger than a minute.
+  type: int
+  returned: success
+newest:
+  description: The segment that came last.
+  type: str
+  returned: success
+newest_age_seconds:
+  description: How long ago it came.
+  type: float
+  returned: success
+backups:
+  description: The published backups, by id.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    backup_id:
+      description: The backup.
+      type: str
+    wal:
+      description:
+        - V(present) when the archive has all that it needs, V(incomplete) when not, V(included) when the backup itself
+          has it, V(none) when it was made without and the archive does not have it.
+      type: str
+    missing:
+      description: What it needs and the archive does not have.
+      type: list
+      elements: str
+    recoverable_until:
+      description:
+        - Time of the last transaction up to which it can be recovered, in UTC with microseconds. Later times are
+          refused by PostgreSQL as never reached.
+        - Null when no transaction ended since the backup, or the backup cannot be recovered.
+      type: str
+    recoverable_until_lsn:
+      description: Start of the last record up to which it can be recovered; null when it cannot be recovered.
+      type: str
+    timeline:
+      description: The timeline on which that is.
+      type: int
+    problem:
+      description: What is wrong; null when nothing is.
+      type: str
+problems:
+  description: What needs care, in sentences.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import DirectoryArchive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive_info import archive_info, detect
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived import require_segment_size
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run, seconds
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            login_argument_spec(),
+            repository={"type": "path"},
+            cluster={"type": "str"},
+            archive_directory={"type": "path"},
+            wal_segment_size={"type": "int"},
+            system_identifier={"type": "str"},
+            growth_window={"type": "str", "default": "24h"},
+            check_headers={"type": "str", "choices": ["ends", "all"], "default": "ends"},
+        ),
+        required_together=[("repository", "cluster")],
+        required_one_of=[("repository", "archive_directory")],
+        supports_check_mode=True,
+    )
+    params = module.params
+
+    def work() -> dict[str, object]:
+        window = {"growth_window": seconds(params["growth_window"], "growth_window")}
+        require_positive(window, "growth_window")
+        cluster = None
+        if params["repository"]:
+            cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
+        directory = params["archive_directory"] or os.path.join(cluster.path if cluster else "", "wal")
+        if not os.path.isdir(directory):
+            raise BackupError(
+                f"The archive {directory} is not a directory of this host.",
+                code="archive_missing",
+                hint="Name archive_directory, or set up archiving with the role pgfleet.basebackup.pg_archive.",
+            )
+        identifier = params["system_identifier"] or (cluster.system_identifier() if cluster else None)
+        if identifier and not identifier.isdigit():
+            raise BackupError("system_identifier must be a number.", code="bad_number")
+        found_size, found_identifier = detect(directory)
+        size = params["wal_segment_size"] or found_size or 16777216
+        require_segment_size(size)
+        archive = DirectoryArchive(directory, size, int(identifier) if identifier else found_identifier)
+        info = archive_info(archive, cluster, window["growth_window"], params["check_headers"] == "all")
+        problems = len(info["problems"])
+        return {
+            "changed": False,
+            "archive_directory": directory,
+            "wal_segment_size": size,
+            "system_identifier": identifier or (str(found_identifier) if found_identifier else None),
+            **info,
+            "msg": f"{info['files']} files in {directory}, {problems or 'no'} problem{'' if problems == 1 else 's'}.",
+        }
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
