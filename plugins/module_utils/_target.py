@@ -23,7 +23,7 @@ ACTIONS = ("pause", "promote", "shutdown")
 
 MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1
 _TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?"
+    r"([12]\d{3}-\d\d-\d\d)[Tt ](\d\d:\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?"
     r" ?(?:([Zz]|UTC|GMT)|([-+])(\d\d)(?::?(\d\d)(?::?(\d\d))?)?)"
 )
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")

@@ -296,6 +296,8 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
         _choose.choose(Repository(str(world.repository)).cluster("main"), None, _target.parse_target({}), None)
     assert caught.value.details["missing"] == end.content["required_wal"]
 
+    contained(world, hidden)
+
     # An archive that can only be asked for files: what lies between the backup and the target is not known.
     command = _archive.open_archive(None, f"cp {world.archive}/%f %p", SIZE, world.identifier)
     found = world.choose(archive=command, lsn=last.start)
@@ -308,6 +310,41 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
     assert world.choose(archive=command).wal_needed == world.choose(archive=command, immediate=True).wal_needed
     nothing = _archive.open_archive(None, "false", SIZE, world.identifier)
     assert world.refused("wal_incomplete", archive=nothing).details["missing"] == end.content["required_wal"]
+
+
+def contained(world: World, hidden: pathlib.Path) -> None:
+    """The newest backup has its own WAL, of which the last segment ends where a standby's would."""
+    cluster = Repository(str(world.repository)).cluster("main")
+    whole = world.choose()
+    own = [name for name in whole.wal_needed if name in whole.content["required_wal"]]
+    inside = pathlib.Path(whole.backup.file("data", "pg_wal"))
+    whole.backup.save({**whole.content, "wal": "include"})
+    for name in own:
+        shutil.copy(world.archive / name, inside)
+
+    def alone(**options: t.Any) -> Chosen:
+        return _choose.choose(cluster, None, _target.parse_target(options), None)
+
+    assert (alone().wal_needed, alone(recovery_target="immediate").target.kind) == (own, "immediate")
+    with pytest.raises(BackupError, match="Without an archive only the end") as caught:
+        alone(recovery_target_xid=751)
+    assert caught.value.code == "target_beyond_archive"
+    stop = _wal.parse_lsn(whole.content["stop"]["stop_lsn"])
+    with moved([world.archive / name for name in own], hidden):
+        assert world.choose().wal_needed == whole.wal_needed
+        with (inside / own[-1]).open("r+b") as file:
+            file.truncate(stop % SIZE)
+            file.truncate(SIZE)
+        # Recovery would end at the backup's end, without a word about all that follows in the archive.
+        assert world.refused("wal_incomplete", own[-1]).details["missing"] == own[-1:]
+        later = [name for name in whole.wal_needed if name > own[-1]]
+        with moved([world.archive / name for name in later], hidden):
+            assert world.choose().wal_needed == own
+    assert world.choose().wal_needed == whole.wal_needed
+    assert alone(recovery_target="immediate").target.kind == ""
+    for name in own:
+        (inside / name).unlink()
+    whole.backup.save(whole.content)
 
 
 @contextlib.contextmanager
