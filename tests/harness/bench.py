@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How fast the copy is, against ``cp -a`` and ``pg_basebackup``: prints Markdown tables.
+"""How fast copies and restores are, against ``cp -a`` and ``pg_basebackup``: prints Markdown tables.
 
 Every contender runs once in each round, and what counts is the median of the rounds. Times are those of whole
 processes, the start of the interpreter included. Files are in the page cache when they are read.
@@ -10,7 +10,6 @@ processes, the start of the interpreter included. Files are in the page cache wh
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
@@ -19,14 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
-import typing as t
 
+from .bench_measure import MB, Bench, Contender, Run, Target, cp, pg_basebackup
+from .bench_restore import measure_restore
 from .playbook import host_vars, run_playbook
 from .sandbox import Sandbox
 from .servers import Server
 from .user import own_directory
 
-MB = 1_000_000
 COLLECTIONS = pathlib.Path(sys.prefix) / "collections"
 ENGINE = """
 import json, os, resource, sys
@@ -42,82 +41,6 @@ if options["control"]:
 own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 print(own + options["jobs"] * children)
 """
-
-# Copies to the directory and returns its peak memory in kB, 0 when that was not measured.
-Run = t.Callable[[pathlib.Path], int]
-
-
-@dataclasses.dataclass
-class Contender:
-    """Something to measure and what came out."""
-
-    name: str
-    run: Run
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    peak: int = 0
-
-    @property
-    def median(self) -> float:
-        """The median of the rounds, in seconds."""
-        return statistics.median(self.seconds)
-
-
-@dataclasses.dataclass
-class Target:
-    """``name`` must take at most ``limit`` times as long as ``against``."""
-
-    name: str
-    against: str
-    limit: float
-
-
-class Bench:
-    """The directories of one run of the benchmark."""
-
-    def __init__(self, sandbox: Sandbox, runs: int) -> None:
-        self.sandbox = sandbox
-        self.runs = runs
-        self._made = 0
-
-    def measure(self, title: str, contenders: t.Sequence[Contender], targets: t.Sequence[Target]) -> None:
-        """Run all contenders in turns and print a table and the targets."""
-        for _round in range(self.runs):
-            for contender in contenders:
-                self._made += 1
-                target = self.sandbox.directory(f"copy-{self._made}")
-                os.sync()
-                begun = time.monotonic()
-                peak = contender.run(target)
-                contender.seconds.append(time.monotonic() - begun)
-                contender.peak = max(contender.peak, peak)
-                empty(target)
-        report(title, contenders, targets)
-
-
-def empty(directory: pathlib.Path) -> None:
-    """Give back the space of a copy but keep its files: ext4 looks long for new inodes after many were deleted."""
-    for parent, _names, files in os.walk(directory):
-        for name in files:
-            os.truncate(os.path.join(parent, name), 0)
-
-
-def report(title: str, contenders: t.Sequence[Contender], targets: t.Sequence[Target]) -> None:
-    """Print the medians, their spread and ratios."""
-    print(f"\n### {title}\n")
-    bases = list(dict.fromkeys(target.against for target in targets))
-    by_name = {contender.name: contender for contender in contenders}
-    print("| | median s | min–max s | peak MB |" + "".join(f" × {base} |" for base in bases))
-    print("|---|---|---|---|" + "---|" * len(bases))
-    for one in contenders:
-        ratios = "".join(f" {one.median / by_name[base].median:.2f} |" for base in bases)
-        peak = f"{one.peak * 1024 / MB:.0f}" if one.peak else ""
-        print(f"| {one.name} | {one.median:.2f} | {min(one.seconds):.2f}–{max(one.seconds):.2f} | {peak} |{ratios}")
-    print()
-    for target in targets:
-        ratio = by_name[target.name].median / by_name[target.against].median
-        verdict = "reached" if ratio <= target.limit else "MISSED"
-        print(f"- {target.name}: {ratio:.2f} × {target.against}, target {target.limit}: {verdict}")
-    sys.stdout.flush()
 
 
 def engine(source: pathlib.Path, catalog_version: int, jobs: int, algorithm: str, sync: bool, control: bool) -> Run:
@@ -141,27 +64,6 @@ def engine(source: pathlib.Path, catalog_version: int, jobs: int, algorithm: str
             text=True,
         )
         return int(done.stdout)
-
-    return run
-
-
-def cp(source: pathlib.Path) -> Run:
-    """Return a run of ``cp -a``."""
-
-    def run(target: pathlib.Path) -> int:
-        subprocess.run(["cp", "-a", source, target / "data"], check=True)
-        return 0
-
-    return run
-
-
-def pg_basebackup(server: Server, algorithm: str, sync: bool) -> Run:
-    """Return a run of ``pg_basebackup -Fp`` without WAL."""
-
-    def run(target: pathlib.Path) -> int:
-        options = ["-Fp", "-X", "none", "-c", "fast", "--no-estimate-size", f"--manifest-checksums={algorithm}"]
-        server.tool("pg_basebackup", "-D", target / "data", *options, *([] if sync else ["--no-sync"]), timeout=600)
-        return 0
 
     return run
 
@@ -206,9 +108,18 @@ def make_small_files(directory: pathlib.Path, count: int) -> pathlib.Path:
     return directory
 
 
-def measure_cluster(bench: Bench, scale: int, incompressible: int) -> None:
-    """Measure a cluster of a few large files, without and with fsync."""
+def measure_cluster(bench: Bench, scale: int, incompressible: int, copies: bool, restores: bool) -> None:
+    """Measure a cluster of a few large files: copies of it, and restores of a backup of it."""
     server, version = make_cluster(bench.sandbox, scale, incompressible)
+    if copies:
+        measure_copies(bench, server, version)
+    if restores:
+        measure_restore(bench, server)
+    server.stop()
+
+
+def measure_copies(bench: Bench, server: Server, version: int) -> None:
+    """Measure copies of the cluster, without and with fsync."""
     size = sum(path.stat().st_size for path in server.data.rglob("*") if path.is_file())
     print(f"Cluster of {size / MB:.0f} MB, {os.cpu_count()} cores, Python {sys.version.split()[0]}.")
     basebackups = {
@@ -228,7 +139,6 @@ def measure_cluster(bench: Bench, scale: int, incompressible: int) -> None:
         [*engines(server.data, version, True), *basebackups[True]],
         [Target("SHA256 jobs=2", "pg_basebackup SHA256", 0.6)],
     )
-    server.stop()
 
 
 def measure_small_files(bench: Bench, count: int) -> None:
@@ -277,14 +187,16 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=100, help="pgbench scale, about 15 MB each (default: 100)")
     parser.add_argument("--incompressible", type=int, default=800, help="MB of random data (default: 800)")
     parser.add_argument("--files", type=int, default=20_000, help="small files (default: 20000)")
-    parser.add_argument("--only", choices=["cluster", "small", "role"])
+    parser.add_argument("--only", choices=["cluster", "restore", "small", "role"])
     given = parser.parse_args()
+    sys.path.append(str(COLLECTIONS))
     with Sandbox(own_directory(given.directory / f"pgfleet-bench-{os.getpid()}")) as sandbox:
         bench = Bench(sandbox, given.runs)
         if given.only in (None, "small"):
             measure_small_files(bench, given.files)
-        if given.only in (None, "cluster"):
-            measure_cluster(bench, given.scale, given.incompressible)
+        copies, restores = given.only in (None, "cluster"), given.only in (None, "restore")
+        if copies or restores:
+            measure_cluster(bench, given.scale, given.incompressible, copies, restores)
         if given.only in (None, "role"):
             measure_role(sandbox, given.runs)
 
