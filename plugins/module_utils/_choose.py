@@ -102,9 +102,12 @@ def _load(backup: Backup) -> dict[str, t.Any]:
     """Return ``backup.json`` of a backup that has its essential files. Raises :class:`BackupError`."""
     content = backup.load()
     try:
-        start, stop = content["start"], content["stop"]
-        parse_lsn(start["start_lsn"]), parse_lsn(stop["stop_lsn"])
-        float(stop["stopped_at"]), int(stop["timeline"]), int(content["server"]["wal_segment_size"])
+        stop = content["stop"]
+        for lsn in (content["start"]["start_lsn"], stop["stop_lsn"]):
+            parse_lsn(lsn)
+        for number in (stop["stopped_at"], stop["timeline"], content["server"]["wal_segment_size"]):
+            if not isinstance(number, (int, float)):
+                raise TypeError(f"{number!r} is not a number")
     except (KeyError, TypeError, ValueError) as exc:
         raise BackupError(
             f"The backup {backup.path} is damaged: backup.json is not what was written: {exc!r}", code="damaged_backup"
