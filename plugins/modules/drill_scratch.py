@@ -1,0 +1,165 @@
+#!/usr/bin/python
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: drill_scratch
+short_description: Make, seal and remove the scratch directory of a restore drill
+version_added: 0.2.0
+description:
+  - Looks after C(<directory>/<cluster>.drill), in which the role P(pgfleet.basebackup.pg_drill#role) restores a backup
+    and runs a server.
+  - A directory that no drill of the same user has made is never touched. What a drill has left that died is removed,
+    its server stopped first.
+options:
+  directory:
+    description: Absolute path of an existing directory with room for the restored cluster.
+    type: path
+    required: true
+  cluster:
+    description: Name of the database cluster.
+    type: str
+    required: true
+  run:
+    description: Name of the drill. With O(state=absent) the scratch directory of another drill is left alone.
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) makes it anew, with the configuration of a server that is reached by its socket alone.
+      - V(sealed) keeps the server that was restored into it from making links to tablespaces. Replaying the creation of
+        a tablespace would attach it to the source's directory on the same host; now recovery stops there instead.
+      - V(absent) stops the server and removes everything.
+    type: str
+    choices: [present, sealed, absent]
+    default: present
+  by:
+    description: Who runs the drill; kept in the scratch directory.
+    type: str
+    default: unknown
+  socket_parent:
+    description: Directory in which that of the server's socket is made. Its path must be short.
+    type: path
+    default: /tmp
+extends_documentation_fragment:
+  - pgfleet.basebackup.login
+  - pgfleet.basebackup.attributes
+notes:
+  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
+    action group.
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - A scratch directory is made anew by each call with O(state=present).
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Make room for a drill
+  pgfleet.basebackup.drill_scratch:
+    directory: /srv/drills
+    cluster: main
+    run: drill of today
+  register: scratch
+
+- name: Restore into it
+  pgfleet.basebackup.backup_restore:
+    repository: /srv/backups
+    cluster: main
+    data_directory: "{{ scratch.data_directory }}"
+    tablespace_directory: "{{ scratch.tablespace_directory }}"
+    restore_as: copy
+
+- name: Protect the source
+  pgfleet.basebackup.drill_scratch:
+    directory: /srv/drills
+    cluster: main
+    run: drill of today
+    state: sealed
+"""
+
+RETURN = r"""
+directory:
+  description: The scratch directory.
+  type: str
+  returned: success
+data_directory:
+  description: Where to restore to.
+  type: str
+  returned: success
+tablespace_directory:
+  description: Below which to restore the tablespaces.
+  type: str
+  returned: success
+config_file:
+  description: The C(postgresql.conf) of the drill.
+  type: str
+  returned: success
+hba_file:
+  description: The C(pg_hba.conf) of the drill.
+  type: str
+  returned: success
+ident_file:
+  description: The C(pg_ident.conf) of the drill.
+  type: str
+  returned: success
+log_file:
+  description: Where the server is to write its log.
+  type: str
+  returned: success
+socket_directory:
+  description: Directory of the server's socket.
+  type: str
+  returned: when O(state=present), but for check mode
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._scratch import Scratch
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            login_argument_spec(),
+            directory={"type": "path", "required": True},
+            cluster={"type": "str", "required": True},
+            run={"type": "str", "required": True},
+            state={"type": "str", "choices": ["present", "sealed", "absent"], "default": "present"},
+            by={"type": "str", "default": "unknown"},
+            socket_parent={"type": "path", "default": "/tmp"},
+        ),
+        supports_check_mode=True,
+    )
+    params, check_mode = module.params, module.check_mode
+    would = "would be" if check_mode else "was"
+
+    def work() -> dict[str, object]:
+        scratch = Scratch(params["directory"], params["cluster"])
+        answer: dict[str, object] = dict(scratch.places())
+        if params["state"] == "absent":
+            changed = scratch.remove(params["run"], check_mode)
+            msg = f"{scratch.path} {would} removed." if changed else f"{scratch.path} is not of this drill."
+            return dict(answer, changed=changed, msg=msg)
+        marker = scratch.marker()
+        if params["state"] == "sealed":
+            changed = True if check_mode else scratch.seal()
+            return dict(answer, changed=changed, msg=f"The links of the tablespaces in {scratch.data} {would} sealed.")
+        if marker:
+            answer["warnings"] = [f"{scratch.path} was left by {marker.get('by')} and {would} removed."]
+        if not check_mode:
+            answer["socket_directory"] = scratch.make(params["run"], params["by"], params["socket_parent"])
+        return dict(answer, changed=True, msg=f"{scratch.path} {would} made.")
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
