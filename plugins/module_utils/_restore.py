@@ -31,6 +31,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_places import place_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import (
     WAL_SAVED,
     WISH,
@@ -108,14 +109,13 @@ def _set_aside(data: bytes, oid: int, location: bytes, version: bytes, now: byte
 
     The link comes first: from a link to an empty directory one sees what a crash has left undone.
     """
-    if os.path.basename(location).startswith(b"replaced-"):
-        # A crash came between link and rename.
-        target, location = location, os.path.dirname(location)
-    else:
+    target, location = location, place_of(location, version)
+    if target == location:
         target = location + b"/replaced-" + now
     os.makedirs(target, mode=0o700, exist_ok=True)
     link = data + b"/pg_tblspc/%d" % oid
     if os.path.islink(link):
+        _unlink(link + b".new")
         os.symlink(target, link + b".new")
         os.rename(link + b".new", link)
         sync_path(os.path.dirname(link))

@@ -30,11 +30,25 @@ def inside(path: bytes, directory: bytes) -> bool:
     return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
 
 
+def place_of(location: bytes, version: bytes) -> bytes:
+    """Return where a tablespace is whose link leads to ``location``.
+
+    That is its parent when a crash came while it was set aside, after its link and before its directory.
+    """
+    set_aside = os.path.basename(location).startswith(b"replaced-")
+    return os.path.dirname(location) if set_aside and not os.path.exists(location + b"/" + version) else location
+
+
 def nearest(path: bytes) -> bytes:
     """Return the nearest of ``path`` and its parents that exists."""
     while not os.path.lexists(path):
         path = os.path.dirname(path)
     return path
+
+
+def is_root() -> bool:
+    """Tell whether this user is the one that PostgreSQL refuses to run as."""
+    return os.geteuid() == 0
 
 
 class Places:
@@ -49,7 +63,7 @@ class Places:
     def check_target(self) -> None:
         """Check the data directory: owner, content, and that nobody else is in it."""
         plan, data = self._plan, self._data
-        if os.geteuid() == 0:
+        if is_root():
             plan.refuse(
                 "running_as_root",
                 "This runs as root; what is restored must belong to the operating system user of the server.",
@@ -244,7 +258,7 @@ class Places:
             # The data directory is lost, its tablespaces are not.
             return bool(wanted)
         linked = self._old_spaces.get(space.oid)
-        return bool(wanted) and linked is not None and os.path.realpath(linked) == real
+        return bool(wanted) and linked is not None and os.path.realpath(place_of(linked, plan.version())) == real
 
     def _find_left_over(self, spaces: t.Sequence[Space]) -> None:
         """Find the tablespaces of the old cluster that must not stay where replay may create them again."""
@@ -253,9 +267,10 @@ class Places:
             return
         kept = set() if plan.replaces else {space.oid for space in spaces}
         for oid, location in sorted(self._old_spaces.items()):
-            if oid in kept or _restore_wal.is_empty(location + b"/" + plan.version()):
+            place = place_of(location, plan.version())
+            if oid in kept or _restore_wal.is_empty(place + b"/" + plan.version()):
                 continue
-            user = self._user_of(os.path.realpath(location))
+            user = self._user_of(os.path.realpath(place))
             if user:
                 plan.warnings.append(f"{printable(location)} is in use by {user} and is left alone.")
             else:

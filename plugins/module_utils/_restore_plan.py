@@ -263,6 +263,8 @@ class Plan:
         if self.record.get("restore_as") == "copy":
             return
         self.wal_from = [os.fsencode(place) for place in self.wish.get("wal_from", [])]
+        if self.params["replace"] and self.state == EMPTY and not self.wish:
+            self.wal_from += self._moved_before()
         places = list(self.wal_from)
         if source is not None and not os.path.exists(self.data + b"/" + WORK + b"/" + WAL_SAVED):
             self.unarchived = _restore_wal.unarchived(source, size)
@@ -275,6 +277,14 @@ class Plan:
             self.save_to = os.fsencode(wanted)
         if self.params["restore_as"] == "primary":
             self._use(places, size)
+
+    def _moved_before(self) -> list[bytes]:
+        """Return the WAL of what was moved aside by a call that died before it could say so."""
+        parent, name = os.path.split(self.data)
+        names = os.listdir(parent) if os.path.isdir(parent) else []
+        found = [one for one in names if one.startswith(name + b".replaced-")]
+        place = _restore_wal.directory_of(parent + b"/" + max(found)) if found else None
+        return [place] if place else []
 
     def _use(self, places: t.Sequence[bytes], size: int) -> None:
         assert self.chosen is not None

@@ -135,9 +135,13 @@ class Layout:
                     continue
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
-                    inside = any(place.startswith(entry.path + b"/") for place in untouched)
+                    stays = (
+                        path in directories
+                        or path in _LOGS
+                        or any(place.startswith(entry.path + b"/") for place in untouched)
+                    )
                     is_space = prefix == b"pg_tblspc/" and entry.name in self._spaces
-                    if is_space or (path not in directories and not inside):
+                    if is_space or not stays:
                         survey.surplus.append((entry.path, True))
                     else:
                         pending.append((path + b"/", entry.path))

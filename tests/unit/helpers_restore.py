@@ -1,0 +1,218 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the unit tests of restores share: a made-up backup, the data directory of a damaged cluster, one restore."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import shutil
+import struct
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive, _choose, _target
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import Restore, finished, prepare
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import Plan, read_record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_tree import WRITTEN
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._workers import Report
+
+from tests.unit.helpers_unit import IDENTIFIER, _is_killed
+from tests.unit.test_verify import MB, Published
+
+VERSION: t.Final = "PG_18_202506291"
+DEFAULTS: t.Final[dict[str, t.Any]] = {
+    "backup_id": None,
+    "recovery_target": None,
+    "recovery_target_time": None,
+    "recovery_target_lsn": None,
+    "recovery_target_xid": None,
+    "recovery_target_name": None,
+    "recovery_target_inclusive": True,
+    "recovery_target_timeline": "latest",
+    "recovery_target_action": "promote",
+    "archive_directory": None,
+    "restore_command": None,
+    "delta": False,
+    "replace": False,
+    "force": False,
+    "tablespace_mapping": {},
+    "tablespace_directory": None,
+    "waldir": None,
+    "allow_group_access": False,
+    "save_wal_to": None,
+    "restore_as": "primary",
+    "primary_conninfo": None,
+    "primary_slot_name": None,
+    "port": None,
+    "settings": {},
+    "config_file": None,
+    "jobs": 1,
+    "sync": False,
+    "wait_timeout": 0,
+    "run_id": None,
+}
+
+
+def segment(number: int, timeline: int = 1, address: int = -1) -> bytes:
+    """Return a WAL segment of 1 MB with nothing but its header."""
+    header = struct.pack(
+        "<HHIQI4xQII", 0xD118, 2, timeline, number * MB if address < 0 else address, 0, int(IDENTIFIER), MB, 8192
+    )
+    return header + bytes(MB - len(header))
+
+
+def name(number: int, timeline: int = 1) -> str:
+    """Return the name of a WAL segment of 1 MB."""
+    return f"{timeline:08X}{number >> 12:08X}{number & 0xFFF:08X}"
+
+
+class Reporter:
+    """A worker's line that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.bytes = 0
+
+    def advance(self, count: int) -> None:
+        self.bytes += count
+
+    def finish(self, line: t.Optional[bytes]) -> None:
+        self.lines += [] if line is None else [line]
+
+
+def in_this_process(
+    work: t.Sequence[t.Sequence[t.Any]], function: t.Callable[..., None], jobs: int, check: t.Callable[[], None]
+) -> t.Iterator[Report]:
+    """Do what workers would do."""
+    for batch in work:
+        check()
+        reporter = Reporter()
+        function(batch, reporter)
+        yield Report(reporter.bytes, len(reporter.lines), 0, 1, b"".join(reporter.lines))
+
+
+class Case:
+    """A published backup, and a place to restore it to."""
+
+    def __init__(self, folder: pathlib.Path, published: Published, **params: t.Any) -> None:
+        self.published = published
+        self.folder = folder
+        self.data = folder / "data"
+        self.space = folder / "space"
+        self.params = {
+            **DEFAULTS,
+            "repository": published.cluster.repository.path,
+            "cluster": "main",
+            "data_directory": str(self.data),
+            "tablespace_mapping": {"16385": str(self.space)},
+            **params,
+        }
+
+    def plan(self, **params: t.Any) -> Plan:
+        """Return the plan with other arguments."""
+        plan = Plan(self.published.cluster, {**self.params, **params})
+        plan.make()
+        return plan
+
+    def refusals(self, **params: t.Any) -> list[str]:
+        """Return the codes of what stands against it."""
+        return [one.code for one in self.plan(**params).refusals]
+
+    def restore(self, **params: t.Any) -> dict[str, t.Any]:
+        """Restore in this process, without the detached one."""
+        plan = self.plan(**params)
+        assert not plan.refusals, plan.refusals
+        if plan.is_done:
+            return finished(plan.data, plan.record, plan.digest) or {}
+        prepare(plan)
+        work = Restore(plan, lambda: None, lambda _bytes, _files: None)
+        work.write_wish()
+        result = work.run()
+        shutil.rmtree(self.data / "pgfleet_restore")
+        return result
+
+    @property
+    def startable(self) -> bool:
+        """Whether a server would start there."""
+        return (self.data / "global/pg_control").exists()
+
+    @property
+    def done(self) -> bool:
+        """Whether the restore counts as finished."""
+        return bool(read_record(os.fsencode(self.data)))
+
+    def is_restored(self) -> None:
+        """Require that everything is where it belongs, and nothing else is there."""
+        assert self.startable
+        assert self.done
+        wanted = {}
+        for path, content in self.published.files.items():
+            top, _slash, rest = path.partition("/")
+            if rest.encode() not in WRITTEN:
+                wanted[str(self.data / rest if top == "data" else self.space / rest.partition("/")[2])] = content
+        found = {}
+        for top in (self.data, self.space):
+            for path in top.rglob("*"):
+                if path.is_file() and not path.is_symlink() and "replaced-" not in str(path.relative_to(self.folder)):
+                    found[str(path)] = path.read_bytes()
+        written = {str(self.data / os.fsdecode(path)) for path in WRITTEN}
+        logs = str(self.data / "log") + "/"
+        extra = {path: content for path, content in found.items() if path not in written and not path.startswith(logs)}
+        assert {path for path in extra if "/pg_wal/" not in path} == set(wanted)
+        assert {path: extra[path] for path in wanted} == wanted
+        assert (self.data / "tablespace_map").read_bytes() == b"16385 " + os.fsencode(self.space) + b"\n"
+        assert os.readlink(self.data / "pg_tblspc/16385") == str(self.space)
+        assert (self.data / "recovery.signal").exists()
+
+    def old_cluster(self) -> dict[str, bytes]:
+        """Make what a damaged cluster has left, and return its files that are not archived."""
+        published = self.published.files
+        files = {path[5:]: content for path, content in published.items() if path.startswith("data/")}
+        files.update({
+            "base/5/1259": b"\xff" * 8192,  # damaged
+            "base/5/4711": b"surplus",
+            "base/99/1": b"a dropped database",
+            "standby.signal": b"",
+            "postmaster.pid": b"1\n",
+            "log/yesterday": b"why it died",
+            f"pg_wal/{name(32)}": segment(32),
+            f"pg_wal/archive_status/{name(32)}.done": b"",
+            f"pg_wal/{name(33)}": segment(33),
+            f"pg_wal/archive_status/{name(33)}.ready": b"",
+            f"pg_wal/{name(34)}": segment(34),
+            f"pg_wal/{name(35)}": segment(35, address=7 * MB),  # prepared for later
+        })  # fmt: skip
+        for path, content in files.items():
+            place = self.data / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        (self.space / VERSION / "5").mkdir(parents=True)
+        (self.space / VERSION / "5" / "9").write_bytes(b"space")
+        (self.space / VERSION / "5" / "10").write_bytes(b"surplus")
+        (self.data / "pg_tblspc/16385").symlink_to(self.space)
+        return {name(number): segment(number) for number in (33, 34)}
+
+
+def chosen(published: Published) -> t.Callable[..., _choose.Chosen]:
+    """Return a choice that always falls on this backup."""
+
+    def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _choose.Chosen:
+        path = _archive.Path(1, [])
+        content = published.backup.load()
+        return _choose.Chosen(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
+
+    return choose
+
+
+def killed(root: pathlib.Path, prepare: t.Callable[[pathlib.Path], Case]) -> t.Iterator[Case]:
+    """Yield what a restore leaves that is killed at each of its steps."""
+    for step in itertools.count(1):
+        folder = root / str(step)
+        folder.mkdir()
+        case = prepare(folder)
+        if not _is_killed(case.restore, step):
+            break
+        yield case
+        shutil.rmtree(folder)
