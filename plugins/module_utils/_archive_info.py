@@ -199,25 +199,23 @@ def _timelines(
 ) -> list[dict[str, t.Any]]:
     """Return each timeline that has segments, with the gaps that begin on it."""
     numbers = segment_numbers(present, size)
-    gaps: dict[int, dict[str, dict[str, t.Any]]] = {timeline: {} for timeline in numbers}
+    # Paths that share an ancestor have its gaps in common.
+    gaps: dict[int, dict[tuple[str, ...], dict[str, t.Any]]] = {timeline: {} for timeline in numbers}
     for timeline in sorted(numbers):
-        for gap in _gaps(size, present, numbers, Path(timeline, histories.get(timeline, []))):
-            gaps.setdefault(int(gap["missing"][0][:8], 16), {}).setdefault(gap["missing"][0], gap)
-    return [
-        {
-            "timeline": timeline,
-            "first": _wal.segment_name(timeline, min(numbers[timeline]), size) if numbers[timeline] else None,
-            "last": _wal.segment_name(timeline, max(numbers[timeline]), size) if numbers[timeline] else None,
-            "segments": len(numbers[timeline]),
-            "gaps": list(found.values()),
-        }
-        for timeline, found in sorted(gaps.items())
-    ]
+        for gap in _gaps(size, numbers, Path(timeline, histories.get(timeline, []))):
+            key = (*gap["missing"], str(gap["count"]))
+            gaps.setdefault(int(key[0][:8], 16), {}).setdefault(key, gap)
+    told = []
+    for timeline, found in sorted(gaps.items()):
+        own = sorted(numbers.get(timeline, ()))
+        first, last = (_wal.segment_name(timeline, own[at], size) if own else None for at in (0, -1))
+        told.append(
+            {"timeline": timeline, "first": first, "last": last, "segments": len(own), "gaps": list(found.values())}
+        )
+    return told
 
 
-def _gaps(
-    size: int, present: t.AbstractSet[str], numbers: t.Mapping[int, list[int]], path: Path
-) -> t.Iterator[dict[str, t.Any]]:
+def _gaps(size: int, numbers: t.Mapping[int, list[int]], path: Path) -> t.Iterator[dict[str, t.Any]]:
     """Yield what is missing between the first and the last segment that is there along a path.
 
     The segment of a timeline switch is looked for on the newer timeline only: of the older one it never becomes whole.
