@@ -17,6 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository imp
     ARCHIVE,
     COMPLETE,
     INCLUDE,
+    NONE,
     STOPPED,
     Backup,
     wal_of,
@@ -24,6 +25,16 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository imp
 
 # Without any one of these a directory only looks like a backup.
 ESSENTIAL = ("PG_VERSION", "backup_label", "backup_manifest", os.path.join("global", "pg_control"))
+
+
+def tell_wal(content: t.Mapping[str, t.Any]) -> str:
+    """Return what is to be said about the WAL of a stopped backup, besides that it is to be archived."""
+    wal, names = wal_of(content), content["required_wal"]
+    if wal == INCLUDE:
+        return f" It holds the WAL that a restore needs ({len(names)} files)."
+    if wal == NONE:
+        return f" It needs {', '.join(names[:3])}{'...' if names[3:] else ''}, and nobody has made sure of its WAL."
+    return ""
 
 
 def refuse_unproven(

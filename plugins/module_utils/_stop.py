@@ -25,12 +25,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
     _wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import tell_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
     ARCHIVE,
     COMPLETE,
     FAILED,
     INCLUDE,
-    NONE,
     STOPPED,
     Backup,
     fsync_path,
@@ -73,16 +73,6 @@ def result(backup: Backup, content: t.Mapping[str, t.Any], changed: bool, msg: s
         "wal": wal_of(content),
         "manifest_checksum": stop["manifest_checksum"],
     }
-
-
-def tell_wal(content: t.Mapping[str, t.Any]) -> str:
-    """Return what is to be said about the WAL of a stopped backup, besides that it is to be archived."""
-    wal, names = wal_of(content), content["required_wal"]
-    if wal == INCLUDE:
-        return f" It holds the WAL that a restore needs ({len(names)} files)."
-    if wal == NONE:
-        return f" It needs {', '.join(names[:3])}{'...' if names[3:] else ''}, and nobody has made sure of its WAL."
-    return ""
 
 
 def release(backup: Backup, content: t.Mapping[str, t.Any]) -> None:

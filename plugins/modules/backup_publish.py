@@ -63,7 +63,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     handle_argument_spec,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import publish, refuse_unproven
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import (
+    publish,
+    refuse_unproven,
+    tell_wal,
+)
 
 
 def main() -> None:
@@ -93,7 +97,7 @@ def main() -> None:
             msg = f"The backup {backup.id} would be published."
             return dict(handle(module), changed=True, state=content["state"], directory=backup.path, msg=msg)
         changed = publish(backup, module.params["proof"])
-        msg = f"The backup {backup.id} is published{'' if changed else ' already'}."
+        msg = f"The backup {backup.id} is published{'' if changed else ' already'}." + tell_wal(backup.load())
         return dict(handle(module), changed=changed, state="published", directory=backup.path, msg=msg)
 
     run(module, work)

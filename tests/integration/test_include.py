@@ -245,7 +245,7 @@ def test_killed_in_the_middle_of_including(sandbox: Sandbox, repository: pathlib
     stopped = steps.ok("backup_stop")
     assert stopped["changed"]
     assert {name: (included / name).stat().st_ino for name in inodes} == inodes
-    steps.ok("backup_publish")
+    assert "holds the WAL" in steps.ok("backup_publish")["msg"]
     has_included(steps, stopped["required_wal"])
     no_slot_is_left(primary)
     all_is_well(sandbox, repository, primary)
@@ -406,7 +406,7 @@ def test_role_without_proof(sandbox: Sandbox, major: int) -> None:
     assert "archive_mode is off" in message(refused, "db")
     assert fleet.unfinished("db") == []
     play = fleet.run({"db": fleet.host(primary, wal="none")}).ok()
-    assert "nobody has made sure" in told(play, "db")
+    assert told(play, "db").count("nobody has made sure") >= 2
     assert not any("wait |" in task for task in reached(play, "db"))
     backup = fleet.one("db")
     entry = Modules(primary, repository=str(fleet.repository)).ok("backup_info")["clusters"][0]["backups"][0]
