@@ -235,7 +235,7 @@ class Plan:
     def _add_included_wal(self) -> None:
         assert self.chosen is not None
         checksums = self.content["wal_proof"].get("sha256") or {}
-        for name in self.content["required_wal"]:
+        for name in self.content["wal_proof"]["archived"]:
             place = os.fsencode(self.chosen.backup.file("data", "pg_wal", name))
             path = b"pg_wal/" + os.fsencode(name)
             checksum = checksums.get(name)

@@ -115,9 +115,11 @@ def is_history_name(name: str) -> bool:
 
 
 def parse_history(text: str) -> list[HistoryEntry]:
-    """Return the ancestors that a timeline's history file lists, oldest first.
+    """Return the ancestors that a timeline's history file lists, oldest first, their ends in ascending order.
 
-    Raises BackupError for what the server would refuse, and for positions that go backwards.
+    A timeline that was left before it began is in the file, too: recovery along it stopped while it was still on an
+    ancestor. Of such an ancestor only what lies before that point counts (``tliOfPointInHistory`` of timeline.c, which
+    looks at the newest first). Raises BackupError for what the server would refuse.
     """
     entries: list[HistoryEntry] = []
     for line in text.splitlines():
@@ -129,10 +131,9 @@ def parse_history(text: str) -> list[HistoryEntry]:
             entry = HistoryEntry(int(timeline), parse_lsn(lsn))
         except (AttributeError, ValueError):
             entry = HistoryEntry(0, 0)
-        previous = entries[-1] if entries else HistoryEntry(0, 0)
-        if entry.timeline <= previous.timeline or entry.end < previous.end:
+        if entry.timeline <= (entries[-1].timeline if entries else 0):
             raise BackupError(f"invalid line in a timeline history: {line!r}", code="bad_history")
-        entries.append(entry)
+        entries = [HistoryEntry(one.timeline, min(one.end, entry.end)) for one in entries] + [entry]
     return entries
 
 

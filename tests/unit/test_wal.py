@@ -125,6 +125,14 @@ def test_parse_history() -> None:
     assert _wal.parse_history("") == []
 
 
+def test_parse_history_of_a_timeline_left_before_it_began() -> None:
+    """Recovery along timeline 2 that stops while it is on timeline 1 makes timeline 3 begin there."""
+    history = _wal.parse_history("1\t0/5000000\n2\t0/3000148\n")
+    assert history == [HistoryEntry(1, 0x3000148), HistoryEntry(2, 0x3000148)]
+    ranges = _wal.wal_ranges(1, 0x2000028, 3, 0x4000000, history)
+    assert _wal.required_wal(ranges, 16 << 20)[:2] == ["000000010000000000000002", "000000030000000000000003"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -135,7 +143,6 @@ def test_parse_history() -> None:
         "0\t0/3000148\n",
         "1\t0/3000148\n1\t0/4000148\n",
         "2\t0/3000148\n1\t0/4000148\n",
-        "1\t0/3000148\n2\t0/3000147\n",
         "1\t0/130000148\n",
     ],
 )
