@@ -75,15 +75,18 @@ def find(directory: str, name: str) -> t.Optional[t.Tuple[str, str]]:
 
 def pieces(path: str, suffix: str = "") -> t.Iterator[bytes]:
     """Yield the content of ``path``, decompressed, in pieces of ``CHUNK`` bytes."""
-    if suffix in MODULES:
-        with importlib.import_module(MODULES[suffix]).open(path, "rb") as stream:
-            yield from iter(lambda: stream.read(CHUNK), b"")
-        return
-    subprocess = importlib.import_module("subprocess")
-    with subprocess.Popen([COMMANDS[suffix], "-dcq", path], stdout=subprocess.PIPE) as process:
-        yield from iter(lambda: process.stdout.read(CHUNK), b"")
+    try:
+        if suffix in MODULES:
+            with importlib.import_module(MODULES[suffix]).open(path, "rb") as stream:
+                yield from iter(lambda: stream.read(CHUNK), b"")
+            return
+        subprocess = importlib.import_module("subprocess")
+        with subprocess.Popen([COMMANDS[suffix], "-dcq", path], stdout=subprocess.PIPE) as process:
+            yield from iter(lambda: process.stdout.read(CHUNK), b"")
+    except Exception as exc:  # each format has errors of its own, and they do not name the file
+        raise Refused(f"{path} cannot be read: {exc}") from exc
     if process.returncode != 0:
-        raise Refused(f"{path}: {COMMANDS[suffix]} ended with {process.returncode}")
+        raise Refused(f"{path} cannot be read: {COMMANDS[suffix]} ended with {process.returncode}")
 
 
 def sync(path: str) -> None:
