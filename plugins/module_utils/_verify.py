@@ -88,6 +88,7 @@ class Look:
         label = self._check_label()
         self._check_map()
         self._check_control(label)
+        self._check_required()
         manifest = self._check_manifest()
         expected = {int(oid): location for oid, location in content["stop"]["tablespaces"].items()}
         self._check_links(expected)
@@ -166,30 +167,24 @@ class Look:
         data = self._read("backup_manifest")
         if data is None:
             return None
-        server, stop = self._content["server"], self._content["stop"]
+        stop = self._content["stop"]
         try:
             manifest = _manifest.parse_manifest(data)
         except (ValueError, RecursionError) as exc:
             self._add("backup_manifest", "damaged", f"It is damaged: {exc}.")
             return None
+        if data.rstrip(b'"}\n')[-64:].decode("ascii").lower() != stop["manifest_checksum"]:
+            self._add("backup_manifest", "damaged", f"Its checksum is not the one it had, {stop['manifest_checksum']}.")
+        return manifest
+
+    def _check_required(self) -> None:
         ranges = [
             _wal.WalRange(one["timeline"], _wal.parse_lsn(one["start"]), _wal.parse_lsn(one["end"]))
-            for one in stop["wal_ranges"]
+            for one in self._content["stop"]["wal_ranges"]
         ]
-        problem = ""
-        if manifest.version != _manifest.manifest_version(server["major"]):
-            problem = f"Its version is {manifest.version}, which is not that of PostgreSQL {server['major']}."
-        elif manifest.system_identifier not in (None, int(server["system_identifier"])):
-            problem = f"It belongs to the cluster {manifest.system_identifier}."
-        elif manifest.ranges != ranges:
-            problem = "Its ranges of WAL are not those of the backup."
-        elif data.rstrip(b'"}\n')[-64:].decode("ascii").lower() != stop["manifest_checksum"]:
-            problem = f"Its checksum is not {stop['manifest_checksum']}, with which it was written."
-        if problem:
-            self._add("backup_manifest", "damaged", problem)
-        if set(_wal.required_wal(ranges, server["wal_segment_size"])) - set(self._content["required_wal"]):
+        needed = _wal.required_wal(ranges, self._content["server"]["wal_segment_size"])
+        if set(needed) - set(self._content["required_wal"]):
             self._add("backup.json", "damaged", "It does not name all the WAL that a restore needs.")
-        return manifest
 
     def _check_links(self, expected: t.Collection[int]) -> None:
         for oid in expected:
@@ -237,7 +232,8 @@ class Look:
         server = self._content["server"]
         if set(self._content["required_wal"]) - set(self._content["wal_proof"]["sha256"]):
             self._add("backup.json", "damaged", "It does not have the checksums of all included WAL files.")
-        for name in self._content["required_wal"]:
+        # What is needed, and the histories of the timelines, which help.
+        for name in dict.fromkeys([*self._content["required_wal"], *self._content["wal_proof"]["sha256"]]):
             path = b"pg_wal/" + name.encode("ascii")
             found.pop(b"pg_wal/archive_status/" + name.encode("ascii") + b".done", None)
             place, size = found.pop(path, (b"", -1))

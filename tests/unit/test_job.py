@@ -149,6 +149,15 @@ def test_somebody_else_holds_the_lock(bench: Bench, monkeypatch: pytest.MonkeyPa
     assert not bench.job.is_running()
 
 
+def test_last_words_of_the_one_before(bench: Bench) -> None:
+    """While somebody holds the lock a failure on record is not the last word."""
+    bench.launch(lambda recorder: {"x": 1 / 0})
+    failure(bench)
+    with held_by_another_process(bench.job.lock):
+        assert bench.job.wait(0.1) is None
+    failure(bench)
+
+
 def test_lock_elsewhere(tmp_path: pathlib.Path) -> None:
     lock = tmp_path / "lock"
     job = Job(str(tmp_path / "copy"), "copy", "the backup b1", "", lock=str(lock))

@@ -128,6 +128,7 @@ def test_each_bad_file_once(published: Published) -> None:
     """A damaged label is not also one of a wrong size; the look goes on behind every file."""
     data = published.path / "data"
     (data / "backup_label").write_bytes(b"\xef\xbb\xbf" + published.files["data/backup_label"])
+    (data / "PG_VERSION").write_bytes(b"17\n")
     (data / "base/5/1259").write_bytes(b"x" * 8192)
     (data / "base/5/2600").unlink()
     (data / "global/surplus").write_bytes(b"")
@@ -136,6 +137,7 @@ def test_each_bad_file_once(published: Published) -> None:
     (published.path / "tablespaces/77").mkdir()
     (published.path / "tablespaces/77/file").write_bytes(b"")
     expected = {
+        ("PG_VERSION", "damaged"),
         ("backup_label", "damaged"),
         ("base/5/2600", "missing"),
         ("global/surplus", "surplus"),
@@ -300,6 +302,33 @@ def test_archive_that_is_not_there(published: Published) -> None:
         with pytest.raises(BackupError) as caught:
             published.verify("wal", **wish)
         assert caught.value.code == code
+
+
+def test_archive_that_cannot_be_unpacked(
+    published: Published, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "000000010000000000000020.zst").touch()
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BackupError) as caught:
+        published.verify("wal", archive_directory=str(tmp_path))
+    assert caught.value.code == "tool_missing"
+
+
+def test_disagreement(published: Published, tmp_path: pathlib.Path) -> None:
+    """What PostgreSQL's own program refuses is not called good."""
+    tool = tmp_path / "pg_verifybackup"
+    tool.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "pg_verifybackup (PostgreSQL) 18.6" && exit\necho "no: $*"\nexit 1\n'
+    )
+    tool.chmod(0o755)
+    asked = {"pg_verifybackup": True, "bin_directory": str(tmp_path)}
+    result = published.verify("quick", **asked)
+    said = f"no: --skip-checksums --no-parse-wal {published.path}/data"
+    assert result["pg_verifybackup"] == {"ok": False, "output": said}
+    (bad,) = result["bad_files"]
+    assert (bad["path"], bad["problem"], bad["msg"].endswith(said)) == ("", "pg_verifybackup", True)
+    (published.path / "data/base/5/2600").unlink()
+    assert {one["problem"] for one in published.verify("full", **asked)["bad_files"]} == {"missing"}
 
 
 def test_which_one(tmp_path: pathlib.Path) -> None:
