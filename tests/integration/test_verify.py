@@ -175,7 +175,7 @@ QUICK: t.Final[dict[str, tuple[Damage, set[tuple[str, str]], bool]]] = {
     "label truncated": (change("backup_label", lambda data: data[:-1]), {("backup_label", "damaged")}, True),
     "label missing": (lambda b: (b.data / "backup_label").unlink(), {("backup_label", "missing")}, True),
     "label of another backup": (
-        change("backup_label", lambda data: re.sub(rb"(START WAL LOCATION: [^ ]*).", rb"\g<1>7", data)),
+        change("backup_label", lambda data: re.sub(rb"(START WAL LOCATION: [^ ]*)[^ ] ", rb"\g<1>7 ", data)),
         {("backup_label", "damaged")},
         True,
     ),
