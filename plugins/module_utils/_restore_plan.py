@@ -130,7 +130,8 @@ class Plan:
         self.room: list[dict[str, t.Any]] = []
         self.data_directory_setting = False
         self.target = _target.parse_target(params)
-        self.state = state_of(self.data)
+        self.state = OTHER
+        self._guard(self._find_state)
         self.record = read_record(self.data)
         # That of an interrupted restore; when a cluster is there it is nobody's.
         self.wish = read_wish(self.data) if self.state in (EMPTY, INTERRUPTED) else {}
@@ -186,6 +187,9 @@ class Plan:
     def refuse(self, code: str, msg: str, hint: str = "", **details: t.Any) -> None:
         """Note a reason why this must not be done."""
         self.refusals.append(BackupError(msg, code=code, hint=hint, **details))
+
+    def _find_state(self) -> None:
+        self.state = state_of(self.data)
 
     def _choose(self) -> None:
         known = self.cluster.system_identifier()

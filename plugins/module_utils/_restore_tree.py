@@ -32,6 +32,8 @@ WRITTEN = frozenset(
         b"tablespace_map",
     )
 )
+# What a survey leaves to others.
+_APART = frozenset((WORK, RECORD, CONTROL, b"pg_wal", b"lost+found"))
 # What the server logged before may tell why it must be restored.
 _LOGS = (b"log", b"pg_log")
 
@@ -131,7 +133,7 @@ class Layout:
                 raise unreadable(directory, exc) from exc
             for entry in entries:
                 path = prefix + entry.name
-                if path in (WORK, RECORD, b"pg_wal", b"lost+found") or entry.path in untouched:
+                if path in _APART or entry.path in untouched:
                     continue
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
