@@ -139,6 +139,10 @@ def test_end_of_wal() -> None:
         assert only.stops_at is not None
         assert second <= only.stops_at <= third
         assert [event.lsn for event in only.events] == [first]
+    content = bytearray(wal.segment(FIRST))
+    content[third - FIRST * SIZE + 8] ^= 8
+    (only,) = scan_segments([(FIRST, bytes(content))], SIZE)
+    assert (only.stops_at, only.last_lsn) == (third, second)
 
 
 @pytest.mark.parametrize("pages", [1, 2, SIZE // 8192 - 1, SIZE // 8192, SIZE // 8192 + 3])
@@ -162,6 +166,17 @@ def test_lost_continuation() -> None:
     other.fill((FIRST + 2) * SIZE)
     found = list(scan_segments([(FIRST, wal.segment(FIRST)), (FIRST + 1, other.segment(FIRST + 1))], SIZE))
     assert (found[-1].stops_at, [one.last_lsn for one in found][1:]) == (lsn, [None])
+
+
+def test_continuation_of_nothing() -> None:
+    """The segment before ends with its last record, and this one says that there is more of it."""
+    wal = Wal()
+    wal.fill((FIRST + 1) * SIZE)
+    other = Wal()
+    other.fill((FIRST + 1) * SIZE - 64)
+    other.commit(1, padding=500)
+    found = list(scan_segments([(FIRST, wal.segment(FIRST)), (FIRST + 1, other.segment(FIRST + 1))], SIZE))
+    assert (found[0].stops_at, found[1].stops_at, found[1].last_lsn) == (None, (FIRST + 1) * SIZE, None)
 
 
 def test_no_segment() -> None:
