@@ -54,11 +54,12 @@ def test_values_are_wishes(server: Server, settings: t.Callable[..., Result]) ->
         "random_page_cost": "1.5",
         "fsync": "off",
         "shared_preload_libraries": "",
+        "search_path": "one, two",
     }
     planned = run_module(NAME, {**Modules(server).arguments(NAME), "settings": wanted}, check=True, diff=True)
     assert planned["changed"]
     assert planned["pending_restart"] == ["archive_mode", "max_connections"]
-    assert planned["diff"]["before"].count("\n") == planned["diff"]["after"].count("\n") == 7
+    assert planned["diff"]["before"].count("\n") == planned["diff"]["after"].count("\n") == 8
     assert "max_connections = '50'\n" in planned["diff"]["before"]
     assert "archive_mode is not set\n" in planned["diff"]["before"]
     assert "archive_mode = 'on'\n" in planned["diff"]["after"]
@@ -73,6 +74,8 @@ def test_values_are_wishes(server: Server, settings: t.Callable[..., Result]) ->
     assert done["running"]["log_line_prefix"] == "it's %m \\ \u00e9 "
     assert (done["running"]["archive_mode"], done["configured"]["archive_mode"]) == ("off", "on")
     assert "fsync" not in auto_conf(server)
+    # Two schemas, not one with a comma in its name.
+    assert server.value("SHOW search_path") == "one, two"
 
     same = {
         "ARCHIVE_MODE": "On",
@@ -82,6 +85,7 @@ def test_values_are_wishes(server: Server, settings: t.Callable[..., Result]) ->
         "log_min_messages": "error",
         "random_page_cost": 1.5,
         "fsync": False,
+        "search_path": ["one", "two"],
     }
     written = auto_conf(server)
     again = settings(same)
