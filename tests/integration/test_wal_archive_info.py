@@ -10,7 +10,9 @@ import pathlib
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import DirectoryArchive, restore_command
 
+from tests.harness.checks import restore
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
@@ -18,15 +20,13 @@ from tests.integration.helpers_backup import listing
 from tests.integration.helpers_faults import Steps
 
 SIZE = 1 << 20
+AS_TEXT = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
 
 
 def change(server: Server, number: int) -> tuple[str, str]:
     """Commit something, finish the segment; return its name and the transaction's time."""
     server.sql(f"CREATE TABLE change_{number} (i int)")
-    when = server.value(
-        "SELECT to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
-        " FROM pg_last_committed_xact()"
-    )
+    when = server.value(f"SELECT {AS_TEXT.format('timestamp')} FROM pg_last_committed_xact()")
     name = server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn() - 1)")
     server.sql("SELECT pg_switch_wal()")
     assert server.archive
@@ -83,6 +83,17 @@ def test_archive_that_gets_worse(sandbox: Sandbox, repository: pathlib.Path, maj
     assert (answer["problems"], {kind: answer[kind] for kind in odd}) == (
         [], {kind: [name] for kind, name in odd.items()},
     )  # fmt: skip
+
+    # PostgreSQL gets exactly as far, by the command that is made for this archive.
+    (backup,) = answer["backups"]
+    archive = DirectoryArchive(str(primary.archive), SIZE, int(standby.system_identifier))
+    restored = restore(sandbox, repository / "main" / "backups" / "one", primary.archive, major, start=False)
+    restored.conf(restore_command=restore_command(archive)).start()
+    wait_until(lambda: not restored.in_recovery, "the end of recovery")
+    assert f"redo done at {backup['recoverable_until_lsn']} " in restored.log
+    assert restored.value(f"SELECT {AS_TEXT.format('pg_last_xact_replay_timestamp()')}") == backup["recoverable_until"]
+    assert restored.value("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)") == f"{backup['timeline'] + 1:08X}"
+    restored.stop("immediate")
 
     # The gap is named, and the backup goes up to it.
     (primary.archive / (changes[1][0] + ".gz")).unlink()
