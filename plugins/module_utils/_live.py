@@ -36,6 +36,7 @@ class Running(t.NamedTuple):
     data_directory: bytes
     identity: t.Optional[Identity]
     tablespaces: dict[bytes, t.Optional[Identity]]
+    wal: t.Optional[Identity] = None
 
 
 def identity(path: bytes) -> t.Optional[Identity]:
@@ -75,7 +76,12 @@ def _server_of(pid: int) -> t.Optional[Running]:
     # In another mount namespace its paths mean something else here.
     root = b"/proc/%d/root" % pid
     spaces = {location: identity(root + location) for location in tablespaces_of(directory).values()}
-    return Running(pid, path, (status.st_dev, status.st_ino), spaces)
+    try:
+        link = os.readlink(directory + b"/pg_wal")
+    except OSError:
+        link = b""
+    wal = identity(root + link if os.path.isabs(link) else directory + b"/pg_wal")
+    return Running(pid, path, (status.st_dev, status.st_ino), spaces, wal)
 
 
 def _named_directory(pid: int) -> bytes:

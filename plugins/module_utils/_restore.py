@@ -143,6 +143,10 @@ class Restore:
         plan = self._plan
         if plan.save_to and plan.save_to not in plan.wal_from:
             plan.wal_from.append(plan.save_to)
+        if plan.wish.get("backup_id") != self._chosen.backup.id:
+            # Files without a checksum are known by their size alone, which those of another backup may have.
+            _unlink(self._folder + b"/" + JOURNAL)
+            sync_path(self._folder)
         write_json(
             os.path.join(os.fsdecode(self._folder), WISH),
             {
@@ -175,7 +179,12 @@ class Restore:
     def _stop_being_startable(self) -> None:
         _live.refuse_running(self._plan.data)
         control = self._layout.place(CONTROL)
+        folder = os.path.dirname(control)
         try:
+            if os.path.islink(folder):
+                # What it leads to is somebody else's.
+                os.unlink(folder)
+                sync_path(self._plan.data)
             if os.path.lexists(control):
                 # While it was there a server may have run, and changed what the journal vouches for.
                 _unlink(self._folder + b"/" + JOURNAL)

@@ -14,7 +14,7 @@ import os
 import stat
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _live, _restore_wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _live, _restore_neighbours, _restore_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_tree import Layout, Space
@@ -78,18 +78,40 @@ class Places:
                 plan.refuse(
                     "overlap", f"{printable(data)} and the server in {printable(server.data_directory)} overlap."
                 )
-        repository = os.fsencode(plan.cluster.repository.path)
-        if inside(data, repository) or inside(repository, data):
-            plan.refuse("overlap", f"The data directory {printable(data)} and the repository overlap.")
+        self._check_alone("The data directory", data)
         self._check_content()
+
+    def _check_alone(self, name: str, real: bytes, *others: bytes) -> bool:
+        """Refuse a place that overlaps with what holds backups and WAL, with ``others``, or lies in another cluster."""
+        plan = self._plan
+        known = [*_restore_neighbours.holdings(plan), *(("another place of this restore", one) for one in others)]
+        overlapping = [f"{what}, {printable(one)}," for what, one in known if inside(real, one) or inside(one, real)]
+        around = _restore_neighbours.cluster_around(real)
+        if around and around != self._data:
+            overlapping.append(f"the cluster in {printable(around)}")
+        for what in overlapping[:1]:
+            plan.refuse("overlap", f"{name}, {printable(real)}, and {what} overlap.", "Name another place.")
+        return not overlapping
 
     def check_saved_wal(self) -> None:
         """Check where the WAL goes that must not be lost."""
         plan = self._plan
-        if plan.save_to:
-            self._check_directory(os.path.realpath(plan.save_to))
-            if inside(os.path.realpath(plan.save_to), self._data):
-                plan.refuse("overlap", "save_wal_to must not lie in the data directory.")
+        if not plan.save_to:
+            return
+        real = os.path.realpath(plan.save_to)
+        assert plan.layout is not None
+        wal = _restore_wal.directory_of(self._data)
+        taken = [*plan.layout.roots, *(space.real for space in plan.layout.spaces), *([wal] if wal else [])]
+        if not self._check_alone("save_wal_to", real + b"/x", *taken):
+            return
+        self._check_directory(real)
+        # What an interrupted restore has saved is its own.
+        if plan.wish.get("save_wal_to") != os.fsdecode(plan.save_to):
+            there = [name for name in plan.unarchived if os.path.lexists(real + b"/" + os.fsencode(name))]
+            if there:
+                plan.refuse(
+                    "saved_wal_exists", f"{printable(real)} has a file {there[0]} already.", "Name another place."
+                )
 
     def _check_directory(self, path: bytes) -> None:
         """Refuse a directory that this user may not have, or not make."""
@@ -165,7 +187,7 @@ class Places:
         for space in spaces:
             self._check_space_of(space, [one for one in spaces if one.oid != space.oid])
         self._find_left_over(spaces)
-        waldir = self._waldir()
+        waldir = self._waldir([space.real + b"/" + plan.version() for space in spaces])
         mounts = set() if plan.replaces else _live.mounts_below(self._data) - {self._data + b"/pg_wal"}
         mounts = mounts.union(*(_live.mounts_below(space.real) for space in spaces))
         layout = Layout(self._data, plan.version(), spaces, waldir, mounts, bool(self._params["allow_group_access"]))
@@ -218,10 +240,10 @@ class Places:
                 oid=space.oid,
             )
             return
-        places = [os.fsencode(plan.cluster.repository.path), *(one.real for one in others)]
-        if inside(self._data, real) or any(inside(real, place) or inside(place, real) for place in places):
-            plan.refuse("overlap", f"{name} at {printable(space.location)} overlaps with another directory.", remap)
-        elif inside(real, self._data) and space.location != space.original:
+        above = [self._data] if inside(self._data, real) else []
+        if not self._check_alone(name, real, *above, *(one.real for one in others)):
+            return
+        if inside(real, self._data) and space.location != space.original:
             plan.refuse("overlap", f"{name} must not lie in the data directory.", remap)
         else:
             self._check_directory(real)
@@ -276,17 +298,28 @@ class Places:
             else:
                 plan.aside.append((oid, location))
 
-    def _waldir(self) -> t.Optional[bytes]:
+    def _waldir(self, spaces: t.Sequence[bytes]) -> t.Optional[bytes]:
         plan, data = self._plan, self._data
         link = data + b"/pg_wal"
         own = os.path.realpath(link) if os.path.islink(link) and not plan.replaces else None
-        if not self._params["waldir"]:
-            return own
-        waldir = os.path.normpath(os.fsencode(self._params["waldir"]))
+        if not self._params["waldir"] and own is None:
+            return None
+        waldir = os.path.normpath(os.fsencode(self._params["waldir"])) if self._params["waldir"] else own
+        assert waldir is not None
+        for real in {os.path.realpath(waldir), own or os.path.realpath(waldir)}:
+            user = _restore_neighbours.user_of_wal(plan, real)
+            if user:
+                plan.refuse(
+                    "waldir_in_use",
+                    f"The directory of pg_wal, {printable(real)}, is in use by {user}.",
+                    f"Name another waldir, and remove the link {printable(link)} if it leads there.",
+                )
+                return waldir
+            if not self._check_alone("The directory of pg_wal", real, data, *spaces):
+                return waldir
         real = os.path.realpath(waldir)
-        if not os.path.isabs(waldir) or inside(real, data) or inside(data, real):
-            plan.refuse("overlap", f"waldir must be an absolute path outside the data directory: {printable(waldir)}.")
-            return waldir
+        if self._params["waldir"] and os.path.ismount(link):
+            plan.refuse("nested_mount", f"{printable(link)} is a mount point and cannot become a link to waldir.")
         self._check_directory(real)
         if real != own and not _restore_wal.is_empty(real):
             plan.refuse(

@@ -19,6 +19,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
     _control,
     _live,
     _restore_conf,
+    _restore_neighbours,
     _restore_wal,
     _target,
 )
@@ -49,6 +50,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import par
 WISH = "wish.json"
 # Says that nothing of the old cluster is in pg_wal any more.
 WAL_SAVED = b"wal_saved"
+# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
+_IN_RECOVERY = (2, 5)
 # What tells one restore from another; the other arguments say how it is done.
 _WISH = (
     "repository cluster backup_id data_directory recovery_target recovery_target_time recovery_target_lsn"
@@ -175,6 +178,7 @@ class Plan:
         self._guard(self._old_wal)
         self._guard(places.check_saved_wal)
         self._guard(lambda: _restore_conf.check(self))
+        self._guard(lambda: _restore_neighbours.check_later_tablespaces(self))
         self._guard(places.check_space)
 
     def _guard(self, step: t.Callable[[], None]) -> None:
@@ -270,17 +274,31 @@ class Plan:
         if self.params["replace"] and self.state == EMPTY and not self.wish:
             self.wal_from += self._moved_before()
         places = list(self.wal_from)
-        if source is not None and not os.path.exists(self.data + b"/" + WORK + b"/" + WAL_SAVED):
-            self.unarchived = _restore_wal.unarchived(source, size)
+        # The file that says so does not count when a server may have run since.
+        saved = self.state == INTERRUPTED and os.path.exists(self.data + b"/" + WORK + b"/" + WAL_SAVED)
+        if source is not None and not saved:
+            self.unarchived = _restore_wal.unarchived(source, size, self._is_archived)
             places.append(source)
         if self.wish.get("save_wal_to"):
             self.save_to = os.fsencode(self.wish["save_wal_to"])
         elif self.unarchived and not self.replaces:
             now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            wanted = self.params["save_wal_to"] or f"{os.fsdecode(self.data)}.saved_wal-{now}"
-            self.save_to = os.fsencode(wanted)
+            default = f"{os.fsdecode(self.data)}.saved_wal-{now}"
+            while os.path.lexists(default):
+                default += "x"
+            self.save_to = os.fsencode(self.params["save_wal_to"] or default)
         if self.params["restore_as"] == "primary":
             self._use(places, size)
+
+    def _is_archived(self, name: str) -> bool:
+        """Tell whether a WAL file that the old cluster has marked as done is in the archive, as far as can be told.
+
+        A standby marks so what it streams, whether its primary could archive it or not.
+        """
+        if isinstance(self.archive, _archive.DirectoryArchive):
+            return self.archive.has(name)
+        control = self.old_control()
+        return control is not None and control.state not in _IN_RECOVERY
 
     def _moved_before(self) -> list[bytes]:
         """Return the WAL of what was moved aside by a call that died before it could say so."""
@@ -297,7 +315,8 @@ class Plan:
         included = {os.path.basename(file.entry.path) for file in self.files if file.entry.path.startswith(b"pg_wal/")}
         seen: set[str] = set()
         for place in places:
-            for name in _restore_wal.usable(place, self.archive, self.chosen.path, start, size, identifier):
+            names = _restore_wal.unarchived(place, size, self._is_archived)
+            for name in _restore_wal.usable(place, names, self.archive, self.chosen.path, start, size, identifier):
                 if name not in seen and os.fsencode(name) not in included:
                     seen.add(name)
                     self.used.append((place, name))

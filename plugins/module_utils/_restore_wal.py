@@ -25,17 +25,19 @@ _STATUS = b"archive_status"
 _FOLDERS = (_STATUS, b"summaries")
 
 
-def unarchived(directory: bytes, size: int) -> list[str]:
-    """Return the names of the files in a ``pg_wal`` that its archiver has not marked as done.
+def unarchived(directory: bytes, size: int, is_archived: t.Callable[[str], bool] = lambda name: True) -> list[str]:
+    """Return the names of the files in a ``pg_wal`` that are not archived.
 
-    Segments prepared for later use, whose first page is that of an older one, are not meant.
+    Those are the ones that its archiver has not marked as done, or of which ``is_archived`` tells that the mark is not
+    true. Segments prepared for later use, whose first page is that of an older one, are not meant.
     Raises BackupError, code ``unreadable``.
     """
     found = []
     for name in _files(directory):
         if not (_wal.is_history_name(name) or _wal.is_segment_name(name.partition(".partial")[0])):
             continue
-        if os.path.exists(directory + b"/" + _STATUS + b"/" + os.fsencode(name) + b".done"):
+        done = directory + b"/" + _STATUS + b"/" + os.fsencode(name) + b".done"
+        if os.path.exists(done) and is_archived(name):
             continue
         if _wal.is_history_name(name) or _header_fits(directory, name, size):
             found.append(name)
@@ -72,14 +74,20 @@ def _header_fits(directory: bytes, name: str, size: int) -> bool:
 
 
 def usable(
-    directory: bytes, archive: t.Optional[Archive], path: Path, start_lsn: int, size: int, system_identifier: int
+    directory: bytes,
+    names: t.Sequence[str],
+    archive: t.Optional[Archive],
+    path: Path,
+    start_lsn: int,
+    size: int,
+    system_identifier: int,
 ) -> list[str]:
-    """Return which files in ``directory`` recovery along ``path`` from ``start_lsn`` on can use and ``archive`` lacks.
+    """Return which ``names`` recovery along ``path`` from ``start_lsn`` on can use and ``archive`` lacks.
 
     Those are the segments that the path names, of this cluster. Raises BackupError, code ``unreadable``.
     """
     found = []
-    for name in unarchived(directory, size):
+    for name in names:
         if not _wal.is_segment_name(name) or (archive is not None and archive.has(name)):
             continue
         _timeline, segment = _wal.parse_segment_name(name, size)

@@ -133,6 +133,15 @@ def _runs(content: bytes, address: int, block: int) -> t.Iterator[_Run]:
         yield _Run(first[0], first[1], block, first[2], first[3], b"".join(pieces))
 
 
+def payload_pieces(content: bytes, address: int) -> t.Iterator[tuple[bytes, t.Callable[[int], int]]]:
+    """Yield the payload of a segment that begins at ``address``, without page headers, in large pieces.
+
+    With each comes a function from an offset in it to the LSN. Raises :class:`BackupError` as scan_segments does.
+    """
+    for run in _runs(content, address, parse_segment_header(content).block_size):
+        yield run.payload, run.lsn
+
+
 class _Unfinished(t.NamedTuple):
     """A record of which ``have`` bytes are seen; ``data`` holds them where they matter, the header in any case."""
 

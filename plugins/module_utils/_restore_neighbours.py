@@ -1,0 +1,119 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who else has its files where a restore, or the recovery after it, would write.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive, _control, _live, _target, _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_wal import directory_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._walreader import payload_pieces
+
+if t.TYPE_CHECKING:
+    from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import Plan
+
+# Recovery to an LSN also applies the record that begins there or next.
+_NEXT_RECORD = 1 << 16
+
+
+def holdings(plan: Plan) -> list[tuple[str, bytes]]:
+    """Return what no place of a restore may overlap with: where the backups are and where the WAL is."""
+    found = [("the repository", os.path.realpath(os.fsencode(plan.cluster.repository.path)))]
+    if isinstance(plan.archive, _archive.DirectoryArchive):
+        found.append(("the archive", os.path.realpath(os.fsencode(plan.archive.directory))))
+    return found
+
+
+def cluster_around(path: bytes) -> bytes:
+    """Return the data directory that ``path`` lies in, empty when it lies in none; it need not be in use."""
+    while len(path) > 1:
+        path = os.path.dirname(path)
+        # The directory of a database has a PG_VERSION, too.
+        if os.path.lexists(path + b"/PG_VERSION") and os.path.lexists(path + b"/global"):
+            return path
+    return b""
+
+
+def user_of_wal(plan: Plan, real: bytes) -> str:
+    """Return who else has its WAL in a directory: a copy made by cp keeps the link to the other cluster's."""
+    wanted = _live.identity(real)
+    for server in plan.servers:
+        if wanted is not None and server.wal == wanted and not _is_here(plan, server):
+            return f"the running server in {printable(server.data_directory)}"
+    source = os.path.realpath(os.fsencode(plan.content["server"]["data_directory"]))
+    return f"the cluster in {printable(source)}" if source != plan.data and directory_of(source) == real else ""
+
+
+def _is_here(plan: Plan, server: _live.Running) -> bool:
+    return server.identity is not None and server.identity == _live.identity(plan.data)
+
+
+def check_later_tablespaces(plan: Plan) -> None:
+    """Refuse when replay would create a tablespace anew in the directory in which another cluster here has it.
+
+    That is one that was created after the backup: its place comes from the WAL and cannot be mapped. Only clusters with
+    the same system identifier are looked at. Raises BackupError as reading the archive does.
+    """
+    if plan.target.kind == _target.IMMEDIATE:
+        return
+    known = set(plan.content["stop"]["tablespaces"])
+    for user, directory in _relatives(plan):
+        for oid, location in sorted(_live.tablespaces_of(directory).items()):
+            if str(oid) not in known and _replays(plan, oid, location):
+                plan.refuse(
+                    "tablespace_created_later",
+                    f"The tablespace {oid} was created after the backup; replay would create it again in"
+                    f" {printable(location)}, which is in use by {user}.",
+                    "Restore a newer backup, recover to before it was created, or restore on another host.",
+                    oid=oid,
+                )
+
+
+def _relatives(plan: Plan) -> t.Iterator[tuple[str, bytes]]:
+    """Yield the other clusters on this host that are, or were, the source, and where their files can be seen."""
+    source = os.path.realpath(os.fsencode(plan.content["server"]["data_directory"]))
+    places = [
+        (server.data_directory, b"/proc/%d/cwd" % server.pid) for server in plan.servers if not _is_here(plan, server)
+    ]
+    if source != plan.data and source not in [place for place, _seen in places]:
+        places.append((source, source))
+    for place, seen in places:
+        try:
+            control = _control.read_control(seen + b"/global/pg_control", attempts=3)
+        except BackupError:
+            continue
+        if str(control.system_identifier) == plan.content["server"]["system_identifier"]:
+            yield f"the {'' if place == seen else 'running '}server in {printable(place)}", seen
+
+
+def _replays(plan: Plan, oid: int, location: bytes) -> bool:
+    """Tell whether the creation of a tablespace is, or may be, in the WAL up to the target."""
+    assert plan.chosen is not None
+    lsn, archive = plan.chosen.target_lsn, plan.archive
+    if lsn is None or not isinstance(archive, _archive.DirectoryArchive):
+        return True
+    limit = lsn + (_NEXT_RECORD if plan.target.kind == _target.LSN else 0)
+    size = plan.content["server"]["wal_segment_size"]
+    # The data of the record XLOG_TBLSPC_CREATE (tablespace.h): oid and path.
+    pattern = struct.pack("<I", oid) + location + b"\0"
+    first = _wal.segment_of(_wal.parse_lsn(plan.content["start"]["start_lsn"]), size)
+    rest = b""
+    for segment in range(first, _wal.segment_of(limit, size) + 1):
+        name = _archive.path_segment(plan.chosen.path, segment, size)
+        if not archive.has(name):
+            break
+        for piece, lsn_of in payload_pieces(archive.read(name), segment * size):
+            at = (rest + piece).find(pattern)
+            if at >= 0 and (at < len(rest) or lsn_of(at - len(rest)) <= limit):
+                return True
+            rest = piece[-len(pattern) :]
+    return False
