@@ -1,0 +1,162 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of restores share: a source with backups, copies of it, and that somebody else's files are untouched."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import typing as t
+
+from tests.harness.modules import Modules, Result
+from tests.harness.sandbox import Sandbox, free_port
+from tests.harness.servers import Server, wait_until
+from tests.harness.user import own_directory
+from tests.integration.helpers_backup import listing
+from tests.integration.helpers_faults import Steps
+
+
+class Source:
+    """A primary with an archive, its backups in ``repository``, and the places to which they are restored."""
+
+    def __init__(self, sandbox: Sandbox, major: int, **options: t.Any) -> None:
+        """Start the primary with ``options`` of `Sandbox.primary`, by default with small segments."""
+        self.sandbox, self.major = sandbox, major
+        self.repository = sandbox.directory("repository")
+        self.server = sandbox.primary(major, **{"initdb": ["--wal-segsize=1"], **options})
+        self.cluster = self.repository / "main"
+
+    @property
+    def archive(self) -> pathlib.Path:
+        """The archive of the present primary."""
+        assert self.server.archive is not None
+        return self.server.archive
+
+    def modules(self, server: Server | None = None, **common: t.Any) -> Modules:
+        """Return the modules with the login of a server, run as the server user."""
+        known = {"repository": str(self.repository), "cluster": "main"}
+        archive = {"archive_directory": str(self.server.archive)} if self.server.archive else {}
+        return Modules(server or self.server, as_server=True, **{**known, **archive, **common})
+
+    def backup(self, backup_id: str = "one", server: Server | None = None, **start: t.Any) -> pathlib.Path:
+        """Take a whole backup, of a standby with the primary's help, and return where it is published."""
+        source = server or self.server
+        common = {"archive_directory": None}
+        steps = Steps(self.modules(source, **common), source, backup_id)
+        steps.start(**start)
+        if start.get("wal") == "include":
+            steps.ok("backup_copy")
+            steps.ok("backup_stop")
+            steps.ok("backup_publish")
+        else:
+            steps.finish(self.modules(**common) if source is not self.server else None)
+        return steps.published
+
+    def archived(self, server: Server | None = None) -> None:
+        """Have all that was written so far in the archive."""
+        source = server or self.server
+        name = source.value("SELECT pg_walfile_name(pg_create_restore_point('end'))")
+        source.sql("SELECT pg_switch_wal()")
+        wait_until(lambda: list(self.archive.glob(f"{name}*")), f"{name} is archived: {source.log[-1000:]}")
+
+    # -- restores ------------------------------------------------------------------------------------------------
+
+    def place(self, name: str = "copy", data: str = "data") -> Server:
+        """Return a server that is not there yet."""
+        place = _Place(self.major, name, self.sandbox.directory(name), free_port())
+        place.data_name = data
+        return place
+
+    def options(self, place: Server, **options: t.Any) -> dict[str, t.Any]:
+        """Return the arguments for a copy beside the others; None takes one away."""
+        settings = {"unix_socket_directories": str(place.socket_directory), **options.pop("settings", {})}
+        wanted = {
+            "data_directory": str(place.data), "port": place.port, "restore_as": "copy", "sync": False,
+            "tablespace_directory": str(place.directory / "tablespaces"), "settings": settings, **options,
+        }  # fmt: skip
+        return {name: value for name, value in wanted.items() if value is not None}
+
+    def run(self, place: Server, *, check: bool = False, **options: t.Any) -> Result:
+        """Run the module, whatever comes of it."""
+        return self.modules().run("backup_restore", check=check, **self.options(place, **options))
+
+    def restored(self, place: Server, *, check: bool = False, **options: t.Any) -> Result:
+        """Restore, which must succeed."""
+        return self.modules().ok("backup_restore", check=check, **self.options(place, **options))
+
+    def refused(self, place: Server, *codes: str, **options: t.Any) -> Result:
+        """Require that nothing but these reasons stands against it, in check mode too, and that nothing is touched."""
+        before = listing(self.sandbox.root)
+        planned = self.run(place, check=True, **options)
+        answer = self.run(place, **options)
+        assert answer.get("failed"), answer
+        assert "Traceback" not in str(answer.get("exception", "")), answer
+        assert _changes(before, listing(self.sandbox.root)) == [], answer
+        if not planned.get("failed"):
+            assert planned["restorable"] is False, planned
+            assert not planned["changed"]
+            assert {one["code"] for one in planned["plan"]["refusals"]} <= set(codes), planned["plan"]["refusals"]
+        else:
+            assert planned["code"] in codes
+        assert answer["code"] in codes, answer
+        return answer
+
+    def started(self, place: Server) -> Server:
+        """Start what was restored and wait until its recovery has ended."""
+        if place not in self.sandbox.servers:
+            self.sandbox.servers.append(place)
+        place.start()
+        wait_until(
+            lambda: not place.running or not place.in_recovery, f"{place.name} recovers: {place.log[-2000:]}", timeout=60
+        )
+        assert place.running, place.log[-2000:]
+        return place
+
+    @contextlib.contextmanager
+    def copy(self, name: str = "copy", **options: t.Any) -> t.Iterator[Server]:
+        """Give a restored and recovered copy, stopped in the end."""
+        place = self.place(name)
+        self.restored(place, **options)
+        yield self.started(place)
+        place.stop("immediate")
+
+
+class _Place(Server):
+    """A server whose data directory has any name."""
+
+    data_name = "data"
+
+    @property
+    def data(self) -> pathlib.Path:
+        """The data directory."""
+        return self.directory / self.data_name
+
+
+# What a running server writes without being asked, and directories that such a file makes change.
+_LIVELY: t.Final = ("pg_stat_tmp", "pgsql_tmp", "log", "pg_internal.init")
+
+
+def _changes(before: t.Mapping[str, t.Any], after: t.Mapping[str, t.Any]) -> list[str]:
+    changed = [path for path in {*before, *after} if before.get(path) != after.get(path)]
+    return sorted(path for path in changed if not any(word in path for word in _LIVELY) and "/primary/" not in path)
+
+
+@contextlib.contextmanager
+def untouched(*places: pathlib.Path) -> t.Iterator[None]:
+    """Require that nothing below these places is another one afterwards."""
+    before = [listing(place) for place in places]
+    yield
+    for place, old in zip(places, before):
+        new = listing(place)
+        assert new == old, sorted(path for path in {*old, *new} if old.get(path) != new.get(path))
+
+
+def numbers(server: Server) -> set[int]:
+    """Return what the table ``numbers`` holds."""
+    return {number for (number,) in server.sql("SELECT n FROM numbers")}
+
+
+def directory(path: pathlib.Path) -> pathlib.Path:
+    """Make a directory of the server user with its parents."""
+    return own_directory(path)
