@@ -20,6 +20,9 @@ from tests.harness.user import own_directory, own_file
 from .helpers_backup import listing
 from .helpers_role import message, told
 
+# Several plays of several hosts each.
+pytestmark = pytest.mark.timeout(400)
+
 AUTO_CONF = "postgresql.auto.conf"
 
 
@@ -91,7 +94,7 @@ def recovers_by(sandbox: Sandbox, server: Server, command: str) -> None:
     server.switch_wal()
     # The copy must archive nothing, and what the role has set lies in this file.
     own_file(place / "data" / AUTO_CONF, "")
-    copy = restore(sandbox, place, None, server.major, name=f"{server.name}-copy", start=False)
+    copy = restore(sandbox, place, None, server.major, name=f"{server.name}-copy", start=False, wal_level="replica")
     wait_until(
         lambda: server.value(
             "SELECT last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 41) FROM pg_stat_archiver"
