@@ -148,7 +148,7 @@ class DirectoryArchive(Archive):
         self.directory = directory
         self._entries: t.Optional[list[Entry]] = None
         self._names: t.Optional[frozenset[str]] = None
-        self._numbers: t.Optional[dict[int, list[int]]] = None
+        self._numbers: t.Optional[dict[int, set[int]]] = None
         self.tails: dict[tuple[str, int], _Tail] = {}
 
     def entries(self) -> list[Entry]:
@@ -171,7 +171,7 @@ class DirectoryArchive(Archive):
             self._names = frozenset(entry.name for entry in self.entries() if self.counts(entry))
         return self._names
 
-    def numbers(self) -> dict[int, list[int]]:
+    def numbers(self) -> dict[int, set[int]]:
         """Return the segments of :meth:`names` by their timelines."""
         if self._numbers is None:
             self._numbers = segment_numbers(self.names(), self.size)
@@ -241,13 +241,13 @@ def is_segment(name: str, size: int) -> bool:
     return True
 
 
-def segment_numbers(names: t.Iterable[str], size: int) -> dict[int, list[int]]:
+def segment_numbers(names: t.Iterable[str], size: int) -> dict[int, set[int]]:
     """Return the numbers of the segments among ``names`` by their timelines."""
-    numbers: dict[int, list[int]] = {}
+    numbers: dict[int, set[int]] = {}
     for name in names:
         if _wal.is_segment_name(name):
             timeline, number = _wal.parse_segment_name(name, size)
-            numbers.setdefault(timeline, []).append(number)
+            numbers.setdefault(timeline, set()).add(number)
     return numbers
 
 
@@ -378,10 +378,15 @@ def reach(archive: DirectoryArchive, path: Path, start_lsn: int, times: bool = T
 
     Raises :class:`BackupError`, code ``bad_segment``, when a segment at the end is not good.
     """
-    size, names = archive.size, archive.names()
+    size = archive.size
     first = end = _wal.segment_of(start_lsn, size)
-    while path_segment(path, end, size) in names:
-        end += 1
+    for timeline, last in (*path.history, HistoryEntry(path.timeline, sys.maxsize)):
+        # As path_segment says for each segment, which takes ten times as long.
+        own = archive.numbers().get(timeline, set())
+        while end < last // size and end in own:
+            end += 1
+        if end < last // size:
+            break
     gap = any(
         segment > end and path_segment(path, segment, size) == _wal.segment_name(timeline, segment, size)
         for timeline in (*(entry.timeline for entry in path.history), path.timeline)

@@ -215,7 +215,7 @@ def _timelines(
     return told
 
 
-def _gaps(size: int, numbers: t.Mapping[int, list[int]], path: Path) -> t.Iterator[dict[str, t.Any]]:
+def _gaps(size: int, numbers: t.Mapping[int, set[int]], path: Path) -> t.Iterator[dict[str, t.Any]]:
     """Yield what is missing between the first and the last segment that is there along a path.
 
     The segment of a timeline switch is looked for on the newer timeline only: of the older one it never becomes whole.

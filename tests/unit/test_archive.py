@@ -252,6 +252,21 @@ def test_reach_across_timelines(tmp_path: pathlib.Path, wal: Wal) -> None:
     assert reach(directory(tmp_path), Path(1, []), FIRST * SIZE + 40).gap is False
 
 
+@pytest.mark.parametrize("switch", [0x500000, 0x500008, 0x5FFFF8, 0x600000])
+def test_reach_as_path_segment_says(tmp_path: pathlib.Path, switch: int) -> None:
+    path = Path(3, [HistoryEntry(1, switch), HistoryEntry(2, 0x7F0000)])
+    names = [path_segment(path, number, SIZE) for number in range(4, 11)]
+    for name in names:
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(SIZE)
+    for number, name in enumerate(names[:-1], 4):
+        assert reach(directory(tmp_path), path, 0x400028, times=False).segments == 7
+        (tmp_path / name).rename(tmp_path / "away")
+        found = reach(directory(tmp_path), path, 0x400028, times=False)
+        assert (found.segments, found.first_missing, found.gap) == (number - 4, name, True)
+        (tmp_path / "away").rename(tmp_path / name)
+
+
 # --- restore_command ---
 
 
