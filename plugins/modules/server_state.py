@@ -81,6 +81,10 @@ running:
   description: Whether the server runs now, or would in check mode.
   type: bool
   returned: success
+was_running:
+  description: Whether the server ran before.
+  type: bool
+  returned: success
 data_directory:
   description: The data directory.
   type: str
@@ -136,9 +140,9 @@ def main() -> None:
     def started() -> dict[str, object]:
         programs = find_programs(major_of(directory), params["bin_directory"])
         log_file = params["log_file"] or os.path.join(directory, "startup.log")
-        found = {"bin_directory": programs, "log_file": log_file, "data_directory": directory}
+        found = {"bin_directory": programs, "log_file": log_file, "data_directory": directory, "was_running": False}
         if postmaster(directory) is not None:
-            return dict(found, changed=False, running=True, msg=f"The server on {directory} runs.")
+            return dict(found, changed=False, running=True, was_running=True, msg=f"The server on {directory} runs.")
         if module.check_mode:
             return dict(found, changed=True, running=True, msg=f"The server on {directory} would be started.")
         process = start(directory, programs, params["config_file"], log_file)
@@ -152,7 +156,7 @@ def main() -> None:
             changed = stop(directory, params["mode"], params["timeout"])
         what = "does not run" if not changed else "would be stopped" if module.check_mode else "was stopped"
         msg = f"The server on {directory} {what}."
-        return {"changed": changed, "running": False, "data_directory": directory, "msg": msg}
+        return {"changed": changed, "running": False, "was_running": changed, "data_directory": directory, "msg": msg}
 
     def work() -> dict[str, object]:
         if not os.path.isabs(directory):
