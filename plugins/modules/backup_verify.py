@@ -161,6 +161,11 @@ bytes:
   type: int
   returned: when finished
   sample: 39845888
+unchecked_files:
+  description: Number of those of which only the size could be checked, because the backup was made without checksums.
+  type: int
+  returned: when finished, with the level V(full)
+  sample: 0
 wal_files:
   description: Number of WAL files that were read.
   type: int
