@@ -16,7 +16,12 @@ import stat
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import Archive, Path, path_segment
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import (
+    Archive,
+    DirectoryArchive,
+    Path,
+    path_segment,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._copyfile import sync_path, unreadable, unwritable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
@@ -63,6 +68,18 @@ def _header(directory: bytes, name: str) -> bytes:
         raise unreadable(place, exc) from exc
 
 
+def check_header(directory: bytes, name: str, size: int, system_identifier: int) -> None:
+    """Check the first page of a segment, if it is there and not compressed.
+
+    Raises BackupError, code ``bad_segment`` or ``unreadable``.
+    """
+    if _wal.is_segment_name(name) and os.path.exists(directory + b"/" + os.fsencode(name)):
+        try:
+            _wal.check_segment(_header(directory, name), name, size, system_identifier)
+        except BackupError as exc:
+            raise BackupError(f"{exc.msg} ({os.fsdecode(directory)})", code=exc.code) from exc
+
+
 def _header_fits(directory: bytes, name: str, size: int) -> bool:
     try:
         _timeline, segment = _wal.parse_segment_name(name.partition(".")[0], size)
@@ -101,6 +118,34 @@ def usable(
             continue
         found.append(name)
     return found
+
+
+class WithServer(DirectoryArchive):
+    """An archive and, behind it, the segments that only the cluster to be replaced has in ``directories``.
+
+    The target of a recovery is often younger than the last segment that was archived.
+    """
+
+    def __init__(self, archive: DirectoryArchive, directories: t.Sequence[bytes]) -> None:
+        super().__init__(archive.directory, archive.size, archive.system_identifier)
+        self.description = f"{archive.description} and the server's own WAL"
+        self._own: dict[str, str] = {}
+        for directory in directories:
+            for name in unarchived(directory, self.size, archive.has):
+                if _wal.is_segment_name(name) and self._is_ours(directory, name):
+                    self._own.setdefault(name, os.path.join(os.fsdecode(directory), name))
+
+    def _is_ours(self, directory: bytes, name: str) -> bool:
+        found = _wal.parse_segment_header(_header(directory, name)).system_identifier
+        return self.system_identifier in (None, found)
+
+    def names(self) -> frozenset[str]:
+        """Return the names of all files, see DirectoryArchive."""
+        return super().names() | frozenset(self._own)
+
+    def _place(self, name: str) -> t.Optional[tuple[str, str]]:
+        own = self._own.get(name)
+        return super()._place(name) or ((own, "") if own else None)
 
 
 def save(names: t.Sequence[str], directory: bytes, target: bytes, mode: int) -> None:
