@@ -264,7 +264,9 @@ def restore_command(archive: Archive) -> str:
     folder = _quoted(archive.directory)
     script = os.path.join(os.path.dirname(os.path.abspath(archive.directory)), SCRIPT)
     if os.path.isfile(script):
-        return f'{_quoted(sys.executable)} {_quoted(script)} restore {folder} "%f" "%p"'
+        # Without it Python would end with 2, for the server a file that is not there.
+        script = _quoted(script)
+        return f'[ -r {script} ] || exit 255; {_quoted(sys.executable)} -I {script} restore {folder} "%f" "%p"'
     steps = [f'[ -e {folder}/%f ]; then cp {folder}/%f "%p" || exit 255']
     for suffix in sorted({entry.suffix for entry in archive.entries() if entry.name in archive.names()} - {""}):
         tool = shutil.which(_DECOMPRESSORS[suffix])

@@ -93,7 +93,7 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         try:
-            lsn = parse_lsn(module.params["lsn"]) if module.params["lsn"] else None
+            lsn = None if module.params["lsn"] is None else parse_lsn(module.params["lsn"])
         except ValueError as exc:
             raise BackupError(f"lsn: {exc}", code="bad_lsn") from exc
         with Connection(module.params) as connection:

@@ -326,8 +326,10 @@ def test_restore_command_of_the_role(tmp_path: pathlib.Path, odd: pathlib.Path) 
     script = tmp_path / _archive.SCRIPT
     script.write_text("import sys; print(sys.argv[1:]); sys.exit(9)")
     command = restore_command(DirectoryArchive(f"{odd}/", SIZE, NUMBER))
-    words = shlex.split(command)
-    assert words[:3] == [sys.executable.replace("%", "%%"), str(script), "restore"]
-    assert words[3:] == [f"{odd}/".replace("%", "%%"), "%f", "%p"]
+    words = shlex.split(command.partition("; ")[2])
+    assert words[:4] == [sys.executable.replace("%", "%%"), "-I", str(script), "restore"]
+    assert words[4:] == [f"{odd}/".replace("%", "%%"), "%f", "%p"]
     assert fetch(command, "00000002.history", tmp_path) == 9
+    script.unlink()
+    assert fetch(command, "00000002.history", tmp_path) == 255
     assert restore_command(CommandArchive("anything %f %p", SIZE, None)) == "anything %f %p"
