@@ -1,7 +1,8 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make demo``: two servers, backed up by the playbook under load, verified, restored with cp, and checked.
+"""``make demo``: two servers, their WAL archived, backed up under load, verified, proven by a drill, and one of them
+recovered to the moment before a table was dropped.
 
 ``make demo-down`` ends and removes all of it, also after a demo that was killed. Everything lies in one folder:
 ``demo-sandbox`` in the clone or, where the server user cannot reach that, a folder in the cache.
@@ -20,7 +21,7 @@ import typing as t
 import yaml
 
 from . import binaries
-from .checks import amcheck, restore, verifybackup
+from .checks import amcheck, verifybackup
 from .modules import CLONE
 from .playbook import ansible_environment, bin_path, host_vars
 from .sandbox import Sandbox
@@ -57,35 +58,64 @@ class Demo:
     def run(self) -> None:
         """Show everything; any exception means that it is not as it should be."""
         self.servers()
+        self.archive()
         self.load()
         self.back_up()
         self.back_up_again()
         self.catalogue()
         self.verify()
-        for backup in self.backups:
-            self.restore(backup)
+        self.drill()
+        self.disaster()
+        self.recover()
         self.end()
 
     def servers(self) -> None:
-        self.show.heading(f"A primary with a WAL archive and a tablespace, and a streaming standby: PostgreSQL {MAJOR}")
+        self.show.heading(f"A primary with a tablespace and a streaming standby: PostgreSQL {MAJOR}")
         self.show.say(f"Everything lies in {self.sandbox.root}; the servers run as {server_user().name}.")
         if not self.sandbox.root.is_relative_to(CLONE):
             self.show.say(
                 f"(Not in the clone: {server_user().name} cannot reach it, or its path is too long for a socket.)"
             )
         # PostgreSQL's own defaults where the tests trade safety for speed.
-        self.primary = self.sandbox.primary(MAJOR, tablespaces=["extra"], fsync=True, autovacuum=True)
-        self.standby = self.sandbox.standby(self.primary, fsync=True, autovacuum=True)
+        options: dict[str, t.Any] = {"fsync": True, "autovacuum": True}
+        self.primary = self.sandbox.primary(MAJOR, archive=False, tablespaces=["extra"], **options)
+        self.standby = self.sandbox.standby(self.primary, **options)
+        hosts = {}
         for server in (self.primary, self.standby):
             self.show.say(f"{server.name}: port {server.port}, {server.data}")
+            hosts[server.name] = self.host(server)
         common = {
             "ansible_become_user": server_user().name,
-            "pg_backup_repository": str(self.repository),
             "pg_backup_fast": True,
+            "pg_archive_restart": True,
+            "pg_drill_directory": str(self.sandbox.directory("drill")),
         }
-        hosts = {server.name: host_vars(server) for server in (self.primary, self.standby)}
         text = yaml.safe_dump({"all": {"vars": common, "hosts": hosts}}, sort_keys=False)
         self.inventory.write_text(f"# The demo's two servers, as hosts of an inventory.\n{text}")
+
+    def host(self, server: Server) -> dict[str, t.Any]:
+        """Return a host's variables: what the four roles must know of it."""
+        variables = host_vars(server)
+        own = {name[len("pg_backup_") :]: value for name, value in variables.items() if name.startswith("pg_backup_")}
+        programs = {"bin_directory": str(binaries.prefix(MAJOR) / "bin")}
+        archive = {"archive_directory": str(self.repository / self.primary.name / "wal")}
+        become = {name: value for name, value in own.items() if name.startswith("become")}
+        roles = {
+            "pg_archive": {**own, **programs},
+            "pg_backup": {},
+            "pg_drill": {**become, **programs, **archive},
+            "pg_recover": {**own, **programs, **archive},
+        }
+        for role, more in roles.items():
+            variables[f"{role}_repository"] = str(self.repository)
+            variables.update({f"{role}_{name}": value for name, value in more.items()})
+        return variables
+
+    def archive(self) -> None:
+        self.show.heading("Archive the WAL, and prove that it works")
+        self.play("archive", changed=True)
+        self.primary.archive = self.repository / self.primary.name / "wal"
+        self.show.say(f"{len(list(self.primary.archive.iterdir()))} files in {shortened(self.primary.archive)}")
 
     def load(self) -> None:
         self.show.heading(
@@ -115,6 +145,8 @@ class Demo:
         env.update(ANSIBLE_DISPLAY_SKIPPED_HOSTS="0", ANSIBLE_LOAD_CALLBACK_PLUGINS="1", PYTHONUNBUFFERED="1")
         # What a killed Ansible leaves in it goes with the folder. Its modules, run by the server user, inherit this.
         env["TMPDIR"] = str(self.sandbox.directory("tmp", 0o1777))
+        # Servers that the roles start need it as those that the harness starts do.
+        env.update(binaries.environment(MAJOR))
         events = pathlib.Path(env["PGFLEET_EVENTS"])
         events.unlink(missing_ok=True)
         # The absolute path is what `processes` looks for.
@@ -146,28 +178,28 @@ class Demo:
                 task = ""
         return "".join(lines)
 
-    def play(self) -> dict[str, dict[str, int]]:
-        """Run the playbook and return its recap."""
-        stats: dict[str, dict[str, int]] = self.ansible("ansible-playbook", "playbooks/backup.yml")[-1]["stats"]
-        if set(stats) != {self.primary.name, self.standby.name}:
-            raise DemoError(f"The playbook ran on {', '.join(stats) or 'no host'} instead of both servers.")
+    def play(self, name: str, *arguments: str, changed: bool, hosts: int = 2) -> dict[str, dict[str, int]]:
+        """Run one of the playbooks and return its recap; it must have run on all hosts and changed them, or nothing."""
+        playbook = f"playbooks/{name}.yml"
+        stats: dict[str, dict[str, int]] = self.ansible("ansible-playbook", playbook, *arguments)[-1]["stats"]
+        servers = {host: numbers for host, numbers in stats.items() if host != "localhost"}
+        if len(servers) != hosts:
+            raise DemoError(f"The playbook ran on {', '.join(stats) or 'no host'} instead of {hosts}.")
+        if any(bool(numbers["changed"]) != changed for numbers in servers.values()):
+            raise DemoError(f"The playbook should have changed {'each host' if changed else 'nothing'}: {stats}")
         return stats
 
     def back_up(self) -> None:
         self.show.heading("Back up both while the load runs")
         self.before = self.transactions()
-        stats = self.play()
+        self.play("backup", changed=True)
         if self.pgbench.poll() is not None:
             raise DemoError(f"pgbench ended too early: {(self.sandbox.root / 'pgbench.log').read_text()}")
-        if not all(host["changed"] for host in stats.values()):
-            raise DemoError(f"A host was not backed up: {stats}")
         self.show.say(f"pgbench committed {self.transactions() - self.before:,} transactions meanwhile.")
 
     def back_up_again(self) -> None:
         self.show.heading("Again: the backups are young enough, nothing is to do")
-        stats = self.play()
-        if any(host["changed"] for host in stats.values()):
-            raise DemoError(f"The second run changed something: {stats}")
+        self.play("backup", changed=False)
         self.pgbench.terminate()
         self.pgbench.wait()
         self.show.say("changed=0 on both. The load is stopped.")
@@ -192,58 +224,69 @@ class Demo:
         self.show.say(table(rows))
 
     def verify(self) -> None:
-        self.show.heading("pg_verifybackup: every file against the manifest, and the WAL of the archive")
+        self.show.heading("Verify: every checksum, every WAL file; then PostgreSQL's own program, which must agree")
         archive = self.primary.archive
         assert archive is not None
         for backup in self.backups:
+            options = {
+                "repository": str(self.repository), "cluster": backup["cluster"], "backup_id": backup["backup_id"],
+                "levels": "full,wal", "archive_directory": str(archive),
+            }  # fmt: skip
+            arguments = " ".join(f"{name}={value}" for name, value in options.items())
+            module = ("-m", "pgfleet.basebackup.backup_verify", "-a", arguments)
+            self.show.say(self.ansible("ansible", "primary", "-b", *module, quiet=True)[0]["result"]["msg"])
             data = pathlib.Path(backup["directory"], "data")
             self.show.command("pg_verifybackup", "-w", shortened(archive), shortened(data))
             verifybackup(data, MAJOR, archive)
             self.show.say("backup successfully verified")
 
-    def restore(self, backup: dict[str, t.Any]) -> None:
-        show, source = self.show, pathlib.Path(backup["directory"])
-        name = f"restored-{backup['cluster']}"
-        target = self.sandbox.root / name
-        show.heading(f"Restore the {backup['cluster']}'s backup with cp, start it, look for corruption")
-        show.command("cp", "-a", shortened(source / "data"), shortened(target / "data"))
-        show.command("cp", "-a", shortened(source / "tablespaces"), shortened(target / "tablespaces"))
-        show.say(
-            "pg_tblspc and tablespace_map then name the tablespace's copy, restore_command = 'cp ...' from the archive,"
-        )
-        show.say(
-            "recovery_target = 'immediate', recovery_target_action = 'promote', archive_mode = off, recovery.signal"
-        )
-        server = restore(self.sandbox, source, self.primary.archive, MAJOR, name=name, target="immediate")
-        show.say(f"started, recovered to the end of the backup, promoted to timeline {_timeline(server)}")
-        show.command("pg_amcheck", "--all", "--heapallindexed", "--parent-check")
-        amcheck(server)
-        show.say("no corruption found")
-        self.compare(server)
-        server.stop()
+    def drill(self) -> None:
+        self.show.heading("Drill: restore both beside the live servers, start, look for corruption, remove again")
+        self.play("drill", changed=True)
+        module = ("-m", "pgfleet.basebackup.backup_info", "-a", f"repository={self.repository}")
+        result = self.ansible("ansible", "primary", "-b", *module, quiet=True)[0]["result"]
+        for cluster in result["clusters"]:
+            (backup,) = cluster["backups"]
+            if not backup["proven_at"]:
+                raise DemoError(f"The drill did not prove it: {backup}")
+            self.show.say(f"{cluster['name']} {backup['backup_id']}: proven at {backup['proven_at']}")
 
-    def compare(self, server: Server) -> None:
-        """Check what every state that a transaction left behind has in common (pgbench's documentation, TPC-B)."""
-        (counts,) = server.sql(
-            "SELECT (SELECT count(*) FROM pgbench_accounts), (SELECT count(*) FROM in_extra),"
-            " (SELECT count(*) FROM pgbench_history), (SELECT sum(abalance) FROM pgbench_accounts),"
-            " (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches),"
-            " (SELECT sum(delta) FROM pgbench_history)"
-        )
-        accounts, extra, history, *sums = counts
+    def disaster(self) -> None:
+        """Drop a table, and write something after it."""
+        self.show.heading("DROP TABLE pgbench_history")
+        self.standby.stop()
+        self.show.say("(The standby is stopped: it would follow its primary into this, and could not follow it back.)")
+        self.kept = self.state()
+        self.moment = str(self.primary.value("SELECT clock_timestamp()"))
+        self.show.say(f"It is {self.moment}; pgbench_history has {self.kept[0]:,} rows.")
+        self.primary.sql("DROP TABLE pgbench_history")
+        self.primary.sql("UPDATE pgbench_accounts SET abalance = 0 WHERE aid < 1000")
+        self.show.say("Dropped, and other transactions were committed since.")
+
+    def recover(self) -> None:
+        self.show.heading("Recover the primary to the moment before: first the plan, then the deed")
+        options = [
+            "-e", "pg_recover_hosts=primary", "-e", "pg_recover_delta=true",
+            "-e", json.dumps({"pg_recover_recovery_target_time": self.moment}),
+        ]  # fmt: skip
+        self.play("restore", *options, "--check", changed=True, hosts=1)
+        if self.primary.sql("SELECT 1 FROM pg_class WHERE relname = 'pgbench_history'"):
+            raise DemoError("Check mode has changed something.")
+        self.play("restore", *options, changed=True, hosts=1)
+        if self.state() != self.kept:
+            raise DemoError(f"{self.state()} instead of {self.kept}")
+        amcheck(self.primary)
+        timeline = self.primary.value("SELECT timeline_id FROM pg_control_checkpoint()")
         self.show.say(
-            f"{accounts:,} accounts; {history:,} transactions, each whole: four sums of money are {sums[0]:,}"
+            f"pgbench_history has its {self.kept[0]:,} rows again; timeline {timeline}; pg_amcheck finds nothing."
         )
-        if (accounts, extra) != (ACCOUNTS, 1000) or len(set(sums)) != 1:
-            raise DemoError(f"The rows are not plausible: {counts}")
-        if not self.before <= history <= self.transactions():
-            raise DemoError(
-                f"{history} transactions: the backup began after {self.before}, the load ended after"
-                f" {self.transactions()}."
-            )
-        (location,) = server.sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'extra'")[0]
-        if not str(location).startswith(f"{server.directory}/"):
-            raise DemoError(f"The restored tablespace is {location}, not a copy.")
+
+    def state(self) -> tuple[t.Any, ...]:
+        """Return what tells one state of the database from another (pgbench's documentation, TPC-B)."""
+        return self.primary.sql(
+            "SELECT (SELECT count(*) FROM pgbench_history), (SELECT sum(delta) FROM pgbench_history),"
+            " (SELECT sum(abalance) FROM pgbench_accounts), (SELECT count(*) FROM in_extra)"
+        )[0]
 
     def end(self) -> None:
         show = self.show
@@ -251,21 +294,16 @@ class Demo:
         show.say(
             "Both servers were backed up under load, and a second run changed nothing. PostgreSQL's own tools accept"
         )
-        show.say("both backups; restored with cp they start, are consistent, and pg_amcheck finds nothing.")
-        show.say(f"It took {show.seconds:.0f} s. Primary and standby still run. To look further:")
+        show.say("both backups, a drill has proven them, and a dropped table is back.")
+        show.say(f"It took {show.seconds:.0f} s. The primary still runs. To look further:")
         show.say()
-        for server in (self.primary, self.standby):
-            show.say(self.sql_line(server))
+        show.say(self.sql_line(self.primary))
         show.say(f"less {shortened(self.inventory)}")
         show.say(f"ls {shortened(self.repository)}/*/backups/*")
         show.say(
             f".venv/bin/ansible-playbook -i {shortened(self.inventory)} playbooks/backup.yml -e pg_backup_force=true"
         )
         show.say("make demo-down      # stops the servers and removes everything")
-
-
-def _timeline(server: Server) -> int:
-    return int(server.value("SELECT timeline_id FROM pg_control_checkpoint()"))
 
 
 def up() -> int:
