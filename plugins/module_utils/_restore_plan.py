@@ -8,6 +8,7 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._manifest import ManifestFile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Cluster, read_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_copy import read_verified
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_places import (
     CLUSTER,
     EMPTY,
@@ -166,11 +168,13 @@ class Plan:
         self._guard(self._choose)
         if self.is_done:
             return
+        self._guard(self._check_record)
         places = Places(self)
         self._guard(places.check_target)
         if self.chosen is None:
             return
         self._guard(self._look)
+        self._guard(self._check_wal)
         self._guard(places.make_layout)
         if self.layout is None:
             return
@@ -181,7 +185,7 @@ class Plan:
         self._guard(lambda: _restore_neighbours.check_later_tablespaces(self))
         self._guard(places.check_space)
 
-    def _guard(self, step: t.Callable[[], None]) -> None:
+    def _guard(self, step: t.Callable[[], object]) -> None:
         """A refusal is noted, so that all of them are told at once."""
         try:
             step()
@@ -201,19 +205,46 @@ class Plan:
         for backup in self.cluster.published():
             try:
                 size = int(backup.load()["server"]["wal_segment_size"])
-            except (BackupError, KeyError, TypeError):
+            except (BackupError, KeyError, TypeError, ValueError):
                 continue
         directory, command = self.params["archive_directory"], self.params["restore_command"]
         default = os.path.join(self.cluster.path, "wal")
         if not directory and not command and os.path.isdir(default):
             directory = default
         self.archive = _archive.open_archive(directory, command, size, int(known) if known else None)
-        self.chosen = choose(self.cluster, self.params["backup_id"], self.target, self.archive)
+        self.chosen = choose(self.cluster, self.params["backup_id"], self.target, self._with_server())
         self.warnings += self.chosen.warnings
         if self.content.get("kind", "full") != "full":
             raise BackupError(
                 f"The backup {self.chosen.backup.id} is not a full one.", code="not_full", hint="Combine it first."
             )
+
+    def _with_server(self) -> t.Optional[_archive.Archive]:
+        """Return the archive with what only the cluster in the target directory has, where that will be used."""
+        own = _restore_wal.directory_of(self.data)
+        places = [os.fsencode(place) for place in self.wish.get("wal_from", [])] + ([own] if own else [])
+        uses = self.params["restore_as"] == "primary" and self.record.get("restore_as") != "copy"
+        if uses and places and isinstance(self.archive, _archive.DirectoryArchive):
+            return _restore_wal.WithServer(self.archive, places)
+        return self.archive
+
+    def _check_record(self) -> None:
+        """Require that ``backup.json`` is what was written, as far as it is used here; else there is no backup."""
+        if self.chosen is None:
+            return
+        backup, content = self.chosen.backup, self.content
+        try:
+            int(content["server"]["system_identifier"]), os.path.join(content["server"]["data_directory"], "")
+            self.version(), self.specials(), list(content["server"].get("config_files_outside") or [])
+            float(content["copy"]["bytes"]), float(content["copy"].get("seconds") or 0)
+            [(int(oid), os.fsencode(location)) for oid, location in content["stop"]["tablespaces"].items()]
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            self.chosen = None
+            raise BackupError(
+                f"The backup {backup.path} is damaged: backup.json is not what was written: {exc!r}",
+                code="damaged_backup",
+                hint="Restore another backup.",
+            ) from exc
 
     def _look(self) -> None:
         """Look at the backup as far as its files need not be read."""
@@ -231,6 +262,7 @@ class Plan:
         for file in look.files:
             if file.entry.path in WRITTEN:
                 self.small[file.entry.path] = file
+                self._guard(functools.partial(read_verified, file))
             elif not file.entry.path.startswith(WORK + b"/"):
                 self.files.append(file)
         if content.get("wal") == "include":
@@ -239,6 +271,15 @@ class Plan:
             self.warnings.append(f"The backup {backup.id} has no checksums: its files cannot be verified.")
         self.directories = backup_directories(os.fsencode(backup.path))
         self.config_files_outside = list(content["server"].get("config_files_outside") or [])
+
+    def _check_wal(self) -> None:
+        """Look into the first page of the WAL files that are needed: those of another cluster have the same names."""
+        assert self.chosen is not None
+        if isinstance(self.archive, _archive.DirectoryArchive):
+            directory, server = os.fsencode(self.archive.directory), self.content["server"]
+            size, identifier = server["wal_segment_size"], int(server["system_identifier"])
+            for name in self.chosen.wal_needed:
+                self._guard(functools.partial(_restore_wal.check_header, directory, name, size, identifier))
 
     def _add_included_wal(self) -> None:
         assert self.chosen is not None
