@@ -82,7 +82,8 @@ def prepare(plan: Plan) -> None:
             os.makedirs(plan.data, mode=0o700)
             sync_path(os.path.dirname(plan.data))
         os.chmod(plan.data, 0o750 if plan.params["allow_group_access"] else 0o700)
-        with contextlib.suppress(FileExistsError):
+        if not os.path.isdir(plan.data + b"/" + WORK) or os.path.islink(plan.data + b"/" + WORK):
+            _unlink(plan.data + b"/" + WORK)
             os.mkdir(plan.data + b"/" + WORK, 0o700)
     except OSError as exc:
         raise unwritable(exc.filename or plan.data, exc) from exc

@@ -58,7 +58,9 @@ class Places:
         self._plan = plan
         self._data = plan.data
         self._params = plan.params
-        self._old_spaces = _live.tablespaces_of(plan.data)
+        # Through a link one would see another cluster's.
+        linked = os.path.islink(plan.data + b"/pg_tblspc")
+        self._old_spaces: dict[int, bytes] = {} if linked else _live.tablespaces_of(plan.data)
 
     def check_target(self) -> None:
         """Check the data directory: owner, content, and that nobody else is in it."""
