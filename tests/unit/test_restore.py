@@ -19,6 +19,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
     _restore_plan,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import Restore
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_run import Run
 
 from tests.unit.helpers_restore import VERSION, Case, chosen, in_this_process, killed, name
@@ -266,17 +267,21 @@ def test_corrupt_small_file(case: Case) -> None:
     assert not case.data.exists()
 
 
-def test_journal_of_another_boot(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash of the machine may have lost what was not flushed."""
-    case.published.path.joinpath("data/base/5/2600").write_bytes(b"y" * 10000)
-    with pytest.raises(BackupError):
-        case.restore()
-    done = [path for path in ("PG_VERSION", "base/5/1259") if (case.data / path).exists()]
-    assert done
-    (case.data / done[0]).write_bytes(bytes((case.data / done[0]).stat().st_size)[:-1] + b"?")
-    monkeypatch.setattr(_restore_copy, "_header", lambda: b"another boot\n")
-    case.published.path.joinpath("data/base/5/2600").write_bytes(b"x" * 10000)
-    case.restore()
+@pytest.mark.parametrize("same_boot", [True, False])
+def test_journal(case: Case, monkeypatch: pytest.MonkeyPatch, same_boot: bool) -> None:
+    """What is copied is not read again, unless a crash of the machine may have lost what was not flushed."""
+
+    def dies(_self: Restore) -> None:
+        raise BackupError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Restore, "_write_wal", dies)
+        with pytest.raises(BackupError):
+            case.restore()
+    if not same_boot:
+        (case.data / "base/5/2600").write_bytes(b"?" * 10000)
+        monkeypatch.setattr(_restore_copy, "_header", lambda: b"another boot\n")
+    assert case.restore()["reused_files"] == (6 if same_boot else 0)
     case.is_restored()
 
 
