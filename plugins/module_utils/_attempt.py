@@ -31,6 +31,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._target import 
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import (
     format_lsn,
+    is_history_name,
     is_segment_name,
     parse_lsn,
     parse_segment_name,
@@ -125,6 +126,11 @@ class Attempt:
         self._stop = parse_lsn(content["stop"]["stop_lsn"])
         self._warnings: list[str] = []
         self._source = self._open(archive)
+        # Without it the path would be taken for one timeline.
+        histories = [name for name in content.get("required_wal") or [] if is_history_name(name)]
+        unknown = [name for name in histories if not self._source.has(name)]
+        if unknown:
+            raise self._incomplete(unknown)
         self._path = _archive.timeline_path(self._source, content["stop"]["timeline"], self._stop, target.timeline)
         ends = {LSN: self._stop, TIME: round(content["stop"]["stopped_at"] * 1000000)}
         if target.kind in ends and t.cast(int, target.value) < ends[target.kind]:
