@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of restores share: a source with backups, copies of it, and that somebody else's files are untouched."""
+"""What the tests of restores share: a source with backups, copies of it, and what must stay untouched."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ class Source:
             self.sandbox.servers.append(place)
         place.start()
         wait_until(
-            lambda: not place.running or not place.in_recovery, f"{place.name} recovers: {place.log[-2000:]}", timeout=60
+            lambda: not place.running or not place.in_recovery,
+            f"{place.name} recovers: {place.log[-2000:]}",
+            timeout=60,
         )
         assert place.running, place.log[-2000:]
         return place
@@ -147,7 +149,7 @@ def untouched(*places: pathlib.Path) -> t.Iterator[None]:
     """Require that nothing below these places is another one afterwards."""
     before = [listing(place) for place in places]
     yield
-    for place, old in zip(places, before):
+    for place, old in zip(places, before, strict=True):
         new = listing(place)
         assert new == old, sorted(path for path in {*old, *new} if old.get(path) != new.get(path))
 
