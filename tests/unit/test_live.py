@@ -1,0 +1,102 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running servers and mounts, with a process that only looks like a server."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import typing as t
+
+import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _live
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+
+from tests.unit.helpers_unit import wait_until
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A data directory with a tablespace whose location is no UTF-8, and a link in the place of pg_wal."""
+    made = tmp_path / "data"
+    (made / "pg_tblspc").mkdir(parents=True)
+    (made / "PG_VERSION").write_text("18\n")
+    for name in (b"caf\xe9", b"wal"):
+        os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+    os.symlink(os.fsencode(tmp_path) + b"/caf\xe9", made / "pg_tblspc/16385")
+    (made / "pg_wal").symlink_to(tmp_path / "wal")
+    return made
+
+
+@pytest.fixture
+def process(tmp_path: pathlib.Path, data: pathlib.Path) -> t.Iterator[int]:
+    """A process named postgres that works there."""
+    program = tmp_path / "postgres"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+    running = subprocess.Popen([program, "60"], cwd=data)
+    try:
+        name = pathlib.Path(f"/proc/{running.pid}/comm")
+        wait_until(lambda: name.read_text() == "postgres\n", "it runs")
+        yield running.pid
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_running(tmp_path: pathlib.Path, data: pathlib.Path, process: int) -> None:
+    place = os.fsencode(data)
+    (server,) = [one for one in _live.running_servers() if one.pid == process]
+    top = os.fsencode(tmp_path)
+    assert (server.data_directory, server.identity) == (place, _live.identity(place))
+    assert server.tablespaces == {top + b"/caf\xe9": _live.identity(top + b"/caf\xe9")}
+    assert server.wal == _live.identity(top + b"/wal")
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    assert _live.server_in(os.fsencode(link), [server]) == process
+    assert _live.server_in(top, [server]) is None
+    with pytest.raises(BackupError) as caught:
+        _live.refuse_running(place)
+    assert (caught.value.code, str(process) in caught.value.msg) == ("server_running", True)
+
+
+def test_not_running(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A stale postmaster.pid, with the number of a living process, is not a server."""
+    (data / "postmaster.pid").write_text(f"{os.getpid()}\n")
+    _live.refuse_running(os.fsencode(data))
+    assert _live.tablespaces_of(os.fsencode(tmp_path / "absent")) == {}
+    assert _live.identity(os.fsencode(tmp_path / "absent")) is None
+
+
+def test_another_account(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, process: int) -> None:
+    """Of its processes only the command line is seen."""
+
+    def denied(_path: bytes) -> os.stat_result:
+        raise PermissionError
+
+    monkeypatch.setattr(_live, "_named_directory", lambda _pid: os.fsencode(data))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", denied)
+        server = _live._server_of(process)
+    assert server == _live.Running(process, os.fsencode(data), None, {})
+    assert _live.server_in(os.fsencode(data), [server]) == process
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([b"postgres", b"-D", b"/data"], b"/data"),
+        ([b"postgres", b"-D/data"], b"/data"),
+        ([b"postgres: checkpointer "], b""),
+    ],
+)
+def test_command_line(words: list[bytes], expected: bytes) -> None:
+    with subprocess.Popen(["/bin/sh", "-c", "read word", *words], stdin=subprocess.PIPE) as running:
+        assert _live._named_directory(running.pid) == expected
+
+
+def test_mounts() -> None:
+    assert b"/proc" in _live.mounts_below(b"/")
+    assert _live.mounts_below(b"/proc/self/nothing") == set()
