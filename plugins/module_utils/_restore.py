@@ -42,7 +42,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_tree i
     CONTROL,
     RECORD,
     WORK,
-    Layout,
     remove,
 )
 
@@ -129,11 +128,9 @@ class Restore:
     """The work of one restore, under the lock of its folder. Each step can be repeated."""
 
     def __init__(self, plan: Plan, check: t.Callable[[], None], progress: t.Callable[[int, int], None]) -> None:
-        assert plan.layout is not None
-        assert plan.chosen is not None
         self._plan = plan
-        self._layout: Layout = plan.layout
-        self._chosen = plan.chosen
+        self._layout = plan.places
+        self._chosen = plan.choice
         self._check = check
         self._progress = progress
         self._sync = bool(plan.params["sync"])

@@ -60,7 +60,6 @@ def check(plan: Plan) -> None:
 
 
 def _settings(plan: Plan) -> dict[str, t.Any]:
-    assert plan.chosen is not None
     params = plan.params
     settings: dict[str, t.Any] = {}
     if params["restore_as"] == "standby":
@@ -70,7 +69,7 @@ def _settings(plan: Plan) -> dict[str, t.Any]:
         if plan.archive is not None:
             settings["restore_command"] = _archive.restore_command(plan.archive)
     else:
-        settings.update(_target.recovery_settings(plan.chosen.target))
+        settings.update(_target.recovery_settings(plan.choice.target))
         # Recovery asks for it; where there is no archive, nothing is ever found.
         settings["restore_command"] = _archive.restore_command(plan.archive) if plan.archive else "false"
         settings.update(_NO_STANDBY)
@@ -89,8 +88,7 @@ def _settings(plan: Plan) -> dict[str, t.Any]:
 
 def _check_parameters(plan: Plan) -> None:
     """Compare with what the source had: lower values make recovery stop."""
-    assert plan.chosen is not None
-    data = plan.chosen.backup.file("data")
+    data = plan.choice.backup.file("data")
     config = plan.params["config_file"] or os.path.join(data, "postgresql.conf")
     if not plan.params["config_file"] and not os.path.exists(config):
         outside = [one for one in plan.config_files_outside if os.path.basename(one) == "postgresql.conf"]
@@ -101,7 +99,7 @@ def _check_parameters(plan: Plan) -> None:
             return
         config = outside[0]
     configured = _conf.read_settings(config, data, plan.settings)
-    with open(plan.chosen.backup.file("data", "global", "pg_control"), "rb") as stream:
+    with open(plan.choice.backup.file("data", "global", "pg_control"), "rb") as stream:
         control = _control.parse_control(stream.read())
     plan.parameters = _conf.lowered_parameters(control, configured)
     if plan.params["restore_as"] == "copy":

@@ -97,8 +97,7 @@ def _relatives(plan: Plan) -> t.Iterator[tuple[str, bytes]]:
 
 def _replays(plan: Plan, oid: int, location: bytes) -> bool:
     """Tell whether the creation of a tablespace is, or may be, in the WAL up to the target."""
-    assert plan.chosen is not None
-    lsn, archive = plan.chosen.target_lsn, plan.archive
+    lsn, archive = plan.choice.target_lsn, plan.archive
     if lsn is None or not isinstance(archive, _archive.DirectoryArchive):
         return True
     limit = lsn + (_NEXT_RECORD if plan.target.kind == _target.LSN else 0)
@@ -108,7 +107,7 @@ def _replays(plan: Plan, oid: int, location: bytes) -> bool:
     first = _wal.segment_of(_wal.parse_lsn(plan.content["start"]["start_lsn"]), size)
     rest = b""
     for segment in range(first, _wal.segment_of(limit, size) + 1):
-        name = _archive.path_segment(plan.chosen.path, segment, size)
+        name = _archive.path_segment(plan.choice.path, segment, size)
         if not archive.has(name):
             break
         for piece, lsn_of in payload_pieces(archive.read(name), segment * size):

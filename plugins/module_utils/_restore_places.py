@@ -101,9 +101,8 @@ class Places:
         if not plan.save_to:
             return
         real = os.path.realpath(plan.save_to)
-        assert plan.layout is not None
         wal = _restore_wal.directory_of(self._data)
-        taken = [*plan.layout.roots, *(space.real for space in plan.layout.spaces), *([wal] if wal else [])]
+        taken = [*plan.places.roots, *(space.real for space in plan.places.spaces), *([wal] if wal else [])]
         if not self._check_alone("save_wal_to", real + b"/x", *taken):
             return
         self._check_directory(real)
@@ -304,11 +303,10 @@ class Places:
         plan, data = self._plan, self._data
         link = data + b"/pg_wal"
         own = os.path.realpath(link) if os.path.islink(link) and not plan.replaces else None
-        if not self._params["waldir"] and own is None:
-            return None
         waldir = os.path.normpath(os.fsencode(self._params["waldir"])) if self._params["waldir"] else own
-        assert waldir is not None
-        for real in {os.path.realpath(waldir), own or os.path.realpath(waldir)}:
+        if waldir is None:
+            return None
+        for real in sorted({os.path.realpath(waldir), own or os.path.realpath(waldir)}):
             user = _restore_neighbours.user_of_wal(plan, real)
             if user:
                 plan.refuse(
@@ -335,8 +333,7 @@ class Places:
 
     def check_space(self) -> None:
         """Compare what is needed with what is free, file system by file system."""
-        plan, layout = self._plan, self._plan.layout
-        assert layout is not None
+        plan, layout = self._plan, self._plan.places
         needed: dict[int, list[t.Any]] = {}
 
         def add(place: bytes, size: int) -> None:

@@ -145,8 +145,17 @@ class Plan:
     @property
     def content(self) -> dict[str, t.Any]:
         """The metadata of the chosen backup."""
-        assert self.chosen is not None
-        return self.chosen.content
+        return self.choice.content
+
+    @property
+    def choice(self) -> Chosen:
+        """What was chosen, for steps that come after the choice."""
+        return t.cast(Chosen, self.chosen)
+
+    @property
+    def places(self) -> Layout:
+        """The layout, for steps that come after it was made."""
+        return t.cast(Layout, self.layout)
 
     @property
     def is_done(self) -> bool:
@@ -248,8 +257,7 @@ class Plan:
 
     def _look(self) -> None:
         """Look at the backup as far as its files need not be read."""
-        assert self.chosen is not None
-        backup, content = self.chosen.backup, self.content
+        backup, content = self.choice.backup, self.content
         look = Look(backup, content)
         if look.bad_files:
             first = look.bad_files[0]
@@ -274,18 +282,16 @@ class Plan:
 
     def _check_wal(self) -> None:
         """Look into the first page of the WAL files that are needed: those of another cluster have the same names."""
-        assert self.chosen is not None
         if isinstance(self.archive, _archive.DirectoryArchive):
             directory, server = os.fsencode(self.archive.directory), self.content["server"]
             size, identifier = server["wal_segment_size"], int(server["system_identifier"])
-            for name in self.chosen.wal_needed:
+            for name in self.choice.wal_needed:
                 self._guard(functools.partial(_restore_wal.check_header, directory, name, size, identifier))
 
     def _add_included_wal(self) -> None:
-        assert self.chosen is not None
         checksums = self.content["wal_proof"].get("sha256") or {}
         for name in self.content["wal_proof"]["archived"]:
-            place = os.fsencode(self.chosen.backup.file("data", "pg_wal", name))
+            place = os.fsencode(self.choice.backup.file("data", "pg_wal", name))
             path = b"pg_wal/" + os.fsencode(name)
             checksum = checksums.get(name)
             entry = ManifestFile(path, os.stat(place).st_size, 0, "SHA256" if checksum else None, checksum)
@@ -297,15 +303,12 @@ class Plan:
         return {one["path"].encode("utf-8", "surrogateescape") for one in found if one["kind"] == "symlink"}
 
     def _survey(self) -> None:
-        assert self.layout is not None
         if not self.replaces:
             wanted = {file.entry.path for file in self.files}
-            self.survey = self.layout.survey(wanted, set(self.directories), self.specials())
+            self.survey = self.places.survey(wanted, set(self.directories), self.specials())
 
     def _old_wal(self) -> None:
         """Find the WAL of the replaced cluster that only it has."""
-        assert self.layout is not None
-        assert self.chosen is not None
         source = _restore_wal.directory_of(self.data)
         size = self.content["server"]["wal_segment_size"]
         # That of a copy for tests is nobody's.
@@ -350,14 +353,13 @@ class Plan:
         return [place] if place else []
 
     def _use(self, places: t.Sequence[bytes], size: int) -> None:
-        assert self.chosen is not None
         start = parse_lsn(self.content["start"]["start_lsn"])
         identifier = int(self.content["server"]["system_identifier"])
         included = {os.path.basename(file.entry.path) for file in self.files if file.entry.path.startswith(b"pg_wal/")}
         seen: set[str] = set()
         for place in places:
             names = _restore_wal.unarchived(place, size, self._is_archived)
-            for name in _restore_wal.usable(place, names, self.archive, self.chosen.path, start, size, identifier):
+            for name in _restore_wal.usable(place, names, self.archive, self.choice.path, start, size, identifier):
                 if name not in seen and os.fsencode(name) not in included:
                     seen.add(name)
                     self.used.append((place, name))
@@ -414,14 +416,14 @@ class Plan:
         if self.chosen is not None:
             copy = self.content["copy"]
             rate = copy["bytes"] / copy["seconds"] if copy.get("seconds") else 0
-            until = self.chosen.recoverable_until_us
+            until = self.choice.recoverable_until_us
             plan.update(
-                wal_needed=self.chosen.wal_needed,
-                wal_missing=self.chosen.wal_missing,
+                wal_needed=self.choice.wal_needed,
+                wal_missing=self.choice.wal_missing,
                 estimated_seconds=round((total - kept) / rate, 1) if rate else None,
                 recoverable_until=None if until is None else _target.format_time(until),
             )
-            result.update(backup_id=self.chosen.backup.id, why=self.chosen.why)
+            result.update(backup_id=self.choice.backup.id, why=self.choice.why)
         if self.layout is not None:
             result["tablespaces"] = {str(space.oid): printable(space.location) for space in self.layout.spaces}
         return result
