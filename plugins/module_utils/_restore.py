@@ -31,7 +31,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import write_json
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_places import place_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_places import EMPTY, place_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import (
     WAL_SAVED,
     WISH,
@@ -77,6 +77,11 @@ def prepare(plan: Plan) -> None:
     try:
         if plan.replaces and state_of(plan.data) == plan.state:
             _move_aside(plan)
+        elif plan.params["replace"] and plan.state == EMPTY:
+            # The data directory is lost, its tablespaces are not.
+            for oid, location in plan.aside:
+                _set_aside(plan.data, oid, location, plan.version(), stamp())
+            plan.aside = []
         if not os.path.isdir(plan.data):
             os.makedirs(plan.data, mode=0o700)
             sync_path(os.path.dirname(plan.data))

@@ -22,12 +22,14 @@ if t.TYPE_CHECKING:
     from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import Plan
 
 AUTO_CONF = b"postgresql.auto.conf"
-# A copy for tests must not write to the archive, ask a publisher for its changes, or wait for somebody else's standby.
+# A copy for tests must not write to the archive, ask a publisher for its changes, wait for somebody else's standby, or
+# write to the source's log files, which the rotation truncates.
 _COPY = {
     "archive_mode": "off",
     "max_logical_replication_workers": "0",
     "synchronous_standby_names": "",
     "external_pid_file": "",
+    "log_directory": "log",
 }
 # Commands and delays that belong to a standby; replay to a target would obey them too.
 _NO_STANDBY = {"archive_cleanup_command": "", "recovery_end_command": "", "recovery_min_apply_delay": "0"}
@@ -75,6 +77,9 @@ def _settings(plan: Plan) -> dict[str, t.Any]:
         settings.update(_NO_STANDBY)
     if params["restore_as"] == "copy":
         settings.update(_COPY)
+        if plan.content["server"]["major"] < 15:
+            # Each server empties it when it starts.
+            settings["stats_temp_directory"] = "pg_stat_tmp"
     in_place = [path for path in plan.directories if path.startswith(b"pg_tblspc/") and path.count(b"/") == 1]
     mapped = {b"pg_tblspc/%s" % oid.encode("ascii") for oid in plan.content["stop"]["tablespaces"]}
     if set(in_place) - mapped:

@@ -57,16 +57,21 @@ def _is_here(plan: Plan, server: _live.Running) -> bool:
     return server.identity is not None and server.identity == _live.identity(plan.data)
 
 
-def check_later_tablespaces(plan: Plan) -> None:
+def check_relatives(plan: Plan) -> None:
     """Refuse when replay would create a tablespace anew in the directory in which another cluster here has it.
 
     That is one that was created after the backup: its place comes from the WAL and cannot be mapped. Only clusters with
     the same system identifier are looked at. Raises BackupError as reading the archive does.
     """
-    if plan.target.kind == _target.IMMEDIATE:
-        return
     known = set(plan.content["stop"]["tablespaces"])
     for user, directory in _relatives(plan):
+        if plan.params["restore_as"] == "primary" and directory.startswith(b"/proc/"):
+            plan.warnings.append(
+                f"{user[0].upper()}{user[1:]} is of the same cluster. Another primary archives to the same place, on a"
+                " timeline that standbys and later restores may follow; restore_as: copy archives nothing."
+            )
+        if plan.target.kind == _target.IMMEDIATE:
+            continue
         for oid, location in sorted(_live.tablespaces_of(directory).items()):
             if str(oid) not in known and _replays(plan, oid, location):
                 plan.refuse(

@@ -286,6 +286,11 @@ class Places:
     def _find_left_over(self, spaces: t.Sequence[Space]) -> None:
         """Find the tablespaces of the old cluster that must not stay where replay may create them again."""
         plan = self._plan
+        if plan.state == EMPTY and self._params["replace"]:
+            version = plan.version()
+            plan.aside += [
+                (one.oid, one.location) for one in spaces if not _restore_wal.is_empty(one.real + b"/" + version)
+            ]
         if plan.state not in (CLUSTER, INTERRUPTED):
             return
         kept = set() if plan.replaces else {space.oid for space in spaces}

@@ -191,7 +191,7 @@ class Plan:
         self._guard(self._old_wal)
         self._guard(places.check_saved_wal)
         self._guard(lambda: _restore_conf.check(self))
-        self._guard(lambda: _restore_neighbours.check_later_tablespaces(self))
+        self._guard(lambda: _restore_neighbours.check_relatives(self))
         self._guard(places.check_space)
 
     def _guard(self, step: t.Callable[[], object]) -> None:
@@ -303,7 +303,8 @@ class Plan:
         return {one["path"].encode("utf-8", "surrogateescape") for one in found if one["kind"] == "symlink"}
 
     def _survey(self) -> None:
-        if not self.replaces:
+        # What is to be set aside is not there any more.
+        if not self.replaces and not (self.params["replace"] and self.state == EMPTY):
             wanted = {file.entry.path for file in self.files}
             self.survey = self.places.survey(wanted, set(self.directories), self.specials())
 
