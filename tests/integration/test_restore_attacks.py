@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _restore
@@ -66,10 +67,10 @@ def test_places(sandbox: Sandbox, major: int) -> None:
         for path in (data, data / "wal", cluster / "w", archive / "w", place.directory, spaces / oid, live.data / "w"):
             stands_against(source, place, "overlap", waldir=str(path))
         stands_against(source, place, "waldir_in_use", waldir=str(live.data / "pg_wal"))
-        live.stop()
-        # The cluster is whole, though it does not run.
-        stands_against(source, place, "overlap", data_directory=str(live.data / "absent"))
-        stands_against(source, place, "tablespace_in_use", tablespace_mapping={extra: str(extra)})
+    # The cluster is whole, though it does not run.
+    live.stop()
+    stands_against(source, place, "overlap", data_directory=str(live.data / "absent"))
+    stands_against(source, place, "tablespace_in_use", tablespace_mapping={extra: str(extra)})
     assert not data.exists()
 
 
@@ -197,6 +198,45 @@ def test_tablespace_made_after_the_backup(sandbox: Sandbox, major: int) -> None:
             assert not list((place.data / "pg_tblspc").iterdir())
             place.stop()
     assert data_checksum(server) == expected
+
+
+def test_tablespaces_of_a_lost_data_directory(sandbox: Sandbox, major: int) -> None:
+    """What replace moves aside it does not delete, though the data directory is not there any more."""
+    source = Source(sandbox, major, tablespaces=["extra"])
+    source.backup()
+    source.archived()
+    server = source.server
+    expected = data_checksum(server)
+    server.stop()
+    shutil.rmtree(server.data)
+    extra = server.directory / "tablespaces" / "extra"
+    precious = max((path for path in extra.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    precious.write_bytes(b"precious")
+    wish = {"data_directory": str(server.data), "tablespace_directory": None}
+    source.refused(server, "tablespace_not_empty", **wish)
+    predicted = source.restored(server, check=True, replace=True, **wish)["plan"]
+    done = source.restored(server, replace=True, **wish)["plan"]
+    assert (predicted["keep_files"], predicted["copy_bytes"]) == (done["keep_files"], done["copy_bytes"])
+    (kept,) = extra.glob(f"replaced-*/*/*/{precious.name}")
+    assert kept.read_bytes() == b"precious"
+    assert data_checksum(source.started(server)) == expected
+
+
+@pytest.mark.majors(14, 18)
+def test_a_second_primary(sandbox: Sandbox, major: int) -> None:
+    """Beside the live one it is possible, but not without a word; a copy shares no directory with the source."""
+    source = Source(sandbox, major)
+    shared = own_directory(sandbox.root / "shared")
+    stats = {"stats_temp_directory": str(shared)} if major < 15 else {}
+    source.server.conf(log_directory=str(shared), external_pid_file=str(shared / "pid"), **stats).restart()
+    source.backup()
+    source.archived()
+    warnings = source.restored(source.place("second"), check=True, restore_as="primary")["plan"]["warnings"]
+    assert any("restore_as: copy" in one for one in warnings), warnings
+    with source.copy(settings={"logging_collector": "on"}) as copy:
+        for name in ("log_directory", "external_pid_file", *stats):
+            assert str(shared) not in copy.value(f"SHOW {name}")
+        assert not any("restore_as" in one for one in source.restored(copy, check=True)["plan"]["warnings"])
 
 
 def test_two_backups_without_checksums(sandbox: Sandbox, major: int, monkeypatch: pytest.MonkeyPatch) -> None:
