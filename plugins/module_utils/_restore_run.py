@@ -66,7 +66,9 @@ class Run:
                 # Ansible takes "path" in a result for a file of its own.
                 details = {name: value for name, value in first.details.items() if name != "path"}
                 details.update(plan.told())
-                raise BackupError(_reasons(plan), code=first.code, hint=first.hint, **details)
+                if len(plan.refusals) == 1:
+                    raise BackupError(first.msg, code=first.code, hint=first.hint, **details)
+                raise BackupError(_reasons(plan), code=first.code, **details)
             self._before = plan.record.get("restored_at")
             self._begin(plan)
         elif read_wish(self._data).get("digest") != self._digest:

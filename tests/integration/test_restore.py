@@ -109,7 +109,10 @@ def test_beside_the_live_server(shared: Source) -> None:
     assert oids(copy) == oids(server)
     amcheck(copy)
     assert shared.restored(place)["changed"] is False
-    shared.refused(place, "server_running", delta=True, force=True)
+    # What runs there writes, so that the directory does not stay the same.
+    refused = shared.run(place, delta=True, force=True)
+    assert (refused["code"], refused["msg"].count("Stop it.")) == ("server_running", 1)
+    assert copy.running
     copy.stop("immediate")
 
     # What the copy has done since is undone, and what is damaged is repaired.
