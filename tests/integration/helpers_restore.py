@@ -87,12 +87,13 @@ class Source:
 
     def refused(self, place: Server, *codes: str, **options: t.Any) -> Result:
         """Require that nothing but these reasons stands against it, in check mode too, and that nothing is touched."""
-        before = listing(self.sandbox.root)
+        before = self._idle()
         planned = self.run(place, check=True, **options)
         answer = self.run(place, **options)
         assert answer.get("failed"), answer
         assert "Traceback" not in str(answer.get("exception", "")), answer
-        assert _changes(before, listing(self.sandbox.root)) == [], answer
+        now = self._idle()
+        assert now == before, sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
         if not planned.get("failed"):
             assert planned["restorable"] is False, planned
             assert not planned["changed"]
@@ -101,6 +102,16 @@ class Source:
             assert planned["code"] in codes
         assert answer["code"] in codes, answer
         return answer
+
+    def _idle(self) -> dict[str, tuple[int, ...]]:
+        """Return what lies in the sandbox, but for what running servers and their archivers write."""
+        lively = {server.directory for server in self.sandbox.servers if server.running} | {self.sandbox.root}
+        lively |= {server.archive for server in self.sandbox.servers if server.running and server.archive}
+        names = tuple(f"{path}/" for path in lively - {self.sandbox.root})
+        found = listing(self.sandbox.root)
+        return {
+            path: one for path, one in found.items() if not path.startswith(names) and pathlib.Path(path) not in lively
+        }
 
     def started(self, place: Server) -> Server:
         """Start what was restored and wait until its recovery has ended."""
@@ -133,15 +144,6 @@ class _Place(Server):
     def data(self) -> pathlib.Path:
         """The data directory."""
         return self.directory / self.data_name
-
-
-# What a running server writes without being asked, and directories that such a file makes change.
-_LIVELY: t.Final = ("pg_stat_tmp", "pgsql_tmp", "log", "pg_internal.init")
-
-
-def _changes(before: t.Mapping[str, t.Any], after: t.Mapping[str, t.Any]) -> list[str]:
-    changed = [path for path in {*before, *after} if before.get(path) != after.get(path)]
-    return sorted(path for path in changed if not any(word in path for word in _LIVELY) and "/primary/" not in path)
 
 
 @contextlib.contextmanager
