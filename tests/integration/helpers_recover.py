@@ -11,7 +11,7 @@ import typing as t
 
 from tests.harness import binaries
 from tests.harness.modules import Modules
-from tests.harness.playbook import Play, RunningPlay, host_vars, run_playbook, start_playbook
+from tests.harness.playbook import Play, RunningPlay, host_vars, start_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file
@@ -73,11 +73,16 @@ class World:
 
     def run(self, playbook: str, hosts: t.Mapping[str, dict[str, t.Any]], **options: t.Any) -> Play:
         """Run one of the collection's playbooks to its end."""
-        return run_playbook(f"playbooks/{playbook}.yml", hosts, directory=self.sandbox.root, **options)
+        options["extra_vars"] = {"pg_recover_hosts": "all", **(options.get("extra_vars") or {})}
+        return self.start(playbook, hosts, **options).wait(180)
 
     def start(self, playbook: str, hosts: t.Mapping[str, dict[str, t.Any]], **options: t.Any) -> RunningPlay:
         """Start one of the collection's playbooks."""
-        return start_playbook(f"playbooks/{playbook}.yml", hosts, directory=self.sandbox.root, **options)
+        # A restore is for hosts that are named.
+        named = {"pg_recover_hosts": "all"}
+        return start_playbook(
+            f"playbooks/{playbook}.yml", hosts, directory=self.sandbox.root, extra_vars=named, **options
+        )
 
     def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:
         """Write a file of tasks, for a hook, and return its path."""

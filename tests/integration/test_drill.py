@@ -260,6 +260,7 @@ def test_sealed_against_a_tablespace_made_later(sandbox: Sandbox, drills: Drills
     drills.nothing_is_left()
 
 
+@pytest.mark.oldest_core
 def test_after_a_killed_controller(drills: Drills) -> None:
     """Its server lives on; the next run stops it, removes what is there, and proves the backup."""
     play = drills.world.start("drill", {"db": drills.host()})

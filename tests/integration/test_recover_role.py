@@ -12,6 +12,7 @@ import pytest
 
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, wait_until
+from tests.harness.user import run
 
 from .helpers_backup import listing
 from .helpers_recover import World
@@ -103,7 +104,10 @@ def test_restore_to_a_point(site: Site) -> None:
 
 def test_several_ways_at_once(site: Site) -> None:
     """As hosts of one play: paused, shut down, a standby, hooks, not started, a check that fails, no such target."""
-    names = ["paused", "down", "standby", "hooks", "files", "wrong", "beyond", "both"]
+    names = ["paused", "down", "standby", "hooks", "files", "wrong", "beyond", "both", "torn"]
+    run(["cp", "-a", site.world.repository / "main", site.world.repository / "broken"])
+    bad = site.world.repository / "broken/backups/one/data/global/pg_filenode.map"
+    bad.write_bytes(b"\xff" + bad.read_bytes()[1:])
     servers = {name: site.place(name) for name in names}
     notes = site.sandbox.root / "notes"
     pg_ctl = "{{ pg_recover_bin_directory }}/pg_ctl -w -l {{ pg_recover_log_file }} -D {{ pg_recover_data_directory }}"
@@ -119,11 +123,12 @@ def test_several_ways_at_once(site: Site) -> None:
         "wrong": {"checks": [{"name": "none", "query": "SELECT count(*) FROM numbers", "expected": 0}]},
         "beyond": {"recovery_target_lsn": "F/0"},
         "both": {"recovery_target_lsn": "F/0", "recovery_target": "immediate"},
+        "torn": {"cluster": "broken"},
     }
     hosts = {name: site.host(servers[name], **special[name]) for name in names}
     play = site.world.run("restore", hosts)
     failed = {name for name in names if play.stats[name]["failures"]}
-    assert failed == {"wrong", "beyond", "both"}, play.stdout[-6000:]
+    assert failed == {"wrong", "beyond", "both", "torn"}, play.stdout[-6000:]
     assert "paused at" in told(play, "paused")
     assert numbers(servers["paused"]) == [1, 2, 3, 4, 5]
     assert "shutdown at" in told(play, "down")
@@ -141,6 +146,10 @@ def test_several_ways_at_once(site: Site) -> None:
     for name in ("beyond", "both"):
         assert "Nothing was touched." in message(play, name)
         assert not servers[name].data.exists()
+
+    assert "global/pg_filenode.map" in message(play, "torn")
+    assert "cannot be started by accident" in message(play, "torn")
+    assert not (servers["torn"].data / "global" / "pg_control").exists()
 
     again = {name: hosts[name] for name in ("paused", "down", "hooks", "files")}
     second = site.world.run("restore", again).ok()
@@ -168,6 +177,7 @@ def test_several_ways_at_once(site: Site) -> None:
     assert not [task for task in reached(third, "hooks") if task.endswith("Restore the files")]
 
 
+@pytest.mark.oldest_core
 def test_the_place_of_the_source(site: Site) -> None:
     """Without a data directory it goes where the backup was taken of; its lost server is a new primary then."""
     site.primary.sql("CHECKPOINT")
