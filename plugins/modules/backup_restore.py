@@ -113,8 +113,8 @@ options:
     description:
       - V(primary) becomes a primary on a new timeline when recovery ends.
       - V(standby) follows O(primary_conninfo).
-      - V(copy) is a primary for tests, without archiving, logical replication or synchronous standbys; parameters that
-        are too low for recovery are raised.
+      - V(copy) is a primary for tests, without archiving, logical replication or synchronous standbys, whose logs are in
+        its own data directory; parameters that are too low for recovery are raised.
     type: str
     choices: [primary, standby, copy]
     default: primary
@@ -173,6 +173,8 @@ notes:
     action group.
   - The files C(postgresql.auto.conf), C(tablespace_map), C(recovery.signal) and C(standby.signal) are written anew.
   - In check mode with O(delta) the files that are there are read and compared.
+  - A tablespace that was created after the backup is created again by replay, in its original directory. Where another
+    server of the same cluster on this host has it there, a restore to behind its creation is refused.
 attributes:
   action:
     description:
