@@ -113,8 +113,8 @@ options:
     description:
       - V(primary) becomes a primary on a new timeline when recovery ends.
       - V(standby) follows O(primary_conninfo).
-      - V(copy) is a primary for tests, without archiving, logical replication or synchronous standbys, whose logs are in
-        its own data directory; parameters that are too low for recovery are raised.
+      - V(copy) is a primary for tests, without archiving, logical replication or synchronous standbys, whose logs are
+        in its own data directory; parameters that are too low for recovery are raised.
     type: str
     choices: [primary, standby, copy]
     default: primary
