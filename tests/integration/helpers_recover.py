@@ -73,16 +73,13 @@ class World:
 
     def run(self, playbook: str, hosts: t.Mapping[str, dict[str, t.Any]], **options: t.Any) -> Play:
         """Run one of the collection's playbooks to its end."""
-        options["extra_vars"] = {"pg_recover_hosts": "all", **(options.get("extra_vars") or {})}
         return self.start(playbook, hosts, **options).wait(180)
 
     def start(self, playbook: str, hosts: t.Mapping[str, dict[str, t.Any]], **options: t.Any) -> RunningPlay:
         """Start one of the collection's playbooks."""
         # A restore is for hosts that are named.
-        named = {"pg_recover_hosts": "all"}
-        return start_playbook(
-            f"playbooks/{playbook}.yml", hosts, directory=self.sandbox.root, extra_vars=named, **options
-        )
+        options["extra_vars"] = {"pg_recover_hosts": "all", **(options.get("extra_vars") or {})}
+        return start_playbook(f"playbooks/{playbook}.yml", hosts, directory=self.sandbox.root, **options)
 
     def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:
         """Write a file of tasks, for a hook, and return its path."""
