@@ -84,10 +84,3 @@ class World:
     def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:
         """Write a file of tasks, for a hook, and return its path."""
         return str(own_file(self.sandbox.root / f"{name}.yml", json.dumps(list(tasks)), mode=0o644))
-
-
-def result(play: Play, host: str, task: str) -> dict[str, t.Any]:
-    """Return the result of the last task of ``host`` whose name ends with ``task``."""
-    found = [event for event in play.of(host) if event["task"].endswith(task)]
-    assert found, f"{host} has no task {task}: {play.stdout[-6000:]}"
-    return t.cast("dict[str, t.Any]", found[-1]["result"])
