@@ -260,7 +260,8 @@ def restore_command(archive: Archive) -> str:
     """
     if isinstance(archive, CommandArchive):
         return archive.command
-    assert isinstance(archive, DirectoryArchive)
+    if not isinstance(archive, DirectoryArchive):
+        raise TypeError(f"{archive!r} is neither a directory nor a command")
     folder = _quoted(archive.directory)
     script = os.path.join(os.path.dirname(os.path.abspath(archive.directory)), SCRIPT)
     if os.path.isfile(script):

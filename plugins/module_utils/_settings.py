@@ -313,9 +313,10 @@ def _number(parameter: t.Mapping[str, t.Any], text: str) -> str:
         raise BackupError(f"{name} is {what}, not {readable(text)}.", code="bad_setting")
     number = float(match.group(1))
     if match.group(2):
-        base = re.fullmatch(r"(\d*)(\w+)", unit)
-        assert base is not None, unit
-        number *= kinds[0][match.group(2)] / (kinds[0][base.group(2)] * int(base.group(1) or 1))
+        # Such as 8kB: how many, and of what.
+        name_of_unit = unit.lstrip("0123456789")
+        base = kinds[0][name_of_unit] * int(unit[: -len(name_of_unit)] or 1)
+        number *= kinds[0][match.group(2)] / base
     if parameter["vartype"] == "integer":
         number = float(round(number))
     if not parameter["min_val"] <= number <= parameter["max_val"]:

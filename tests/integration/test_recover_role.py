@@ -86,6 +86,7 @@ def test_restore_to_a_point(site: Site) -> None:
     assert "restored in" in told(first, "db")
     assert "promoted at" in told(first, "db")
     assert "on timeline 2" in told(first, "db")
+    assert "recovery_target" not in (server.data / "postgresql.auto.conf").read_text()
     assert listing(site.world.repository) == before
 
     server.sql("INSERT INTO numbers VALUES (100)")
