@@ -309,7 +309,10 @@ def timeline_path(archive: Archive, start_timeline: int, start_lsn: int, wanted:
             raise
         if timeline != start_timeline:
             raise BackupError(
-                f"Timeline {timeline} is unknown: {exc.msg}", code="timeline_unknown", missing=exc.details["missing"]
+                f"Timeline {timeline} is unknown: {exc.msg}",
+                code="timeline_unknown",
+                hint="Bring the file back, or recover along latest or current.",
+                missing=exc.details["missing"],
             ) from exc
         history = []
     path = Path(timeline, history)

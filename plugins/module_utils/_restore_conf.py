@@ -54,7 +54,11 @@ def check(plan: Plan) -> None:
     if standby and not params["primary_conninfo"] and plan.archive is None:
         plan.refuse("no_upstream", "A standby needs primary_conninfo or an archive.", "Give primary_conninfo.")
     if not standby and (params["primary_conninfo"] or params["primary_slot_name"]):
-        plan.refuse("no_standby", "primary_conninfo and primary_slot_name are for restore_as: standby.")
+        plan.refuse(
+            "no_standby",
+            "primary_conninfo and primary_slot_name are for restore_as: standby.",
+            "Leave them out, or restore_as: standby.",
+        )
     plan.settings = _settings(plan)
     for name, value in plan.settings.items():
         _conf.format_setting(name, value)

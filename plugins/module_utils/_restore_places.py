@@ -78,7 +78,10 @@ class Places:
         for server in plan.servers:
             if pid != server.pid and (inside(data, server.data_directory) or inside(server.data_directory, data)):
                 plan.refuse(
-                    "overlap", f"{printable(data)} and the server in {printable(server.data_directory)} overlap."
+                    "overlap",
+                    f"The data directory, {printable(data)}, and the running server in"
+                    f" {printable(server.data_directory)} overlap.",
+                    "Name another place.",
                 )
         self._check_alone("The data directory", data)
         self._check_content()
@@ -119,7 +122,7 @@ class Places:
         if os.path.lexists(path):
             status = os.stat(path)
             if not stat.S_ISDIR(status.st_mode):
-                self._plan.refuse("not_a_directory", f"{printable(path)} is not a directory.")
+                self._plan.refuse("not_a_directory", f"{printable(path)} is not a directory.", "Name another place.")
             elif status.st_uid != os.geteuid():
                 self._plan.refuse(
                     "wrong_owner",
@@ -324,7 +327,11 @@ class Places:
                 return waldir
         real = os.path.realpath(waldir)
         if self._params["waldir"] and os.path.ismount(link):
-            plan.refuse("nested_mount", f"{printable(link)} is a mount point and cannot become a link to waldir.")
+            plan.refuse(
+                "nested_mount",
+                f"{printable(link)} is a mount point and cannot become a link to waldir.",
+                "Leave waldir out, or unmount it.",
+            )
         self._check_directory(real)
         if real != own and not _restore_wal.is_empty(real):
             plan.refuse(
@@ -371,6 +378,7 @@ class Places:
                 plan.refuse(
                     "disk_full",
                     f"{size / 1e6:.0f} MB are needed at {printable(place)}, {free / 1e6:.0f} MB are free.",
+                    "Make room there, or restore to another file system.",
                     needed=size,
                     free=free,
                 )

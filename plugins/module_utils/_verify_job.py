@@ -42,11 +42,19 @@ def chosen(cluster: Cluster, backup_id: str) -> Backup:
     if backup_id != "latest":
         backup = cluster.get(backup_id)
         if not backup.published:
-            raise BackupError(f"The backup {backup.id} is not published; it cannot be verified.", code="not_published")
+            raise BackupError(
+                f"The backup {backup.id} in {cluster.path} is not published; it cannot be verified.",
+                code="not_published",
+                hint="pgfleet.basebackup.backup_info tells what it waits for.",
+            )
         return backup
     published = cluster.published()
     if not published:
-        raise BackupError(f"There is no published backup in {cluster.path}.", code="no_backup")
+        raise BackupError(
+            f"There is no published backup in {cluster.path}.",
+            code="no_backup",
+            hint="pgfleet.basebackup.backup_info lists what is there.",
+        )
     return max(published, key=_ended)
 
 

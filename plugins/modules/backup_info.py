@@ -156,6 +156,7 @@ clusters:
         wal:
           description: Where they are, V(archive) or V(include) (in the backup itself); V(none) when nobody made sure.
           type: str
+          version_added: 0.2.0
         wal_proven_by:
           description: How it was proven that they are there; V(none) when it was not.
           type: str

@@ -294,6 +294,7 @@ replication_slots:
   description: What there is of replication slots.
   type: dict
   returned: success
+  version_added: 0.2.0
   contains:
     max:
       description: The setting C(max_replication_slots).

@@ -188,11 +188,15 @@ def test_the_place_of_the_source(site: Site) -> None:
         site.primary, data_directory="", tablespace_directory="", restore_as="primary", port=0, settings={}
     )
     host["pg_recover_login_port"] = site.primary.port
-    assert "is not empty" in told(site.world.run("restore", {"db": host}, check=True).ok(), "db")
+    refused = site.world.run("restore", {"db": host}, check=True).ok()
+    assert "is not empty" in told(refused, "db")
+    assert refused.stats["db"]["changed"] == 0
     site.world.run("restore", {"db": {**host, "pg_recover_delta": True}}).ok()
     assert numbers(site.primary) == [1, 2, 3, 4, 5, 6]
     assert site.primary.value("SHOW archive_mode") == "on"
     assert pathlib.Path(site.primary.data, "pg_tblspc").is_dir()
 
     nothing = site.host(site.place("other"), data_directory="", cluster="unknown")
-    assert "There is no backup" in message(site.world.run("restore", {"db": nothing}), "db")
+    text = message(site.world.run("restore", {"db": nothing}), "db")
+    assert "There is no backup of the cluster unknown" in text
+    assert "Set pg_recover_data_directory" in text
