@@ -227,7 +227,11 @@ def open_archive(
     """
     if directory:
         if not os.path.isdir(directory):
-            raise BackupError(f"The archive {directory} is not a directory of this host.", code="archive_missing")
+            raise BackupError(
+                f"The archive {directory} is not a directory of this host.",
+                code="archive_missing",
+                hint="Mount it, or name another archive_directory or a restore_command.",
+            )
         return DirectoryArchive(directory, size, system_identifier)
     return CommandArchive(command, size, system_identifier) if command else None
 
@@ -369,6 +373,7 @@ class Reach(t.NamedTuple):
     none); ``first_missing`` is the file that would come next, and ``gap`` tells that later ones are there in spite of
     it. ``last_lsn`` is the start of the last complete record, ``last_time_us`` the newest time of a commit or abort in
     the last segment that has one (microseconds since 1970), both None when there is none from the start on.
+    ``damage`` tells why ``first_missing`` is as good as missing though it is there.
     """
 
     segments: int
@@ -377,12 +382,13 @@ class Reach(t.NamedTuple):
     last_lsn: t.Optional[int]
     last_time_us: t.Optional[int]
     gap: bool
+    damage: t.Optional[BackupError] = None
 
 
 def reach(archive: DirectoryArchive, path: Path, start_lsn: int, times: bool = True) -> Reach:
     """Return how far one can recover along ``path`` from ``start_lsn``; without ``times`` no file is read.
 
-    Raises :class:`BackupError`, code ``bad_segment``, when a segment at the end is not good.
+    A segment at the end that is not good (torn by a crash, or still being written) ends it; it is not a ``gap``.
     """
     size = archive.size
     first = end = _wal.segment_of(start_lsn, size)
@@ -398,17 +404,30 @@ def reach(archive: DirectoryArchive, path: Path, start_lsn: int, times: bool = T
         for timeline in (*(entry.timeline for entry in path.history), path.timeline)
         for segment in archive.numbers().get(timeline, ())
     )
-    last_lsn = last_time = None
-    for segment in range(end - 1, first - 1, -1) if times else ():
-        tail_lsn, tail = _tail(archive, path, segment, end - 1)
+    last_lsn = last_time = damage = None
+    while times:
+        try:
+            last_lsn, last_time = _newest(archive, path, first, end - 1, start_lsn)
+            break
+        except BackupError as exc:
+            if exc.code != "bad_segment":
+                raise
+            damage, end = exc, end - 1
+    return Reach(end - first, path_segment(path, end, size), end - 1, last_lsn, last_time, gap, damage)
+
+
+def _newest(
+    archive: DirectoryArchive, path: Path, first: int, last: int, start_lsn: int
+) -> t.Tuple[t.Optional[int], t.Optional[int]]:
+    """Return ``last_lsn`` and ``last_time_us`` of :class:`Reach` for the segments from ``first`` to ``last``."""
+    last_lsn = None
+    for segment in range(last, first - 1, -1):
+        tail_lsn, tail = _tail(archive, path, segment, last)
         last_lsn = last_lsn if last_lsn is not None else tail_lsn
         found = [time_us for lsn, time_us in tail if lsn >= start_lsn]
         if found:
-            last_time = max(found)
-            break
-    if last_lsn is not None and last_lsn < start_lsn:
-        last_lsn = None
-    return Reach(end - first, path_segment(path, end, size), end - 1, last_lsn, last_time, gap)
+            return last_lsn, max(found)
+    return (last_lsn if last_lsn is not None and last_lsn >= start_lsn else None), None
 
 
 def _tail(archive: DirectoryArchive, path: Path, segment: int, last: int) -> _Tail:

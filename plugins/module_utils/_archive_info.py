@@ -288,7 +288,9 @@ def _backup(archive: DirectoryArchive, backup: Backup) -> dict[str, t.Any]:
         entry["recoverable_until_lsn"] = _wal.format_lsn(found.last_lsn)
     if found.last_time_us is not None:
         entry["recoverable_until"] = utc_us(found.last_time_us)
-    if found.gap:
+    if found.damage:
+        entry["problem"] = f"recovery ends before {found.first_missing}: {found.damage.msg}"
+    elif found.gap:
         entry["problem"] = f"recovery ends before {found.first_missing}, which is missing."
     return entry
 

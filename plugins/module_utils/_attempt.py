@@ -33,6 +33,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import (
     format_lsn,
     is_history_name,
     is_segment_name,
+    last_segment_of,
     parse_lsn,
     parse_segment_name,
     segment_of,
@@ -189,6 +190,11 @@ class Attempt:
             event = self._by_time() if target.kind == TIME else self._by_search()
             lsn, end = event.lsn, event.end
         self._require(end)
+        if self._reach and self._reach.damage:
+            # The server reads ahead of what it replays (recovery_prefetch), and ends when the next segment is not good.
+            if target.kind == END or last_segment_of(end, self._size) >= self._reach.end_segment:
+                raise self._damaged()
+            self._warnings.append(f"The archive is damaged behind the target: {self._reach.damage.msg}")
         return Chosen(
             self._backup,
             self._content,
@@ -226,6 +232,17 @@ class Attempt:
             missing=list(missing),
         )
 
+    def _damaged(self) -> BackupError:
+        """Return the refusal of a target at, or behind, a file that is there and not good."""
+        reach = t.cast(_archive.Reach, self._reach)
+        return BackupError(
+            f"For {in_words(self._target)} from the backup {self._backup.id} {reach.first_missing} is needed, or the"
+            f" server may ask for it: {t.cast(BackupError, reach.damage).msg}",
+            code="bad_segment",
+            hint="Repair it; or move it out of the archive, and recovery ends before it.",
+            missing=[reach.first_missing],
+        )
+
     def _gap(self) -> list[str]:
         """Return what is missing between the first file and the last one that are there."""
         source, path, size = t.cast(_archive.DirectoryArchive, self._source), self._path, self._size
@@ -259,7 +276,7 @@ class Attempt:
         if self._reach and (self._reach.last_lsn is None or self._reach.last_lsn < lsn):
             return 0
         first = segment_of(lsn, self._size)
-        for scan in scan_segments(self._segments(first), self._size):
+        for scan in scan_segments(self._segments(first, self._reach and self._reach.end_segment), self._size):
             if scan.last_lsn is not None and scan.last_lsn >= lsn:
                 return t.cast(int, scan.last_end) if scan.segment > first else lsn + 1
         return 0
@@ -288,6 +305,8 @@ class Attempt:
         """Return the refusal of a target that the WAL does not reach: for a gap, or because it ends there."""
         if self._reach is None:
             newest, lsn, missing = None, None, ""
+        elif self._reach.damage:
+            return self._damaged()
         elif self._reach.gap:
             return self._incomplete()
         else:
@@ -353,8 +372,8 @@ class Attempt:
         if event is None:
             raise BackupError(
                 f"{self._words} is not in the WAL from the backup {self._backup.id} ({format_lsn(self._start)}) on,"
-                f" along timeline {timeline}; {reach.first_missing} and what follows is not in"
-                f" {self._source.description}.",
+                f" along timeline {timeline}; {reach.first_missing} and what follows"
+                f" {'cannot be read' if reach.damage else 'is not'} in {self._source.description}.",
                 code="target_not_found",
                 hint="It may be on another timeline. A transaction that only read has no end in the WAL.",
                 missing=self._gap() if reach.gap else [],

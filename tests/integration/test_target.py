@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
 import os
 import pathlib
 import shutil
@@ -280,6 +281,16 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
         assert world.refused("target_not_found", xid=last.xid).details["missing"] == [middle]
         assert world.choose(immediate=True).target.kind == "immediate"
         assert world.choose(name="same").backup.id == "b1"
+    newest = max(path for path in world.archive.iterdir() if _wal.is_segment_name(path.name))
+    torn = newest.with_name(f"{newest.name}.gz")
+    with moved([newest], hidden):
+        torn.write_bytes(gzip.compress(b"torn by a crash")[:-4])
+        before = _wal.format_lsn(_wal.parse_segment_name(newest.name, SIZE)[1] * SIZE - 1)
+        for options in ({}, {"time": "2100-01-01 00:00:00Z"}, {"lsn": before}):
+            assert "move it out of the archive" in world.refused("bad_segment", newest.name, **options).hint
+        found = world.choose("b1", immediate=True)
+        assert newest.name in found.warnings[0]
+        torn.unlink()
     own = [name for name in world.choose("b1").content["required_wal"] if name not in end.content["required_wal"]]
     with moved([world.archive / name for name in own], hidden):
         assert world.refused("wal_incomplete", backup_id="b1", immediate=True).details["missing"] == own

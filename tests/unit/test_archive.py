@@ -220,11 +220,21 @@ def test_reach(tmp_path: pathlib.Path, wal: Wal) -> None:
     assert (found.last_lsn, found.last_time_us) == (start + 40, None)
     (tmp_path / names[0]).unlink()
     found = reach(directory(tmp_path), path, start)
-    assert found == (0, names[0], FIRST - 1, None, None, True)
+    assert found == (0, names[0], FIRST - 1, None, None, True, None)
     put(tmp_path, wal)
     assert reach(directory(tmp_path), path, start, times=False)[3:5] == (None, None)
-    (tmp_path / names[3]).write_bytes(b"x" * SIZE)
-    assert code_of(lambda: reach(directory(tmp_path), path, start)) == "bad_segment"
+    for damaged in (3, 2, 1, 0):
+        (tmp_path / names[damaged]).write_bytes(b"x" * SIZE)
+        found = reach(directory(tmp_path), path, start)
+        assert (found.segments, found.end_segment, found.first_missing) == (
+            damaged,
+            FIRST + damaged - 1,
+            names[damaged],
+        )
+        assert found.damage is not None
+        assert found.damage.code == "bad_segment"
+        assert found.gap is False
+    assert (found.last_lsn, found.last_time_us) == (None, None)
 
 
 @pytest.mark.parametrize("length", [100, SIZE // 2, 2 * SIZE + 100, 4 * SIZE])
