@@ -23,11 +23,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import
     is_segment,
     needed_segments,
     path_segment,
-    reach,
     segment_numbers,
     timeline_path,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._reach import reach
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import HistoryEntry
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._walfile import UNREADABLE, Entry, list_files, load

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive, _reach
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import Path
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup
@@ -137,7 +137,7 @@ class Attempt:
         if target.kind in ends and t.cast(int, target.value) < ends[target.kind]:
             raise self._before()
         self._reach = (
-            _archive.reach(self._source, self._path, self._start)
+            _reach.reach(self._source, self._path, self._start)
             if isinstance(self._source, _archive.DirectoryArchive) and self._source.can_list
             else None
         )
@@ -234,7 +234,7 @@ class Attempt:
 
     def _damaged(self) -> BackupError:
         """Return the refusal of a target at, or behind, a file that is there and not good."""
-        reach = t.cast(_archive.Reach, self._reach)
+        reach = t.cast(_reach.Reach, self._reach)
         return BackupError(
             f"For {in_words(self._target)} from the backup {self._backup.id} {reach.first_missing} is needed, or the"
             f" server may ask for it: {t.cast(BackupError, reach.damage).msg}",
@@ -325,7 +325,7 @@ class Attempt:
 
     def _by_time(self) -> Event:
         """Return the record before which recovery to a time stops."""
-        reach = t.cast(_archive.Reach, self._reach)
+        reach = t.cast(_reach.Reach, self._reach)
         newest = reach.last_time_us
         value = t.cast(int, self._target.value)
         if newest is None or newest < value or (newest == value and self._target.inclusive):
@@ -364,7 +364,7 @@ class Attempt:
 
     def _by_search(self) -> Event:
         """Return the record at which recovery to a transaction or a name stops: the first one from the start on."""
-        reach, timeline = t.cast(_archive.Reach, self._reach), self._path.timeline
+        reach, timeline = t.cast(_reach.Reach, self._reach), self._path.timeline
         limit, newer = self._seen.get(timeline, (None, None))
         last = reach.end_segment if limit is None else segment_of(limit, self._size)
         event = self._first_stop(segment_of(self._start, self._size), last, self._start, limit) or newer

@@ -18,9 +18,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import (
     DirectoryArchive,
     path_segment,
-    reach,
     timeline_path,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._reach import reach
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._walreader import Event, SegmentScan, scan_segments
 
 from tests.harness import binaries

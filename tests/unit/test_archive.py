@@ -25,11 +25,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import
     needed_segments,
     open_archive,
     path_segment,
-    reach,
     restore_command,
     timeline_path,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._reach import reach
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import HistoryEntry
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_wal import FIRST, NOW_US, SIZE, Wal
