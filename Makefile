@@ -59,7 +59,7 @@ format: .venv/stamp
 	ruff format .
 
 unit: .venv/stamp
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit -n 2 --dist worksteal $(ARGS)
 
 integration: .venv/stamp
 	$(PYTEST) tests/integration -n 2 --dist worksteal $(ARGS)
