@@ -127,7 +127,7 @@ class Layout:
             try:
                 with os.scandir(directory) as listing:
                     entries = list(listing)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as exc:
                 raise unreadable(directory, exc) from exc

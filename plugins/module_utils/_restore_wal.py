@@ -77,7 +77,11 @@ def check_header(directory: bytes, name: str, size: int, system_identifier: int)
         try:
             _wal.check_segment(_header(directory, name), name, size, system_identifier)
         except BackupError as exc:
-            raise BackupError(f"{exc.msg} ({os.fsdecode(directory)})", code=exc.code) from exc
+            raise BackupError(
+                f"{exc.msg} ({os.fsdecode(directory)})",
+                code=exc.code,
+                hint="Bring a good one, or restore another backup.",
+            ) from exc
 
 
 def _header_fits(directory: bytes, name: str, size: int) -> bool:
@@ -220,6 +224,8 @@ def is_empty(directory: bytes, *known: bytes) -> bool:
         names = os.listdir(directory)
     except FileNotFoundError:
         return True
+    except NotADirectoryError:
+        return False
     except OSError as exc:
         raise unreadable(directory, exc) from exc
     return all(name in (b"lost+found", *known) or name.startswith(b"replaced-") for name in names)

@@ -93,7 +93,11 @@ def test_another_account(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, pr
     ],
 )
 def test_command_line(words: list[bytes], expected: bytes) -> None:
-    with subprocess.Popen(["/bin/sh", "-c", "read word", *words], stdin=subprocess.PIPE) as running:
+    command = ["/bin/sh", "-c", "echo; read word", *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        # A process has its command line a moment after it has begun.
+        assert running.stdout
+        assert running.stdout.readline()
         assert _live._named_directory(running.pid) == expected
 
 

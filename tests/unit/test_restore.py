@@ -267,6 +267,14 @@ def test_corrupt_small_file(case: Case) -> None:
     assert not case.data.exists()
 
 
+def test_a_file_in_the_place(case: Case) -> None:
+    """What is no directory is told as such, and only so."""
+    case.data.write_bytes(b"x")
+    refusals = {one.code: one.hint for one in case.plan().refusals}
+    assert list(refusals) == ["not_a_directory", "not_empty"]
+    assert all(refusals.values())
+
+
 @pytest.mark.parametrize("same_boot", [True, False])
 def test_journal(case: Case, monkeypatch: pytest.MonkeyPatch, same_boot: bool) -> None:
     """What is copied is not read again, unless a crash of the machine may have lost what was not flushed."""
