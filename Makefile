@@ -71,7 +71,7 @@ sanity: .venv/stamp
 	$(PY) -m tests.harness.sanity $(ARGS)
 
 oldest: .venv-oldest/stamp
-	.venv-oldest/bin/python -m pytest tests/unit
+	.venv-oldest/bin/python -m pytest tests/unit -n 2 --dist worksteal
 	.venv-oldest/bin/python -m pytest tests/integration -m oldest_core
 
 soak: .venv/stamp
