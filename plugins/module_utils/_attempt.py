@@ -36,6 +36,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import (
     last_segment_of,
     parse_lsn,
     parse_segment_name,
+    segment_name,
     segment_of,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._walreader import RESTORE_POINT, Event, scan_segments
@@ -168,6 +169,7 @@ class Attempt:
         target, checked, lsn = self._target, True, None
         end = self._stop
         if target.kind == END:
+            self._refuse_false_end()
             if self._reach:
                 if self._reach.gap:
                     raise self._incomplete()
@@ -217,6 +219,28 @@ class Attempt:
         missing = [name for name in needed if not self._source.has(name)]
         if missing:
             raise self._incomplete(missing)
+
+    def _refuse_false_end(self) -> None:
+        """Refuse the end of the WAL where PostgreSQL would look for it on a timeline that was left.
+
+        While it has read no segment of the newer timeline and the first one is missing, it takes the older one's of
+        that number and goes on behind the fork (XLogFileReadAnyTLI of xlogrecovery.c).
+        """
+        for ancestor, fork in self._path.history:
+            segment = segment_of(fork, self._size)
+            name = _archive.path_segment(self._path, segment, self._size)
+            older = segment_name(ancestor, segment, self._size)
+            if fork > self._start and not self._source.has(name) and self._source.has(older):
+                raise BackupError(
+                    f"Timeline {self._path.timeline} begins at {format_lsn(fork)}, and its first WAL file {name} is"
+                    f" not in {self._source.description}. PostgreSQL would go on along timeline {ancestor}, behind the"
+                    " point at which that was left.",
+                    code="wal_incomplete",
+                    hint=f"Have it archived (pgfleet.basebackup.wal_switch on the primary), or recover to that point:"
+                    f" recovery_target_timeline={ancestor}, recovery_target_lsn={format_lsn(fork)},"
+                    " recovery_target_inclusive=false.",
+                    missing=[name],
+                )
 
     def _incomplete(self, missing: t.Sequence[str] = ()) -> BackupError:
         hint = ""

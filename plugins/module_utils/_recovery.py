@@ -44,16 +44,36 @@ SELECT r.in_recovery,
        AS last_transaction_at,
        CASE WHEN r.in_recovery THEN greatest(c.timeline_id, m.min_recovery_end_timeline)
             ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
-       s.system_identifier::text, i.data_page_checksum_version <> 0 AS data_checksums
+       pg_backend_pid() AS backend_pid, s.system_identifier::text, i.data_page_checksum_version <> 0 AS data_checksums
 FROM pg_is_in_recovery() r(in_recovery), pg_control_checkpoint() c, pg_control_recovery() m, pg_control_system() s,
      pg_control_init() i
 """
 
 
-def ask(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def _refuse_other(backend_pid: int, data_directory: str) -> None:
+    """Raise :class:`BackupError` when the server that answered is not the one that runs on ``data_directory``.
+
+    The working directory of its processes is its data directory. Beside a live server a wrong port is soon named.
+    """
+    try:
+        here = os.path.samefile(f"/proc/{backend_pid}/cwd", data_directory)
+    except PermissionError:
+        # Another account's process; what it does cannot be seen.
+        return
+    except OSError:
+        here = False
+    if not here:
+        raise BackupError(
+            f"The server that answers is not the one on {data_directory}.",
+            code="other_server",
+            hint="Let login_port and login_unix_socket, or login_host, name the restored server.",
+        )
+
+
+def ask(params: t.Mapping[str, t.Any], data_directory: t.Optional[str] = None) -> dict[str, t.Any]:
     """Return how far the server is, the row of :data:`QUESTION`, with ``running`` and ``reached``.
 
-    Raises :class:`BackupError` when it does not answer.
+    Raises :class:`BackupError` when it does not answer, and ``other_server`` when another one does.
     """
     for attempt in (1, 2, 3):
         with Connection(params) as connection:
@@ -65,6 +85,9 @@ def ask(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
                 if exc.details.get("sqlstate") != "55000" or attempt == 3:
                     raise
     row["running"] = True
+    if data_directory:
+        _refuse_other(row["backend_pid"], data_directory)
+    del row["backend_pid"]
     if not row["in_recovery"]:
         row["reached"] = "promoted"
     elif row["paused"] and row["may_pause"]:
@@ -127,7 +150,7 @@ class Waiter:
         while True:
             answer, silence = None, None
             try:
-                answer = ask(self.params)
+                answer = ask(self.params, self.data_directory)
             except BackupError as exc:
                 silence = exc
                 answer = self._unanswered(exc)

@@ -15,7 +15,7 @@ from tests.harness.servers import Server, wait_until
 from tests.harness.user import run
 
 from .helpers_backup import listing
-from .helpers_recover import World
+from .helpers_recover import World, result
 from .helpers_role import message, reached, told
 
 
@@ -87,6 +87,7 @@ def test_restore_to_a_point(site: Site) -> None:
     assert "promoted at" in told(first, "db")
     assert "on timeline 2" in told(first, "db")
     assert "recovery_target" not in (server.data / "postgresql.auto.conf").read_text()
+    assert result(first, "db", "Finish the first segment of the new timeline")["changed"]
     assert listing(site.world.repository) == before
 
     server.sql("INSERT INTO numbers VALUES (100)")
