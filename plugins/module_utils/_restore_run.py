@@ -9,12 +9,13 @@ Private to pgfleet.basebackup: no stability is promised.
 from __future__ import annotations
 
 import os
+import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Recorder, progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._live import identity
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository, check_name
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository, check_name, is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import Restore, RestoreJob, finished, prepare
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_copy import equal_files
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import (
@@ -23,6 +24,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan i
     read_record,
     read_wish,
 )
+
+_LEAVE_SECONDS = 5.0
 
 
 class Run:
@@ -110,6 +113,7 @@ class Run:
             record = {}
         result = self._finished()
         if result is not None:
+            self._let_it_leave()
             msg = f"The backup {result['backup_id']} was restored to {self._params['data_directory']}."
             return {**result, "finished": True, "changed": True, "msg": msg}
         record = record or self._job.read()
@@ -122,6 +126,12 @@ class Run:
             "progress": progress_of(record),
             "msg": f"{record.get('percent')} % restored.",
         }
+
+    def _let_it_leave(self) -> None:
+        """Wait until the process, which has only its folder to remove, is gone: the next task must not meet it."""
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while is_locked(self._job.lock) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _finished(self) -> t.Optional[dict[str, t.Any]]:
         record = read_record(self._data)
