@@ -79,14 +79,15 @@ def ask(params: t.Mapping[str, t.Any], data_directory: t.Optional[str] = None) -
         with Connection(params) as connection:
             try:
                 row = connection.row(QUESTION)
+                if data_directory:
+                    # While it is connected its process is there.
+                    _refuse_other(row["backend_pid"], data_directory)
                 break
             except BackupError as exc:
                 # Recovery ended between two functions of the query.
                 if exc.details.get("sqlstate") != "55000" or attempt == 3:
                     raise
     row["running"] = True
-    if data_directory:
-        _refuse_other(row["backend_pid"], data_directory)
     del row["backend_pid"]
     if not row["in_recovery"]:
         row["reached"] = "promoted"

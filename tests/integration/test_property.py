@@ -200,8 +200,7 @@ class World:
         point = self.point()
         if point.options:
             self.write()
-        self.server.switch_wal()
-        self.everything_is_archived()
+        self.archive_everything()
         takes_over = bool(point.options) and self.chance.random() < 0.25
         name = f"primary-{self.done.get('timeline', 0)}" if takes_over else "restored"
         copy = Server(self.major, name, self.sandbox.directory(name), free_port())
@@ -231,9 +230,10 @@ class World:
             settings={"unix_socket_directories": str(copy.socket_directory)}, sync=False, **options,
         )  # fmt: skip
 
-    def everything_is_archived(self) -> None:
-        """Wait for the archiver."""
-        name = self.server.value("SELECT pg_walfile_name(pg_current_wal_lsn() - 1)")
+    def archive_everything(self) -> None:
+        """Finish the segment and wait for the archiver."""
+        name = self.server.value("SELECT pg_walfile_name(pg_create_restore_point('end'))")
+        self.server.sql("SELECT pg_switch_wal()")
         wait_until(lambda: list(self.archive.glob(f"{name}*")), f"{name} is archived: {self.server.log[-1000:]}")
 
     @staticmethod

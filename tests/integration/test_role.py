@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 
 import pytest
+import yaml
 
 from tests.harness.checks import data_checksum, restore_and_check
 from tests.harness.modules import CLONE
@@ -221,12 +222,14 @@ def test_installed_from_the_artifact(sandbox: Sandbox, fleet: Fleet, primary: Se
     """Built, installed elsewhere and run by its full name; no tests or tools of the clone are in it."""
     work = sandbox.directory("artifact", mode=0o755)
     env = {**ansible_environment(work), "ANSIBLE_COLLECTIONS_PATH": str(work / "here")}
+    version = yaml.safe_load((CLONE / "galaxy.yml").read_text())["version"]
+    artifact = str(work / f"pgfleet-basebackup-{version}.tar.gz")
     for command in (
         ["build", str(CLONE), "--output-path", str(work)],
-        ["install", str(work / "pgfleet-basebackup-0.1.0.tar.gz"), "-p", str(work / "here"), "--offline"],
+        ["install", artifact, "-p", str(work / "here"), "--offline"],
     ):
         subprocess.run([bin_path("ansible-galaxy"), "collection", *command], env=env, cwd=work, check=True)
-    with tarfile.open(work / "pgfleet-basebackup-0.1.0.tar.gz") as archive:
+    with tarfile.open(artifact) as archive:
         names = [member.name for member in archive.getmembers() if member.isfile()]
     wanted = ("playbooks/backup.yml", "roles/pg_backup/tasks/main.yml", "plugins/modules/backup_start.py", "README.md")
     assert set(wanted) <= set(names)
