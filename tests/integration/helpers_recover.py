@@ -47,7 +47,7 @@ class World:
         assert archive is not None
         segment = self.primary.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
         self.primary.switch_wal()
-        wait_until(lambda: (archive / segment).exists(), f"{segment} is archived")
+        wait_until((archive / segment).exists, f"{segment} is archived")
 
     def record(self, backup_id: str) -> dict[str, t.Any]:
         """Return what backup_info tells of a backup."""

@@ -10,7 +10,7 @@ import os
 import pathlib
 import tempfile
 import typing as t
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import pytest
 

@@ -38,7 +38,7 @@ class World:
         archive = self.primary.archive
         assert archive is not None
         segment = self.primary.value("SELECT pg_walfile_name(%s::pg_lsn)", [self.target_lsn])
-        wait_until(lambda: (archive / segment).exists(), "the segment is archived")
+        wait_until((archive / segment).exists, "the segment is archived")
 
     def copy(self, name: str, **settings: t.Any) -> Server:
         """Return a restored server that is not started; ``settings`` win."""

@@ -264,7 +264,7 @@ def test_killed_and_continued(shared: Source, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(_restore_copy, "_restore", slowly)
         task = Background(lambda: shared.run(place))
-        wait_until(lambda: (place.data / "pgfleet_restore" / "files.jsonl").exists(), "it copies")
+        wait_until((place.data / "pgfleet_restore" / "files.jsonl").exists, "it copies")
         task.kill()
         refuses_to_start(place)
         other = shared.run(place, recovery_target="immediate")

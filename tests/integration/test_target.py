@@ -112,7 +112,7 @@ class World:
         source = server or self.server
         name = source.value("SELECT pg_walfile_name(pg_create_restore_point('end'))")
         source.sql("SELECT pg_switch_wal()")
-        wait_until(lambda: (self.archive / name).exists(), f"{name} is archived")
+        wait_until((self.archive / name).exists, f"{name} is archived")
 
     # -- what we say, what the server does -----------------------------------------------------------------------
 
@@ -449,8 +449,10 @@ def test_the_wal_ends_with_the_backup(world: World) -> None:
 @pytest.mark.majors(*binaries.MAJORS)
 def test_configuration_and_control_file(sandbox: Sandbox, major: int) -> None:
     """The server reads its files as we do, and pg_controldata finds in pg_control what we find."""
-    settings: dict[str, t.Any] = {"max_connections": 37, "max_worker_processes": 9, "max_wal_senders": 11,
-                "max_prepared_transactions": 3, "max_locks_per_transaction": 65}  # fmt: skip
+    settings: dict[str, t.Any] = {
+        "max_connections": 37, "max_worker_processes": 9, "max_wal_senders": 11, "max_prepared_transactions": 3,
+        "max_locks_per_transaction": 65,
+    }  # fmt: skip
     # Another encoding would refuse to show bytes that are not of it.
     plain = ["--locale=C", "--encoding=SQL_ASCII"]
     server = sandbox.primary(major, archive=False, initdb=plain, wal_level="logical", **settings)

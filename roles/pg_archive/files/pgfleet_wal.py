@@ -235,7 +235,7 @@ def main(arguments: t.Sequence[str]) -> int:
             return archive(options.directory, options.source, options.name, options.compress)
         return restore(options.directory, options.name, options.target)
     except SystemExit as exc:
-        return bad if exc.code else 0
+        return 0 if exc.code in (None, 0) else bad
     except Exception as exc:  # whatever it is, the exit code must say the right thing to the server
         print(f"pgfleet_wal.py {' '.join(arguments)}: {exc or type(exc).__name__}", file=sys.stderr)
         return bad
