@@ -13,6 +13,7 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import abc
 import os
 import shlex
 import shutil
@@ -41,7 +42,7 @@ _DECOMPRESSORS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", "
 Tail = t.Tuple[t.Optional[int], t.List[t.Tuple[int, int]]]
 
 
-class Archive:
+class Archive(abc.ABC):
     """Where WAL files are asked for by name.
 
     ``size`` is the segment size in bytes; files of another cluster than ``system_identifier`` (None: any) are refused.
@@ -54,9 +55,9 @@ class Archive:
         self.size = size
         self.system_identifier = system_identifier
 
+    @abc.abstractmethod
     def _content(self, name: str) -> t.Optional[bytes]:
         """Return a file, decompressed; None when it is not there. Raises one of UNREADABLE."""
-        raise NotImplementedError
 
     def has(self, name: str) -> bool:
         """Tell whether the file is there. Only :meth:`read` tells whether it is good."""

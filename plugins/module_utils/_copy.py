@@ -26,6 +26,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._copyfile impor
     append,
     backup_files,
     journal_line,
+    open_journal,
     parse_line,
     read_journal,
     sync_path,
@@ -91,7 +92,7 @@ def copy_cluster(
             reporter.finish(None if copied is None else _finished(entry.path, copied, wanted))
 
     files = done = vanished = 0
-    with _opened(journal) as log:
+    with open_journal(journal) as log:
         try:
             for report in run_workers(tasks, copy, jobs, check):
                 files += report.files
@@ -194,13 +195,6 @@ def _keep_finished(destination: bytes, journal: bytes, algorithm: t.Optional[str
 
 def _finished(path: bytes, copied: Copied, algorithm: t.Optional[str]) -> bytes:
     return journal_line(ManifestFile(path, copied.size, copied.mtime, algorithm, copied.checksum))
-
-
-def _opened(journal: bytes) -> t.BinaryIO:
-    try:
-        return t.cast(t.BinaryIO, open(journal, "ab", buffering=0))
-    except OSError as exc:
-        raise unwritable(journal, exc) from exc
 
 
 def _make_directories(scan: Scan, destination: bytes) -> None:

@@ -334,6 +334,14 @@ def parse_line(line: bytes) -> ManifestFile:
     return ManifestFile(path.encode("utf-8", "surrogateescape"), size, mtime, algorithm, checksum)
 
 
+def open_journal(journal: bytes) -> t.BinaryIO:
+    """Open a journal to append to; the caller closes it. Raises BackupError as unwritable."""
+    try:
+        return t.cast(t.BinaryIO, open(journal, "ab", buffering=0))
+    except OSError as exc:
+        raise unwritable(journal, exc) from exc
+
+
 def append(log: t.BinaryIO, lines: bytes, journal: bytes) -> None:
     """Write ``lines`` to ``log``, the open journal. Raises BackupError as unwritable."""
     try:

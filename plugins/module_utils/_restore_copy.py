@@ -21,6 +21,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._copyfile import (
     FileCopier,
     append,
+    open_journal,
     unreadable,
     unwritable,
 )
@@ -234,9 +235,9 @@ def _opened(journal: bytes) -> t.BinaryIO:
         with contextlib.suppress(FileNotFoundError), open(journal, "rb") as lines:
             if lines.readline() != _header():
                 os.unlink(journal)
-        log = t.cast(t.BinaryIO, open(journal, "ab", buffering=0))  # noqa: SIM115  # the caller closes it
-        if os.fstat(log.fileno()).st_size == 0:
-            log.write(_header())
-        return log
+        with open(journal, "ab") as log:
+            if os.fstat(log.fileno()).st_size == 0:
+                log.write(_header())
     except OSError as exc:
         raise unwritable(journal, exc) from exc
+    return open_journal(journal)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -39,7 +40,11 @@ def slots(server: Server) -> list[str]:
 
 def no_slot_is_left(*servers: Server) -> None:
     for server in servers:
-        wait_until(lambda server=server: not slots(server), f"{server.name} has no slot", timeout=10)  # type: ignore[misc]
+        no_slot(server)
+
+
+def no_slot(server: Server) -> None:
+    wait_until(lambda: not slots(server), f"{server.name} has no slot", timeout=10)
 
 
 def much_wal(server: Server, segments: int = 4) -> None:
@@ -233,7 +238,7 @@ def test_killed_in_the_middle_of_including(sandbox: Sandbox, repository: pathlib
     steps.ok("backup_copy")
     included = steps.work / "data" / "pg_wal"
     for count in (1, 3):
-        _stop_until_killed(steps, lambda: _segments(included) >= count)  # noqa: B023  # called here and now
+        _stop_until_killed(steps, functools.partial(_has_segments, included, count))
         assert _segments(included) >= count
         assert (steps.state["state"], slots(primary)) == ("stopped", [steps.state["slot"]])
         much_wal(primary)
@@ -254,6 +259,10 @@ def test_killed_in_the_middle_of_including(sandbox: Sandbox, repository: pathlib
 
 def _segments(directory: pathlib.Path) -> int:
     return len([name for name in os.listdir(directory) if len(name) == 24])
+
+
+def _has_segments(directory: pathlib.Path, count: int) -> bool:
+    return _segments(directory) >= count
 
 
 def _stop_until_killed(steps: Steps, done: t.Callable[[], bool]) -> None:

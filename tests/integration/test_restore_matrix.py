@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import json
 import os
@@ -325,7 +326,7 @@ def test_two_at_once(sandbox: Sandbox, major: int) -> None:
     source.archived()
     place = source.place()
     both = {
-        name: Background(lambda name=name: source.run(place, settings={"cluster_name": name}))  # type: ignore[misc]
+        name: Background(functools.partial(source.run, place, settings={"cluster_name": name}))
         for name in ("left", "right")
     }
     answers = {name: one.result() for name, one in both.items()}
