@@ -30,26 +30,31 @@ options:
     type: path
     required: true
   recovery_target:
-    description: V(immediate) ends recovery at the end of the backup. At most one target may be given.
+    description:
+      - V(immediate) ends recovery at the end of the backup. At most one target may be given; without one recovery goes
+        to the end of the WAL.
     type: str
   recovery_target_time:
-    description: Time up to which to recover, with its offset from UTC, for example V(2026-11-22 03:14:00+01).
+    description:
+      - Time up to which to recover, with its offset from UTC, for example V(2026-11-22 03:14:00+01).
+      - No such target by default.
     type: str
   recovery_target_lsn:
-    description: WAL location up to which to recover.
+    description: WAL location up to which to recover, for example V(0/5A000148). No such target by default.
     type: str
   recovery_target_xid:
-    description: Transaction up to whose end to recover.
+    description: Transaction up to whose end to recover, for example V(812345). No such target by default.
     type: str
   recovery_target_name:
-    description: Named restore point to which to recover.
+    description:
+      - Restore point to which to recover, the name given to C(pg_create_restore_point). No such target by default.
     type: str
   recovery_target_inclusive:
     description: Whether to stop after the target, or just before it. See PostgreSQL's parameter of this name.
     type: bool
     default: true
   recovery_target_timeline:
-    description: V(latest), V(current), or the number of a timeline.
+    description: V(latest), V(current), or the number of a timeline, for example V(3).
     type: str
     default: latest
   recovery_target_action:
@@ -63,7 +68,8 @@ options:
     type: path
   restore_command:
     description:
-      - Command that fetches a file from the archive, PostgreSQL's C(restore_command). Without it one is made for
+      - Command that fetches a file from the archive, PostgreSQL's C(restore_command), for example C(cp /srv/wal/%f %p).
+        Without it one is made for
         O(archive_directory).
       - With it alone times, transactions and names cannot be looked for before the restore.
     type: str
@@ -92,7 +98,9 @@ options:
     type: dict
     default: {}
   tablespace_directory:
-    description: Directory below which all tablespaces are restored, each under its oid.
+    description:
+      - Directory below which all tablespaces are restored, each under its oid. Without it and without
+        O(tablespace_mapping) they go to their old places.
     type: path
   waldir:
     description:
@@ -119,13 +127,13 @@ options:
     choices: [primary, standby, copy]
     default: primary
   primary_conninfo:
-    description: Connection string of a standby to its primary.
+    description: Connection string of a standby to its primary. Without it the standby lives on the archive alone.
     type: str
   primary_slot_name:
-    description: Replication slot of a standby.
+    description: Replication slot of a standby on its primary. It uses none without it.
     type: str
   port:
-    description: Port of the restored server.
+    description: Port of the restored server. Without it the one in its configuration stays.
     type: int
   settings:
     description:
@@ -161,7 +169,7 @@ options:
   run_id:
     description:
       - Name of the task's run, by which a later call of the same task knows that its restore is done, O(force) or not.
-      - Set by the action plugin of this name.
+      - Set by the action plugin of this name. Without it each call with O(force) restores again.
     type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
@@ -217,6 +225,44 @@ EXAMPLES = r"""
     tablespace_directory: /srv/copy/tablespaces
     restore_as: copy
     port: 5499
+    settings:
+      shared_buffers: 256MB
+      cluster_name: copy of main
+
+- name: A named backup over what is left of the old server, with tablespaces and WAL on other disks
+  pgfleet.basebackup.backup_restore:
+    repository: /srv/backups
+    cluster: main
+    backup_id: 20261122T030000Z-full
+    data_directory: /var/lib/postgresql/18/main
+    replace: true
+    tablespace_mapping:
+      /srv/old/fast: /srv/new/fast
+      "16402": /srv/new/archive
+    waldir: /srv/wal_disk/main
+    config_file: /etc/postgresql/18/main/postgresql.conf
+    jobs: 4
+    progress_interval: 60
+
+- name: Go back to the timeline that a wrong recovery left
+  pgfleet.basebackup.backup_restore:
+    repository: /srv/backups
+    cluster: main
+    data_directory: /var/lib/postgresql/18/main
+    archive_directory: /srv/wal
+    recovery_target_name: before release 42
+    recovery_target_timeline: "1"
+    delta: true
+    save_wal_to: /srv/saved/main
+
+- name: A new standby
+  pgfleet.basebackup.backup_restore:
+    repository: /srv/backups
+    cluster: main
+    data_directory: /var/lib/postgresql/18/main
+    restore_as: standby
+    primary_conninfo: host=db1 user=replicator
+    primary_slot_name: db2
 """
 
 RETURN = r"""

@@ -44,7 +44,9 @@ options:
       - Without it and without O(restore_command), the C(wal) directory of the cluster in the repository is taken.
     type: path
   restore_command:
-    description: Shell command that fetches a WAL file, with C(%f) and C(%p) as in PostgreSQL's C(restore_command).
+    description:
+      - Shell command that fetches a WAL file, with C(%f) and C(%p) as in PostgreSQL's C(restore_command), for example
+        C(cp /srv/wal/%f %p). Without it the directory is looked into.
     type: str
   pg_verifybackup:
     description:
@@ -114,6 +116,15 @@ EXAMPLES = r"""
     levels: [full, wal]
     archive_directory: /srv/wal
     jobs: 4
+    progress_interval: 60
+
+- name: The same, and PostgreSQL's own program must agree
+  pgfleet.basebackup.backup_verify:
+    repository: /srv/backups
+    cluster: main
+    levels: [full]
+    pg_verifybackup: true
+    bin_directory: /usr/lib/postgresql/18/bin
 """
 
 RETURN = r"""

@@ -65,6 +65,8 @@ EXAMPLES = r"""
     directory: /srv/drills
     cluster: main
     run: drill of today
+    by: deploy@controller
+    socket_parent: /run/postgresql
   register: scratch
 
 - name: Restore into it

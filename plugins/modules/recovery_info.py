@@ -16,12 +16,13 @@ description:
 options:
   data_directory:
     description:
-      - The server's data directory. With it, a server that does not answer is told from one that has died, and
-        one that has shut down at its recovery target is understood (RV(reached=shutdown)).
+      - The server's data directory. With it, a server that does not answer is told from one that has died,
+        one that has shut down at its recovery target is understood (RV(reached=shutdown)), and another server that
+        answers in its place is refused. Without it only what answers is known.
       - The module must then run as the server's operating system user.
     type: path
   log_file:
-    description: The server's log; its end is part of the failure when the server has died.
+    description: The server's log; its end is part of the failure when the server has died. Not read by default.
     type: path
   wait_for:
     description:
@@ -59,6 +60,7 @@ EXAMPLES = r"""
     log_file: /var/lib/postgresql/18/main/startup.log
     wait_for: target
     timeout: 7200
+    interval: 10
   register: recovery
 
 - name: Tell how far it came

@@ -69,6 +69,7 @@ EXAMPLES = r"""
 - name: WAL is archived by basic_archive
   pgfleet.basebackup.server_settings:
     load: [basic_archive]
+    names: [wal_level, archive_command]
     settings:
       archive_mode: "on"
       archive_library: basic_archive

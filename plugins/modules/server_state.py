@@ -45,7 +45,7 @@ options:
         directory.
     type: path
   config_file:
-    description: The C(postgresql.conf), where it lies outside the data directory.
+    description: The C(postgresql.conf), where it lies outside the data directory. By default that in the directory.
     type: path
   log_file:
     description:
@@ -69,11 +69,16 @@ EXAMPLES = r"""
   pgfleet.basebackup.server_state:
     data_directory: /var/lib/postgresql/18/main
     state: started
+    bin_directory: /usr/lib/postgresql/18/bin
+    config_file: /etc/postgresql/18/main/postgresql.conf
+    log_file: /var/log/postgresql/startup.log
 
 - name: Stop it
   pgfleet.basebackup.server_state:
     data_directory: /var/lib/postgresql/18/main
     state: stopped
+    mode: fast
+    timeout: 600
 """
 
 RETURN = r"""

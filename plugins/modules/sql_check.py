@@ -46,6 +46,7 @@ EXAMPLES = r"""
   pgfleet.basebackup.sql_check:
     login_unix_socket: /run/postgresql
     login_db: shop
+    timeout: 60
     checks:
       - name: orders of yesterday
         query: SELECT count(*) > 0 FROM orders WHERE ordered_at::date = current_date - 1

@@ -18,10 +18,10 @@ description:
   - It needs no server and changes nothing.
 options:
   repository:
-    description: Absolute path of the repository. With it O(cluster) is required.
+    description: Absolute path of the repository. With it O(cluster) is required; without it no backups are told of.
     type: path
   cluster:
-    description: Name of the cluster in the repository.
+    description: Name of the cluster in the repository; only with O(repository).
     type: str
   archive_directory:
     description:
@@ -76,6 +76,13 @@ EXAMPLES = r"""
 - name: Complain when nothing was archived for an hour
   ansible.builtin.assert:
     that: (wal.newest_age_seconds or 0) < 3600
+
+- name: Open every segment of an archive that belongs to no repository
+  pgfleet.basebackup.wal_archive_info:
+    archive_directory: /srv/wal
+    wal_segment_size: 16777216
+    system_identifier: "7710880042689923079"
+    check_headers: all
 """
 
 RETURN = r"""

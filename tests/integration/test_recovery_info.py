@@ -150,6 +150,12 @@ def test_the_process_of_another_server_is_left_alone(sandbox: Sandbox, major: in
         assert result["changed"] is False
     assert primary.pid == pid
     assert primary.value("SELECT 1") == 1
+    # Beside a live server a wrong port is soon named; its answer must not pass for the restored one's.
+    other = run_module_as_server("recovery_info", {**primary.login(), "data_directory": str(stale)})
+    assert (other.get("failed"), other.get("code")) == (True, "other_server"), other
+    for place in (primary.data, pathlib.Path(primary.data, "..", "data")):
+        asked = run_module_as_server("recovery_info", {**primary.login(), "data_directory": str(place)})
+        assert asked["reached"] == "promoted", asked
     # Where a link leads to the data directory it is the same server.
     link = pathlib.Path(sandbox.root, "link")
     link.symlink_to(primary.data)
