@@ -13,18 +13,22 @@ import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import claim
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
     Repository,
     check_name,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import claim
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
 UNITS.update(second=1, minute=60, hour=3600, day=86400, week=604800)
+
+
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
 
 

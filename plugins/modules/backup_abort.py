@@ -55,7 +55,8 @@ state:
 import errno
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._abort import abort
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.abort import abort
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import claim, look
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_of,
@@ -64,8 +65,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import FAILED
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import claim, look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED
 
 
 def main() -> None:

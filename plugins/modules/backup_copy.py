@@ -166,15 +166,11 @@ progress:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._copy_job import (
-    DONE,
-    job_of,
-    launch,
-    scan_source,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import read_progress, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.copy_process import job_of, launch, scan_source
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import progress_of
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._manifest import new_hash
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE, progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
     handle,
@@ -182,9 +178,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import STARTED
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import require_alive
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import read_progress, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import STARTED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
 
 RESULTS = (
     "files",

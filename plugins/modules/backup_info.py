@@ -225,10 +225,10 @@ clusters:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import catalogue
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.listing import catalogue
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run, seconds
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
 
 def main() -> None:

@@ -110,14 +110,14 @@ result:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import TIME_FORMAT, record
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     cluster_of,
     handle,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._proven import TIME_FORMAT, record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
 
 def main() -> None:

@@ -56,17 +56,17 @@ state:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import (
+    publish,
+    refuse_unproven,
+    tell_wal,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
     handle,
     handle_argument_spec,
     run,
-)
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._publish import (
-    publish,
-    refuse_unproven,
-    tell_wal,
 )
 
 

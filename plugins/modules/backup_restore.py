@@ -401,13 +401,13 @@ progress:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_run import Run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run import Run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
 
 def main() -> None:

@@ -199,12 +199,13 @@ started_at:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
-    Connection,
-    connection_kwargs,
-    login_argument_spec,
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.preflight import (
+    cluster_directories,
+    problems_of_backup,
+    repository_problems,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._label import check_label_text
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import Start
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.label import check_label_text
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     cluster_of,
@@ -212,14 +213,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     run,
     seconds,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._preflight import (
-    cluster_directories,
-    problems_of_backup,
-    repository_problems,
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import check_name
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
+    Connection,
+    connection_kwargs,
+    login_argument_spec,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import check_name
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import server_info
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._start import Start
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import server_info
 
 
 def main() -> None:

@@ -136,9 +136,11 @@ directory:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._copy_job import DONE
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.stop import Stop, release, result
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._manifest import new_hash
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
     handle,
@@ -146,9 +148,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import FAILED, STARTED
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._stop import Stop, release, result
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._work import look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED, STARTED
 
 
 def main() -> None:

@@ -221,18 +221,18 @@ progress:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import progress_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     handle,
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify_job import (
-    Slices,
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.detached import Slices
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import (
     Wish,
     chosen,
     damage,

@@ -121,9 +121,9 @@ socket_directory:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._drill.scratch import Scratch
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._scratch import Scratch
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
 
 def main() -> None:

@@ -121,12 +121,12 @@ log:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
     login_argument_spec,
     require_psycopg2,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._recovery import Waiter
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.recovery import Waiter
 
 
 def main() -> None:

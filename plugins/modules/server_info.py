@@ -332,18 +332,18 @@ repository_free_bytes:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
-    Connection,
-    login_argument_spec,
-)
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._preflight import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.preflight import (
     problems_of_backup,
     problems_of_primary,
     repository_problems,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import find_primary, server_info
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
+    Connection,
+    login_argument_spec,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import find_primary, server_info
 
 
 def main() -> None:

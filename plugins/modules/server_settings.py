@@ -111,16 +111,12 @@ missing_libraries:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
     Connection,
     login_argument_spec,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._settings import (
-    Server,
-    as_lines,
-    running,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.settings import Server, as_lines, running
 
 
 def main() -> None:

@@ -112,10 +112,10 @@ log:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._process import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
     find_programs,
     major_of,
     postmaster,

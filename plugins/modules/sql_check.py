@@ -89,10 +89,10 @@ results:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._checks import require_checks, run_checks
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.checks import require_checks, run_checks
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
 
 def main() -> None:

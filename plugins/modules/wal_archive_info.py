@@ -222,13 +222,14 @@ problems:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import DirectoryArchive
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive_info import archive_info, detect
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived import require_segment_size
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.recoverable import archive_info
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run, seconds
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archived import require_segment_size
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.report import detect
 
 
 def main() -> None:

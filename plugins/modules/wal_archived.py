@@ -114,26 +114,25 @@ archiver:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import (
     archiver_report,
-    missing_by_command,
-    missing_in_directory,
+    archives_itself,
     missing_on_server,
     require_cluster,
-    require_wal_names,
-    wait_archived,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
     Connection,
     login_argument_spec,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
-    require_positive,
-    run,
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import server_info
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archived import (
+    missing_by_command,
+    missing_in_directory,
+    require_wal_names,
+    wait_archived,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._preflight import archives_itself
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import server_info
 
 
 def main() -> None:

@@ -70,18 +70,15 @@ current_lsn:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archived import (
-    require_cluster,
-    switch_wal,
-)
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._connection import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import require_cluster, switch_wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
     Connection,
     login_argument_spec,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import server_info
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import parse_lsn
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import server_info
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import parse_lsn
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import signal
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox

@@ -14,14 +14,11 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import (
-    DirectoryArchive,
-    path_segment,
-    timeline_path,
-)
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._reach import reach
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._walreader import Event, SegmentScan, scan_segments
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path import path_segment, timeline_path
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.reach import reach
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import Event, SegmentScan, scan_segments
 
 from tests.harness import binaries
 from tests.harness.sandbox import Sandbox

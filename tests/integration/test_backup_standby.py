@@ -12,8 +12,8 @@ import shutil
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._control import read_control
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import format_lsn, parse_lsn
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn, parse_lsn
 
 from tests.harness import binaries
 from tests.harness.checks import amcheck, data_checksum, restore, restore_and_check

@@ -12,7 +12,7 @@ import sys
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _connection
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import connection as _connection
 
 from tests.harness import binaries
 from tests.harness.modules import Modules, run_module_as

@@ -14,7 +14,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _job
 
 from tests.harness import binaries
 from tests.harness.modules import Modules, Result, run_module_as

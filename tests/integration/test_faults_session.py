@@ -16,8 +16,9 @@ import types
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _session, _stop
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import stop as _stop
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import session as _session
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 
 from tests.harness.binaries import server_python
 from tests.harness.modules import Modules, run_module_as

@@ -13,7 +13,7 @@ import pathlib
 import shutil
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _walfile
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import files as _walfile
 
 from tests.harness.checks import data_checksum, restore_and_check, verifybackup
 from tests.harness.modules import Modules

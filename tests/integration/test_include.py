@@ -15,7 +15,7 @@ import typing as t
 from unittest import mock
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _include
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import include_wal as _include
 
 from tests.harness import binaries
 from tests.harness.checks import amcheck, data_checksum, restore

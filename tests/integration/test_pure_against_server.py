@@ -13,7 +13,13 @@ import socket
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control, _datadir, _label, _manifest, _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
 from tests.harness import binaries
 from tests.harness.sandbox import Sandbox
@@ -211,7 +217,7 @@ def test_manifest_is_the_servers(server: Server) -> None:
     files, _directories = tree(os.fsencode(taken))
     del files[b"backup_manifest"]
     assert {file.path: file.size for file in manifest.files} == files
-    for algorithm in _manifest.ALGORITHMS:
+    for algorithm in _host_checksums.ALGORITHMS:
         mine = [describe(os.fsencode(taken), name, algorithm) for name in files]
         with open(path, "wb") as file:
             _manifest.write_manifest(file, server.major, identifier, mine, manifest.ranges)
@@ -224,7 +230,7 @@ def test_manifest_is_the_servers(server: Server) -> None:
 
 def describe(root: bytes, name: bytes, algorithm: str) -> _manifest.ManifestFile:
     path = os.path.join(root, name)
-    digest = _manifest.new_hash(algorithm)
+    digest = _host_checksums.new_hash(algorithm)
     status = os.stat(path)
     if digest is None:
         return _manifest.ManifestFile(name, status.st_size, status.st_mtime, None, None)
@@ -281,7 +287,7 @@ def test_control_file_and_segments(sandbox: Sandbox, major: int, size: int) -> N
     for _turn in range(3):
         server.switch_wal()
     stop = _wal.parse_lsn(server.lsn())
-    needed = _wal.required_wal(_wal.wal_ranges(1, start, 1, stop, []), size)
+    needed = _timelines.required_wal(_timelines.wal_ranges(1, start, 1, stop, []), size)
     names = sorted(path.name for path in (server.data / "pg_wal").iterdir() if _wal.is_segment_name(path.name))
     assert needed == names[names.index(needed[0]) :][: len(needed)]
     assert len(needed) == stop // size - start // size + (stop % size > 0)
@@ -308,15 +314,15 @@ def test_switch_of_timelines(sandbox: Sandbox, major: int) -> None:
         standby.switch_wal()
     stop = _wal.parse_lsn(standby.lsn())
     wal = standby.data / "pg_wal"
-    history = _wal.parse_history((wal / _wal.history_name(2)).read_text())
+    history = _timelines.parse_history((wal / _wal.history_name(2)).read_text())
     assert [entry.timeline for entry in history] == [1]
     switch = history[0].end
     assert start <= switch < stop
-    ranges = _wal.wal_ranges(1, start, 2, stop, history)
-    assert ranges == [_wal.WalRange(2, switch, stop), _wal.WalRange(1, start, switch)]
-    assert _wal.timeline_at(switch, 2, history) == 1
-    assert _wal.timeline_at(switch + 1, 2, history) == 2
-    needed = _wal.required_wal(ranges, size)
+    ranges = _timelines.wal_ranges(1, start, 2, stop, history)
+    assert ranges == [_timelines.WalRange(2, switch, stop), _timelines.WalRange(1, start, switch)]
+    assert _timelines.timeline_at(switch, 2, history) == 1
+    assert _timelines.timeline_at(switch + 1, 2, history) == 2
+    needed = _timelines.required_wal(ranges, size)
     assert needed[-1] == "00000002.history"
     identifier = int(standby.system_identifier)
     for name in needed[:-1]:

@@ -11,7 +11,7 @@ import shutil
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _recovery
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import recovery as _recovery
 
 from tests.harness import binaries
 from tests.harness.checks import restore

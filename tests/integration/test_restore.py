@@ -16,7 +16,8 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _restore_copy, _restore_places
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import copy as _restore_copy
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import places as _restore_places
 
 from tests.harness import binaries
 from tests.harness.checks import amcheck, data_checksum

@@ -10,8 +10,8 @@ import pathlib
 import shutil
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _restore
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import restore as _restore
 
 from tests.harness.checks import data_checksum
 from tests.harness.sandbox import Sandbox

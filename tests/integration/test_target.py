@@ -14,17 +14,15 @@ import shutil
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
-    _archive,
-    _choose,
-    _conf,
-    _control,
-    _target,
-    _wal,
-)
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._attempt import Chosen
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import conf as _conf
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import choose as _choose
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Chosen
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 
 from tests.harness import binaries, checks
 from tests.harness.modules import Modules

@@ -20,7 +20,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _verify_job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import detached as _verify_detached
 
 from tests.harness import binaries
 from tests.harness.modules import Modules, Result
@@ -515,7 +515,7 @@ def test_abandoned(held: Held) -> None:
     held.slice("a")
     (leader,) = held.leaders
     (folder,) = held.folders
-    long_ago = time.time() - _verify_job.ABANDONED_SECONDS / 2
+    long_ago = time.time() - _verify_detached.ABANDONED_SECONDS / 2
     os.utime(folder / "lock", (long_ago, long_ago))
     assert held.slice("a")["finished"] is False
     assert (folder / "lock").stat().st_mtime > long_ago + 1

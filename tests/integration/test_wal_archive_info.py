@@ -9,8 +9,8 @@ import gzip
 import pathlib
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import DirectoryArchive, restore_command
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive, restore_command
 
 from tests.harness.checks import restore
 from tests.harness.modules import Modules

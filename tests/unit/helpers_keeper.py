@@ -10,7 +10,7 @@ import os
 import pathlib
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, processes_with, wait_until
 
 PASSWORD = "t0psecret"

@@ -12,11 +12,16 @@ import shutil
 import struct
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive, _choose, _target
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import Restore, finished, prepare
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_plan import Plan, read_record
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_tree import WRITTEN
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._workers import Report
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Report
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import candidate as _candidate
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside import prepare
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WRITTEN
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.planner import make
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import read_record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore, finished
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import path as _path
 
 from tests.unit.helpers_unit import IDENTIFIER, _is_killed
 from tests.unit.test_verify import MB, Published
@@ -112,9 +117,7 @@ class Case:
 
     def plan(self, **params: t.Any) -> Plan:
         """Return the plan with other arguments."""
-        plan = Plan(self.published.cluster, {**self.params, **params})
-        plan.make()
-        return plan
+        return make(self.published.cluster, {**self.params, **params})
 
     def refusals(self, **params: t.Any) -> list[str]:
         """Return the codes of what stands against it."""
@@ -195,13 +198,13 @@ class Case:
         return {name(number): segment(number) for number in (33, 34)}
 
 
-def chosen(published: Published) -> t.Callable[..., _choose.Chosen]:
+def chosen(published: Published) -> t.Callable[..., _candidate.Chosen]:
     """Return a choice that always falls on this backup."""
 
-    def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _choose.Chosen:
-        path = _archive.Path(1, [])
+    def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _candidate.Chosen:
+        path = _path.Path(1, [])
         content = published.backup.load()
-        return _choose.Chosen(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
+        return _candidate.Chosen(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
 
     return choose
 

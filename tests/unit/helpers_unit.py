@@ -14,8 +14,12 @@ import time
 import typing as t
 from unittest import mock
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _repository
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import locks as _locks
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    Backup,
+    Cluster,
+    Repository,
+)
 
 IDENTIFIER: t.Final = "7710880042689923079"
 SEGMENT: t.Final = "000000010000000000000002"
@@ -181,7 +185,7 @@ def held_by_another_process(path: str | pathlib.Path) -> t.Iterator[int]:
     if pid == 0:
         try:
             os.close(ready_read)
-            if _repository.take_lock(str(path), 5.0) is not None:
+            if _locks.take_lock(str(path), 5.0) is not None:
                 os.write(ready_write, b".")
                 signal.pause()
         finally:

@@ -16,21 +16,25 @@ import sys
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive, _wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import (
     Archive,
     CommandArchive,
     DirectoryArchive,
+    open_archive,
+    restore_command,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path import (
     Path,
     needed_segments,
-    open_archive,
     path_segment,
-    restore_command,
     timeline_path,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._reach import reach
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import HistoryEntry
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.reach import reach
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_wal import FIRST, NOW_US, SIZE, Wal
 
@@ -194,8 +198,8 @@ def test_needed_segments(switch: int) -> None:
             path_segment(path, number, SIZE) for number in range(start // SIZE, (end - 1) // SIZE + 1)
         ]
         if start < switch and end > 0x7F0000:
-            ranges = _wal.wal_ranges(1, start, 3, end, path.history)
-            assert names[:-1] == [one for one in _wal.required_wal(ranges, SIZE) if _wal.is_segment_name(one)]
+            ranges = _timelines.wal_ranges(1, start, 3, end, path.history)
+            assert names[:-1] == [one for one in _timelines.required_wal(ranges, SIZE) if _wal.is_segment_name(one)]
     # Before the switch, in its segment: only the newer timeline's file is sure to be archived.
     assert needed_segments(path, 0x7E0000, 0x7EFF00, SIZE)[0][:8] == "00000003"
     assert needed_segments(Path(1, []), 0x400028, 0x500000, SIZE) == [_wal.segment_name(1, 4, SIZE)]

@@ -11,10 +11,12 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archive_info, _wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive import DirectoryArchive
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._archive_info import archive_info, detect
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import recoverable as _recoverable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.recoverable import archive_info
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.report import detect
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, make_backup, make_cluster
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_wal import FIRST, SIZE, Wal
 
@@ -279,5 +281,5 @@ def test_damaged_backups(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
 
 
 def test_times() -> None:
-    assert _archive_info.utc_us(1) == "1970-01-01T00:00:00.000001Z"
-    assert _archive_info.utc_us(1795348694000000) == "2026-11-22T11:58:14.000000Z"
+    assert _recoverable.utc_us(1) == "1970-01-01T00:00:00.000001Z"
+    assert _recoverable.utc_us(1795348694000000) == "2026-11-22T11:58:14.000000Z"

@@ -17,8 +17,10 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _archived, _walfile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import archiver as _archived
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archived as _wal_archived
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import files as _walfile
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER
 
 SIZE = 1 << 20
@@ -134,9 +136,9 @@ def test_who_cannot_tell() -> None:
 
 def test_waiting() -> None:
     answers = [["a", "b"], ["b"], []]
-    assert _archived.wait_archived(lambda _names: answers.pop(0), ["a", "b"], 10, 0.01) == []
-    assert _archived.wait_archived(lambda _names: ["b"], ["a", "b"], 0, 10) == ["b"]
-    assert _archived.wait_archived(lambda _names: ["b"], ["a", "b"], 0.05, 10) == ["b"]
+    assert _wal_archived.wait_archived(lambda _names: answers.pop(0), ["a", "b"], 10, 0.01) == []
+    assert _wal_archived.wait_archived(lambda _names: ["b"], ["a", "b"], 0, 10) == ["b"]
+    assert _wal_archived.wait_archived(lambda _names: ["b"], ["a", "b"], 0.05, 10) == ["b"]
 
 
 # --- files ---
@@ -172,7 +174,7 @@ Shape = t.Tuple[str, t.Callable[[bytes], bytes]]
 
 
 def missing(folder: pathlib.Path, name: str) -> list[str]:
-    return _archived.missing_in_directory(str(folder), [name], SIZE, int(IDENTIFIER))
+    return _wal_archived.missing_in_directory(str(folder), [name], SIZE, int(IDENTIFIER))
 
 
 def test_good_segment(tmp_path: pathlib.Path, shape: Shape) -> None:
@@ -268,7 +270,7 @@ def test_restore_command(tmp_path: pathlib.Path) -> None:
     (archive / NAMES[3]).write_bytes(segment())
 
     def fetch(line: str) -> list[str]:
-        return _archived.missing_by_command(line, [NAMES[3], NAMES[4]], SIZE, int(IDENTIFIER))
+        return _wal_archived.missing_by_command(line, [NAMES[3], NAMES[4]], SIZE, int(IDENTIFIER))
 
     assert fetch(f'cp "{archive}/%f" "%p"') == [NAMES[4]]
     assert fetch(f'echo 100%% > {tmp_path}/said; cp "{archive}/%f" %p') == [NAMES[4]]
@@ -285,4 +287,4 @@ def test_restore_command(tmp_path: pathlib.Path) -> None:
 
 def test_restore_command_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_walfile, "COMMAND_SECONDS", 0.1)
-    assert _archived.missing_by_command("exec sleep 5", NAMES[3:4], SIZE, int(IDENTIFIER)) == NAMES[3:4]
+    assert _wal_archived.missing_by_command("exec sleep 5", NAMES[3:4], SIZE, int(IDENTIFIER)) == NAMES[3:4]

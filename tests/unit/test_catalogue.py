@@ -11,9 +11,13 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _catalogue
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import listing as _catalogue
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    Backup,
+    Cluster,
+    Repository,
+)
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, make_backup, make_cluster
 
 

@@ -10,8 +10,8 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _conf
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._control import ControlFile
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import conf as _conf
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import ControlFile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 from tests.unit.helpers_conf import ERRORS, LINES

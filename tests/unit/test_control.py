@@ -10,7 +10,7 @@ import pathlib
 import struct
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 LAYOUTS = [(1300, 288), (1700, 288), (1800, 292)]

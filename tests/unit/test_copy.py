@@ -20,9 +20,17 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control, _copy, _copyfile, _datadir, _workers
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import Scan
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _copy
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import journal as _backup_journal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Scan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import copier as _copyfile
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import workers as _workers
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
 
 MB = 1 << 20
 VERSION_DIRECTORY = "PG_18_202506291"
@@ -66,8 +74,8 @@ class Bench:
             if path.is_file() and not path.is_symlink()
         }
 
-    def journalled(self) -> dict[bytes, _copy.ManifestFile]:
-        files = list(_copy.read_journal(self.journal))
+    def journalled(self) -> dict[bytes, _manifest.ManifestFile]:
+        files = list(_backup_journal.read_journal(self.journal))
         assert len({file.path for file in files}) == len(files)
         return {file.path: file for file in files}
 
@@ -104,10 +112,10 @@ def test_copy_is_complete_and_described(bench: Bench, algorithm: str, jobs: int,
         os.umask(old)
     scan = bench.scan()
     copied = bench.copied()
-    assert set(copied) == {os.fsdecode(_datadir.destination(e.path, scan.tablespaces)) for e in scan.files}
+    assert set(copied) == {os.fsdecode(_plain.destination(e.path, scan.tablespaces)) for e in scan.files}
     listed = bench.journalled()
     for entry in scan.files:
-        content = copied[os.fsdecode(_datadir.destination(entry.path, scan.tablespaces))]
+        content = copied[os.fsdecode(_plain.destination(entry.path, scan.tablespaces))]
         assert content == pathlib.Path(os.fsdecode(entry.source)).read_bytes()
         file = listed.pop(entry.path)
         assert (file.size, file.mtime) == (len(content), int(os.stat(entry.source).st_mtime))
@@ -163,7 +171,7 @@ def test_a_file_keeps_the_size_it_had_when_opened(
 ) -> None:
     path = bench.data / "base/5/16400"
     before = path.read_bytes()
-    created = _copyfile._create
+    created = _host_files._create
 
     def changed_meanwhile(target: bytes) -> int:
         if target.endswith(b"16400"):
@@ -202,7 +210,7 @@ def test_a_clone_is_cut_to_size_and_the_clone_is_hashed(bench: Bench, monkeypatc
     bench.copy()
     for path, file in bench.journalled().items():
         if file.size:
-            place = _datadir.destination(path, bench.scan().tablespaces)
+            place = _plain.destination(path, bench.scan().tablespaces)
             content = (bench.backup / os.fsdecode(place)).read_bytes()
             assert content.startswith(b"newer"[: file.size])
             assert (len(content), sha(content)) == (file.size, file.checksum)
@@ -326,7 +334,7 @@ def test_an_unreadable_file_names_the_user(bench: Bench, monkeypatch: pytest.Mon
     with pytest.raises(BackupError) as caught:
         bench.copy()
     assert caught.value.code == "unreadable"
-    assert _copyfile._user() in caught.value.hint
+    assert _host_files._user() in caught.value.hint
 
 
 @pytest.mark.parametrize("algorithm", ["SHA256", "NONE"])
@@ -352,7 +360,7 @@ def test_a_lost_session_stops_the_copy_inside_a_file(bench: Bench, algorithm: st
 def test_a_worker_that_is_killed_fails_the_copy_and_loses_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
-    created = _copyfile._create
+    created = _host_files._create
     main = os.getpid()
 
     def die(target: bytes) -> int:
@@ -421,7 +429,7 @@ def test_a_damaged_journal_is_refused(bench: Bench, line: bytes) -> None:
 
 
 def test_no_journal_is_an_empty_one(bench: Bench) -> None:
-    assert list(_copy.read_journal(bench.journal)) == []
+    assert list(_backup_journal.read_journal(bench.journal)) == []
 
 
 KILLED = textwrap.dedent(
@@ -462,7 +470,7 @@ def test_killed_and_run_again(bench: Bench, delay: float) -> None:
     copied = bench.copied()
     assert len(copied) == 409
     for path, file in bench.journalled().items():
-        place = _datadir.destination(path, bench.scan().tablespaces)
+        place = _plain.destination(path, bench.scan().tablespaces)
         assert sha(copied[os.fsdecode(place)]) == file.checksum
 
 
@@ -538,6 +546,6 @@ def test_large_files_come_first_and_small_ones_together() -> None:
 
 
 def test_journal_lines_are_json() -> None:
-    line = _copyfile.journal_line(_copy.ManifestFile(b"a\xff", 1, 2.0, None, None))
+    line = _backup_journal.journal_line(_manifest.ManifestFile(b"a\xff", 1, 2.0, None, None))
     assert json.loads(line) == ["a\udcff", 1, 2.0, None, None]
-    assert _copyfile.parse_line(line) == (b"a\xff", 1, 2.0, None, None)
+    assert _backup_journal.parse_line(line) == (b"a\xff", 1, 2.0, None, None)

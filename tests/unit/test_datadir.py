@@ -16,8 +16,8 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _datadir
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import Special, Tablespace
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Special, Tablespace
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 MAJORS = [14, 15, 16, 17, 18]

@@ -9,8 +9,10 @@ import os
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _datadir
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import Tablespace
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Tablespace
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
 
 MAJORS = [14, 15, 16, 17, 18]
 CATALOG = 202506291
@@ -113,12 +115,12 @@ def test_database_directories(path: str, expected: bool) -> None:
 )
 def test_destination(path: bytes, expected: bytes) -> None:
     spaces = [Tablespace(16384, b"/a", False), Tablespace(16386, b"/data/pg_tblspc/16386", True)]
-    assert _datadir.destination(path, spaces) == expected
+    assert _plain.destination(path, spaces) == expected
 
 
 def test_link_to_a_tablespace_in_the_backup() -> None:
-    assert _datadir.tablespace_link(Tablespace(16384, b"/a", False)) == b"../../tablespaces/16384"
+    assert _plain.tablespace_link(Tablespace(16384, b"/a", False)) == b"../../tablespaces/16384"
 
 
 def test_paths_in_messages() -> None:
-    assert _datadir.printable(b"caf\xe9") == "caf\\xe9"
+    assert _host_files.printable(b"caf\xe9") == "caf\\xe9"

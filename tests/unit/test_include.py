@@ -11,9 +11,9 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _include
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import include_wal as _include
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include_wal import Inclusion
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._include import Inclusion
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import crashes
 from ansible_collections.pgfleet.basebackup.tests.unit.test_wal import header
 

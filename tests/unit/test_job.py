@@ -13,10 +13,10 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _job
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._job import Job, Recorder
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import is_locked
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 
 from tests.unit.helpers_unit import held_by_another_process, wait_until
 

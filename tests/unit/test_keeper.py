@@ -23,9 +23,11 @@ import types
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _connection, _session, _session_keeper
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import connection as _connection
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import keeper as _session_keeper
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import session as _session
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_keeper import PASSWORD, PSYCOPG2, Case
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import processes_with, wait_until
 

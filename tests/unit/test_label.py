@@ -9,7 +9,7 @@ import random
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _label
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 FULL = b"""\

@@ -12,8 +12,9 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _live
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _live
 
 from tests.unit.helpers_unit import wait_until
 
@@ -50,9 +51,9 @@ def test_running(tmp_path: pathlib.Path, data: pathlib.Path, process: int) -> No
     place = os.fsencode(data)
     (server,) = [one for one in _live.running_servers() if one.pid == process]
     top = os.fsencode(tmp_path)
-    assert (server.data_directory, server.identity) == (place, _live.identity(place))
-    assert server.tablespaces == {top + b"/caf\xe9": _live.identity(top + b"/caf\xe9")}
-    assert server.wal == _live.identity(top + b"/wal")
+    assert (server.data_directory, server.identity) == (place, _paths.identity(place))
+    assert server.tablespaces == {top + b"/caf\xe9": _paths.identity(top + b"/caf\xe9")}
+    assert server.wal == _paths.identity(top + b"/wal")
     link = tmp_path / "link"
     link.symlink_to(data)
     assert _live.server_in(os.fsencode(link), [server]) == process
@@ -67,7 +68,7 @@ def test_not_running(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (data / "postmaster.pid").write_text(f"{os.getpid()}\n")
     _live.refuse_running(os.fsencode(data))
     assert _live.tablespaces_of(os.fsencode(tmp_path / "absent")) == {}
-    assert _live.identity(os.fsencode(tmp_path / "absent")) is None
+    assert _paths.identity(os.fsencode(tmp_path / "absent")) is None
 
 
 def test_another_account(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, process: int) -> None:
@@ -102,5 +103,5 @@ def test_command_line(words: list[bytes], expected: bytes) -> None:
 
 
 def test_mounts() -> None:
-    assert b"/proc" in _live.mounts_below(b"/")
-    assert _live.mounts_below(b"/proc/self/nothing") == set()
+    assert b"/proc" in _paths.mounts_below(b"/")
+    assert _paths.mounts_below(b"/proc/self/nothing") == set()

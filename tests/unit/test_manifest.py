@@ -13,10 +13,12 @@ import types
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control, _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.manifest import ManifestFile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._manifest import ManifestFile
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import WalRange
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import WalRange
 
 IDENTIFIER = 7710880042689923079
 SHA = hashlib.sha256(b"").hexdigest()
@@ -261,7 +263,7 @@ def test_no_manifest(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["SHA224", "SHA256", "SHA384", "SHA512"])
 def test_hashes(algorithm: str) -> None:
-    digest = _manifest.new_hash(algorithm)
+    digest = _host_checksums.new_hash(algorithm)
     assert digest is not None
     digest.update(b"1234")
     digest.update(memoryview(b"56789"))
@@ -269,10 +271,10 @@ def test_hashes(algorithm: str) -> None:
 
 
 def test_no_hash() -> None:
-    assert _manifest.new_hash("NONE") is None
+    assert _host_checksums.new_hash("NONE") is None
     for algorithm in ("sha256", "MD5", ""):
         with pytest.raises(BackupError, match="unknown checksum algorithm"):
-            _manifest.new_hash(algorithm)
+            _host_checksums.new_hash(algorithm)
 
 
 class SlowCrc32c:
@@ -290,9 +292,9 @@ class SlowCrc32c:
 
 @pytest.mark.parametrize("library", ["installed", "substitute"])
 def test_crc32c_is_the_little_endian_value(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    if library == "substitute" or _manifest.crc32c is None:
-        monkeypatch.setattr(_manifest, "crc32c", types.SimpleNamespace(CRC32CHash=SlowCrc32c))
-    digest = _manifest.new_hash("CRC32C")
+    if library == "substitute" or _host_checksums.crc32c is None:
+        monkeypatch.setattr(_host_checksums, "crc32c", types.SimpleNamespace(CRC32CHash=SlowCrc32c))
+    digest = _host_checksums.new_hash("CRC32C")
     assert digest is not None
     digest.update(b"1234")
     digest.update(b"56789")
@@ -300,8 +302,8 @@ def test_crc32c_is_the_little_endian_value(monkeypatch: pytest.MonkeyPatch, libr
 
 
 def test_without_the_library_for_crc32c(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_manifest, "crc32c", None)
-    monkeypatch.setattr(_manifest.sys, "executable", "/opt/python")
+    monkeypatch.setattr(_host_checksums, "crc32c", None)
+    monkeypatch.setattr(_host_checksums.sys, "executable", "/opt/python")
     with pytest.raises(BackupError, match="package crc32c, which /opt/python does not have") as caught:
-        _manifest.new_hash("CRC32C")
+        _host_checksums.new_hash("CRC32C")
     assert "/opt/python -m pip install crc32c" in caught.value.hint

@@ -13,7 +13,8 @@ import typing as t
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _module, _work
+from ansible_collections.pgfleet.basebackup.plugins.module_utils import _module
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import activity as _work
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import make_backup, make_cluster
 

@@ -11,7 +11,7 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _preflight
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import preflight as _preflight
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, make_cluster
 from ansible_collections.pgfleet.basebackup.tests.unit.test_user_copy import control_file
 

@@ -11,10 +11,10 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _proven
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import catalogue
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import drills as _proven
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.listing import catalogue
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Repository
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     FILES,
     crashes,

@@ -10,9 +10,14 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _abort, _publish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import abort as _abort
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import publish as _publish
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    Backup,
+    Cluster,
+    Repository,
+)
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     FILES,
     SEGMENT,

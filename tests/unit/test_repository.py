@@ -13,9 +13,15 @@ import stat
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import locks as _locks
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import repository as _repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    Backup,
+    Cluster,
+    Repository,
+)
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     FILES,
     IDENTIFIER,
@@ -236,8 +242,8 @@ def test_only_names_of_ours_are_seen(cluster: Cluster) -> None:
 def test_json_keeps_any_path(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "x.json")
     content = {"path": os.fsdecode(b"caf\xe9"), "n": 1.5, "none": None}
-    _repository.write_json(path, content)
-    assert _repository.read_json(path) == content
+    _host_files.write_json(path, content)
+    assert _host_files.read_json(path) == content
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
@@ -318,7 +324,7 @@ def test_work_on_a_backup_that_is_gone(cluster: Cluster) -> None:
 
 
 def test_no_lock_file_is_no_lock(tmp_path: pathlib.Path) -> None:
-    assert not _repository.is_locked(str(tmp_path / "none"))
+    assert not _locks.is_locked(str(tmp_path / "none"))
 
 
 def test_error_as_result() -> None:

@@ -14,9 +14,13 @@ import typing as t
 from unittest import mock
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster, Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    Backup,
+    Cluster,
+    Repository,
+)
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     FILES,
     IDENTIFIER,
@@ -39,16 +43,16 @@ def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
 
     def prepare(folder: pathlib.Path) -> str:
         path = str(folder / "x.json")
-        _repository.write_json(path, old)
+        _host_files.write_json(path, old)
         return path
 
     seen = set()
-    for where, path in crashes(tmp_path, prepare, lambda path: _repository.write_json(path, new)):
-        content = _repository.read_json(path)
+    for where, path in crashes(tmp_path, prepare, lambda path: _host_files.write_json(path, new)):
+        content = _host_files.read_json(path)
         assert content in (old, new), where
         seen.add(content["state"])
-        _repository.write_json(path, new)
-        assert (_repository.read_json(path), os.listdir(os.path.dirname(path))) == (new, ["x.json"]), where
+        _host_files.write_json(path, new)
+        assert (_host_files.read_json(path), os.listdir(os.path.dirname(path))) == (new, ["x.json"]), where
     assert seen == {"old", "new"}
 
 
@@ -73,7 +77,7 @@ def test_content_is_durable_before_it_counts(tmp_path: pathlib.Path) -> None:
 
     with mock.patch.object(os, "open", opened), mock.patch.object(os, "fsync", synced):
         with mock.patch.object(os, "rename", renamed):
-            _repository.write_json(str(tmp_path / "x.json"), {})
+            _host_files.write_json(str(tmp_path / "x.json"), {})
             assert order == ["fsync x.json.tmp", "rename x.json.tmp x.json", f"fsync {tmp_path.name}"]
             backup = make_backup(make_cluster(tmp_path), state="complete")
             order.clear()
@@ -140,7 +144,7 @@ def disk_full() -> t.Iterator[None]:
     def refuse(path: str, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
-    with mock.patch.object(_repository, "write_bytes", refuse):
+    with mock.patch.object(_host_files, "write_bytes", refuse):
         yield
 
 

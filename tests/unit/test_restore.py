@@ -11,16 +11,15 @@ import shutil
 import stat
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
-    _copy,
-    _live,
-    _restore_copy,
-    _restore_places,
-    _restore_plan,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import Restore
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore_run import Run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import copy as _restore_copy
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import places as _restore_places
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import planner as _restore_plan
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run import Run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _live
 
 from tests.unit.helpers_restore import VERSION, Case, chosen, in_this_process, killed, name
 from tests.unit.helpers_unit import files_below
@@ -212,13 +211,13 @@ def test_nested_mounts_are_left_alone(case: Case, monkeypatch: pytest.MonkeyPatc
     mount.mkdir()
     (mount / "file").write_bytes(b"on another disk")
     monkeypatch.setattr(
-        _live, "mounts_below", lambda path: {os.fsencode(mount)} if path == os.fsencode(case.data) else set()
+        _paths, "mounts_below", lambda path: {os.fsencode(mount)} if path == os.fsencode(case.data) else set()
     )
     assert case.refusals(replace=True) == ["cannot_move_aside"]
     case.restore(delta=True)
     assert (mount / "file").read_bytes() == b"on another disk"
     monkeypatch.setattr(
-        _live, "mounts_below", lambda path: {path + b"/base"} if path == os.fsencode(case.data) else set()
+        _paths, "mounts_below", lambda path: {path + b"/base"} if path == os.fsencode(case.data) else set()
     )
     assert case.refusals(delta=True, force=True) == ["nested_mount"]
 
@@ -339,12 +338,12 @@ def test_tablespaces_of_a_lost_data_directory(case: Case) -> None:
 def test_live_tablespace(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.space.mkdir()
     place = os.fsencode(case.space)
-    server = _live.Running(1, b"/elsewhere", (1, 2), {b"/in/its/namespace": _live.identity(place)})
+    server = _live.Running(1, b"/elsewhere", (1, 2), {b"/in/its/namespace": _paths.identity(place)})
     monkeypatch.setattr(_live, "running_servers", lambda: [server])
     assert case.refusals() == ["tablespace_in_use"]
     assert case.refusals(tablespace_mapping={"16385": str(case.space / "x")}) == []
     case.data.mkdir()
-    server = _live.Running(1, b"/elsewhere", _live.identity(os.fsencode(case.data)), {})
+    server = _live.Running(1, b"/elsewhere", _paths.identity(os.fsencode(case.data)), {})
     assert case.refusals() == ["server_running"]
 
 

@@ -12,8 +12,8 @@ import tempfile
 import typing as t
 
 import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._drill.scratch import MARKER, Scratch
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._scratch import MARKER, Scratch
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     crashes,
     files_below,

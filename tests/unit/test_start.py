@@ -12,10 +12,13 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _start, _work
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import activity as _work
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import resume as _resume
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import start as _start
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume import Choice, Wish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import Start
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup, Cluster
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._start import Choice, Start, Wish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     IDENTIFIER,
     held_by_another_process,
@@ -74,7 +77,7 @@ def ids(choice: Choice) -> tuple[str | None, str | None, list[str]]:
 
 
 def choose(cluster: Cluster, **wish: t.Any) -> tuple[str | None, str | None, list[str]]:
-    return ids(_start.choose(cluster, Wish(**{"resume": True, "owner": "me again", **wish})))
+    return ids(_resume.choose(cluster, Wish(**{"resume": True, "owner": "me again", **wish})))
 
 
 Sessions = t.Dict[str, t.Tuple[str, str]]

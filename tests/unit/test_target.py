@@ -8,9 +8,9 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _target
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._walreader import ABORT, COMMIT, RESTORE_POINT, Event
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import ABORT, COMMIT, RESTORE_POINT, Event
 
 NOON: t.Final = 1795348800 * 1000000  # 2026-11-22 12:00 UTC
 

@@ -13,15 +13,13 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import (
-    _control,
-    _datadir,
-    _manifest,
-    _session,
-    _stop,
-    _user_copy,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import adopt as _user_copy
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import stop as _stop
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import session as _session
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     IDENTIFIER,
     files_below,

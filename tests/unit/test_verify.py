@@ -16,10 +16,17 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _control, _manifest, _verify, _verify_job, _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify_job import Wish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import checksums as _verify_checksums
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import look as _verify
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import verification as _verify_job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Wish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
 from tests.unit.helpers_unit import IDENTIFIER, make_cluster, metadata
 
@@ -49,7 +56,7 @@ class Published:
 
     def __init__(self, folder: pathlib.Path, backup_id: str = "b1", **more: t.Any) -> None:
         self.cluster = make_cluster(folder)
-        ranges = more.pop("ranges", [_wal.WalRange(1, 0x2000028, 0x2000120)])
+        ranges = more.pop("ranges", [_timelines.WalRange(1, 0x2000028, 0x2000120)])
         wal_files = more.pop("wal_files", {})
         self.path = pathlib.Path(self.cluster.backups, backup_id)
         self.files: dict[str, bytes] = {
@@ -90,7 +97,7 @@ class Published:
             manifest_checksum=checksum,
             tablespaces={"16385": LOCATION.decode("utf-8", "surrogateescape")},
         )
-        content["required_wal"] = _wal.required_wal(ranges, MB)
+        content["required_wal"] = _timelines.required_wal(ranges, MB)
         self.content = {**content, **more}
         self.save()
 
@@ -189,7 +196,7 @@ def test_control_file(tmp_path: pathlib.Path, standby: bool, made: bytes, good: 
 
 def test_manifest_of_another_backup(published: Published, tmp_path: pathlib.Path) -> None:
     (tmp_path / "other").mkdir()
-    other = Published(tmp_path / "other", ranges=[_wal.WalRange(1, 0x2000028, 0x2000128)])
+    other = Published(tmp_path / "other", ranges=[_timelines.WalRange(1, 0x2000028, 0x2000128)])
     shutil.copy(other.path / "data/backup_manifest", published.path / "data/backup_manifest")
     assert published.quick() == {("backup_manifest", "damaged")}
 
@@ -253,7 +260,7 @@ def test_file_that_cannot_be_read(published: Published, monkeypatch: pytest.Monk
     assert published.bad("full") == {("base/5/2600", "unreadable"), ("base/5/1259", "checksum")}
 
 
-TWO_TIMELINES: t.Final = [_wal.WalRange(2, 0x2100100, 0x2200200), _wal.WalRange(1, 0x2000028, 0x2100100)]
+TWO_TIMELINES: t.Final = [_timelines.WalRange(2, 0x2100100, 0x2200200), _timelines.WalRange(1, 0x2000028, 0x2100100)]
 SEGMENTS: t.Final = ("000000010000000000000020", "000000020000000000000021", "000000020000000000000022")
 
 
@@ -369,9 +376,9 @@ def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatc
     """Checksums that cannot be computed are no checksums that hold."""
     look = _verify.Look(published.backup, published.content)
     files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in look.files]
-    monkeypatch.setattr(_manifest, "crc32c", None)
+    monkeypatch.setattr(_host_checksums, "crc32c", None)
     with pytest.raises(BackupError) as caught:
-        list(_verify.wrong_checksums(files, 2, lambda: None, lambda done_bytes, done_files: None))
+        list(_verify_checksums.wrong_checksums(files, 2, lambda: None, lambda done_bytes, done_files: None))
     assert caught.value.code == "missing_library"
 
 

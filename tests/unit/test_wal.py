@@ -10,9 +10,10 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import HistoryEntry, WalRange
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry, WalRange
 
 MB = 1 << 20
 SIZES = [MB, 16 * MB, 64 * MB, 1024 * MB]
@@ -117,20 +118,20 @@ def test_parse_history() -> None:
         "# a comment\n\n1\t0/3000148\tno recovery target specified\n2\t1/0A000000\tbefore 2000-01-01 00:00:00+00\n"
         "4\t1/A000000\t\n"
     )
-    assert _wal.parse_history(text) == [
+    assert _timelines.parse_history(text) == [
         HistoryEntry(1, 0x3000148),
         HistoryEntry(2, 0x10A000000),
         HistoryEntry(4, 0x10A000000),
     ]
-    assert _wal.parse_history("") == []
+    assert _timelines.parse_history("") == []
 
 
 def test_parse_history_of_a_timeline_left_before_it_began() -> None:
     """Recovery along timeline 2 that stops while it is on timeline 1 makes timeline 3 begin there."""
-    history = _wal.parse_history("1\t0/5000000\n2\t0/3000148\n")
+    history = _timelines.parse_history("1\t0/5000000\n2\t0/3000148\n")
     assert history == [HistoryEntry(1, 0x3000148), HistoryEntry(2, 0x3000148)]
-    ranges = _wal.wal_ranges(1, 0x2000028, 3, 0x4000000, history)
-    assert _wal.required_wal(ranges, 16 << 20)[:2] == ["000000010000000000000002", "000000030000000000000003"]
+    ranges = _timelines.wal_ranges(1, 0x2000028, 3, 0x4000000, history)
+    assert _timelines.required_wal(ranges, 16 << 20)[:2] == ["000000010000000000000002", "000000030000000000000003"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_parse_history_of_a_timeline_left_before_it_began() -> None:
 )
 def test_parse_history_refuses(text: str) -> None:
     with pytest.raises(BackupError, match="invalid line") as caught:
-        _wal.parse_history(text)
+        _timelines.parse_history(text)
     assert caught.value.code == "bad_history"
 
 
@@ -171,7 +172,7 @@ HISTORY = [HistoryEntry(1, 100), HistoryEntry(2, 200), HistoryEntry(5, 300)]
     ],
 )
 def test_wal_ranges(start_timeline: int, start: int, stop_timeline: int, stop: int, expected: t.List[WalRange]) -> None:
-    assert _wal.wal_ranges(start_timeline, start, stop_timeline, stop, HISTORY) == expected
+    assert _timelines.wal_ranges(start_timeline, start, stop_timeline, stop, HISTORY) == expected
 
 
 @pytest.mark.parametrize(
@@ -186,17 +187,17 @@ def test_wal_ranges(start_timeline: int, start: int, stop_timeline: int, stop: i
 )
 def test_wal_ranges_refuses(start_timeline: int, start: int, stop_timeline: int, stop: int, message: str) -> None:
     with pytest.raises(BackupError, match=message) as caught:
-        _wal.wal_ranges(start_timeline, start, stop_timeline, stop, HISTORY)
+        _timelines.wal_ranges(start_timeline, start, stop_timeline, stop, HISTORY)
     assert caught.value.code == "bad_wal_range"
 
 
 def test_wal_ranges_needs_no_history_on_one_timeline() -> None:
-    assert _wal.wal_ranges(9, 5, 9, 6, []) == [WalRange(9, 5, 6)]
+    assert _timelines.wal_ranges(9, 5, 9, 6, []) == [WalRange(9, 5, 6)]
 
 
 def test_timeline_at_is_that_of_wal_ending_there() -> None:
     for lsn, timeline in [(1, 1), (100, 1), (101, 2), (200, 2), (201, 5), (300, 5), (301, 6), (2**60, 6)]:
-        assert _wal.timeline_at(lsn, 6, HISTORY) == timeline
+        assert _timelines.timeline_at(lsn, 6, HISTORY) == timeline
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -206,14 +207,14 @@ def test_timeline_at_is_that_of_wal_ending_there() -> None:
 )
 def test_required_wal_on_one_timeline(size: int, start: t.Tuple[int, int], stop: t.Tuple[int, int], count: int) -> None:
     first, last = (segment * size + offset for segment, offset in (start, stop))
-    names = _wal.required_wal([WalRange(3, first, last)], size)
+    names = _timelines.required_wal([WalRange(3, first, last)], size)
     segments = range(first // size, first // size + count)
     assert names == [_wal.segment_name(3, segment, size) for segment in segments]
 
 
 def test_required_wal_takes_the_newer_file_where_the_timeline_changes() -> None:
     ranges = [WalRange(3, 40 * MB, 50 * MB), WalRange(2, 24 * MB, 40 * MB), WalRange(1, 8 * MB, 24 * MB)]
-    assert _wal.required_wal(ranges, 16 * MB) == [
+    assert _timelines.required_wal(ranges, 16 * MB) == [
         "000000010000000000000000",
         "000000020000000000000001",
         "000000030000000000000002",
@@ -226,7 +227,7 @@ def test_required_wal_takes_the_newer_file_where_the_timeline_changes() -> None:
 def test_required_wal_with_a_switch_on_a_boundary() -> None:
     # The old timeline's last segment is complete then, and the new one has no copy of it.
     ranges = [WalRange(2, 32 * MB, 33 * MB), WalRange(1, 20 * MB, 32 * MB)]
-    assert _wal.required_wal(ranges, 16 * MB) == [
+    assert _timelines.required_wal(ranges, 16 * MB) == [
         "000000010000000000000001",
         "000000020000000000000002",
         "00000002.history",
@@ -235,7 +236,7 @@ def test_required_wal_with_a_switch_on_a_boundary() -> None:
 
 def test_required_wal_with_two_switches_in_one_segment() -> None:
     ranges = [WalRange(3, 20 * MB, 21 * MB), WalRange(2, 19 * MB, 20 * MB), WalRange(1, 10 * MB, 19 * MB)]
-    assert _wal.required_wal(ranges, 16 * MB)[:2] == ["000000010000000000000000", "000000030000000000000001"]
+    assert _timelines.required_wal(ranges, 16 * MB)[:2] == ["000000010000000000000000", "000000030000000000000001"]
 
 
 def test_required_wal_covers_every_byte_once() -> None:
@@ -247,9 +248,9 @@ def test_required_wal_covers_every_byte_once() -> None:
         newest = len(history) + 1
         start = chance.randrange(1, 10 * size)
         stop = chance.randrange(max([start, *switches]) + 1, 12 * size)
-        oldest = _wal.timeline_at(start + 1, newest, history)
-        ranges = _wal.wal_ranges(oldest, start, newest, stop, history)
-        names = _wal.required_wal(ranges, size)
+        oldest = _timelines.timeline_at(start + 1, newest, history)
+        ranges = _timelines.wal_ranges(oldest, start, newest, stop, history)
+        names = _timelines.required_wal(ranges, size)
         segments = {}
         for name in names:
             if _wal.is_segment_name(name):
@@ -260,7 +261,7 @@ def test_required_wal_covers_every_byte_once() -> None:
         for segment, timeline in segments.items():
             # The file's timeline is the one on which its last needed byte lies, and recovery finds it: it looks for
             # the newest timeline that had begun in this segment or before.
-            assert timeline == _wal.timeline_at(min((segment + 1) * size, stop), newest, history)
+            assert timeline == _timelines.timeline_at(min((segment + 1) * size, stop), newest, history)
         assert names[len(segments) :] == [_wal.history_name(item) for item in range(oldest + 1, newest + 1)]
 
 

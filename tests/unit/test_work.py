@@ -12,10 +12,10 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _work
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import activity as _work
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import Backup
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import Session
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     held_by_another_process,
     make_backup,

@@ -1,0 +1,45 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Giving a backup up: session, copy, files.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED, Backup
+
+
+def abort(backup: Backup, keep: bool, timeout: float) -> None:
+    """End everything that works on ``backup``, then remove it, or with ``keep`` mark it as failed.
+
+    Raises :class:`BackupError` when the session or a working process is still there after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    session = session_of(backup)
+    if session.alive():
+        session.ask("abort", seconds=timeout)
+    while session.alive():
+        if time.monotonic() >= deadline:
+            pid = session.recorded().get("pid")
+            raise BackupError(
+                f"The session process {pid} of the backup {backup.id} has not ended within {timeout:.0f} s.",
+                code="session_stuck",
+                hint=f"kill {pid}, then run it again.",
+            )
+        time.sleep(0.05)
+    # The copy sees that its session is gone and lets go of the lock.
+    with backup.work(max(0.5, deadline - time.monotonic())):
+        if not keep:
+            backup.remove()
+            return
+        # Under the catalogue's lock, as publish is: a backup is either published or marked.
+        with backup.cluster.lock():
+            content = backup.load()
+            content.update(state=FAILED, error=content.get("error") or "It was given up.", kept=True)
+            backup.save(content)

@@ -1,0 +1,182 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who works on an unfinished backup, and whether it can still become a backup.
+
+Private to pgfleet.basebackup: no stability is promised.
+
+A module lives for one task, so between two tasks of a run nobody holds the backup's lock. Therefore each run has a
+name (``owner``) that its modules write into ``owner.json`` together with the time; a run that has been silent for
+``takeover_after`` seconds has died, and another may take its backup over. The old run, should it wake up, is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    COMPLETE,
+    FAILED,
+    STOPPED,
+    Backup,
+    wal_of,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
+
+# A copy is over when its record says so; see _copy_job.
+COPY_RECORD = ("copy", "progress.json")
+
+
+def host_name() -> str:
+    """Return this host's name, which tells whose processes a backup's locks and sockets belong to."""
+    return socket.gethostname()
+
+
+class Activity(t.NamedTuple):
+    """What is going on with an unfinished backup."""
+
+    state: str  # connecting, starting, running, copied, stopping, stopped, complete: can be continued; failed: cannot
+    reason: str  # for failed: why
+    locked: bool  # a process holds its lock
+    owner: t.Optional[str]
+    since: t.Optional[float]  # seconds since the epoch
+    seen: float  # when its run was last heard of, seconds since the epoch
+    progress: dict[str, t.Any]
+    here: bool  # its session belongs to this host
+    source: t.Optional[str]  # the data directory that it is taken from
+    stopped_at: t.Optional[float]  # seconds since the epoch
+    kept: bool  # it failed, and its administrator wanted to keep it for a look
+    wal: str  # one of WAL_CHOICES
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the run that works on it was last heard of."""
+        return max(0.0, time.time() - self.seen)
+
+    @property
+    def copying(self) -> bool:
+        """Whether the process that holds the lock is the copy, which needs no run to go on."""
+        return self.locked and self.progress.get("state") == "running"
+
+    def describe(self, backup: Backup) -> str:
+        """Say who works on the backup, since when and how far they are."""
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since)) if self.since else "an unknown time"
+        percent = self.progress.get("percent")
+        far = "" if percent is None else f", {percent:.0f} % copied"
+        return (
+            f"{self.owner or 'Somebody'} works on the backup {backup.id} since {since}"
+            f" (state {self.state}{far}; last heard of {self.silence:.0f} s ago)"
+        )
+
+
+def read_progress(backup: Backup) -> dict[str, t.Any]:
+    """Return the copy's record, ``{}`` when no copy was begun."""
+    try:
+        return read_json(backup.file(*COPY_RECORD))
+    except (OSError, ValueError):
+        return {}
+
+
+def session_of(backup: Backup) -> Session:
+    """Return the session of an unfinished backup."""
+    return Session(backup.file("session"))
+
+
+def claim(backup: Backup, owner: t.Optional[str]) -> None:
+    """Write down that the run ``owner`` works on ``backup`` now; under the catalogue's lock, as a takeover is.
+
+    Raises :class:`BackupError` when another run does, or the backup is gone. Without ``owner`` (modules used by hand)
+    nothing is checked and only the time is renewed.
+    """
+    with backup.cluster.lock():
+        if not os.path.isdir(backup.path):
+            raise BackupError(f"The backup {backup.path} is gone.", code="unknown_backup")
+        claim_locked(backup, owner)
+
+
+def claim_locked(backup: Backup, owner: t.Optional[str], take_over: bool = False) -> None:
+    """Do what :func:`claim` does; the caller holds the catalogue's lock. With ``take_over`` nobody is asked."""
+    path = backup.file("owner.json")
+    try:
+        known = read_json(path)
+    except (OSError, ValueError):
+        known = {}
+    now = time.time()
+    if owner and known.get("owner") not in (None, owner) and not take_over:
+        raise BackupError(
+            f"The backup {backup.id} was taken over by {known['owner']}; this run does not work on it any more.",
+            code="taken_over",
+            hint="Nothing is lost: the other run finishes it.",
+        )
+    if owner and known.get("owner") != owner:
+        known = {"owner": owner, "since": now}
+    write_json(path, {**known, "seen": now})
+
+
+def look(backup: Backup) -> Activity:
+    """Return what is going on with an unfinished backup, without disturbing it."""
+    # First of all: who starts a backup lets go of its lock when the session lives, never before.
+    locked = backup.is_worked_on()
+    try:
+        content = backup.load()
+    except BackupError as exc:
+        content = {"state": FAILED, "error": exc.msg}
+    try:
+        owner = read_json(backup.file("owner.json"))
+    except (OSError, ValueError):
+        owner = {}
+    progress = read_progress(backup)
+    here = content.get("host", host_name()) == host_name()
+    seen = float(owner.get("seen") or modified(backup.file("backup.json")))
+    state, reason = content.get("state", FAILED), content.get("error", "")
+    if state not in (STOPPED, COMPLETE, FAILED):
+        alive_at = max(seen, modified(backup.file(*COPY_RECORD)))
+        state, reason = _session_state(backup, here, alive_at, content)
+        if state == "running" and progress.get("state") == "done":
+            state = "copied"
+    return Activity(
+        state=state,
+        reason=reason,
+        locked=locked,
+        owner=owner.get("owner"),
+        since=owner.get("since"),
+        seen=seen,
+        progress=progress,
+        here=here,
+        source=(content.get("server") or {}).get("data_directory"),
+        stopped_at=(content.get("stop") or {}).get("stopped_at"),
+        kept=bool(content.get("kept")),
+        wal=wal_of(content),
+    )
+
+
+def _session_state(backup: Backup, here: bool, alive_at: float, content: t.Mapping[str, t.Any]) -> tuple[str, str]:
+    if not here:
+        # Another host's socket and process cannot be asked; its session ends by itself when it is not renewed.
+        idle = float(content.get("session_idle_timeout") or 3600)
+        if time.time() > alive_at + idle:
+            return FAILED, f"Its host {content.get('host')} has not been heard of for more than {idle:.0f} s."
+        return "running", ""
+    try:
+        state = session_of(backup).ask("status", renew=False)
+    except BackupError as exc:
+        # It lives but does not answer: nothing to go on with at once, and nothing to clean up.
+        return "running", exc.msg
+    if state["state"] == "failed":
+        return FAILED, state["error"]
+    if state["state"] == "stopped":
+        return "stopping", ""
+    return state["state"], ""
+
+
+def modified(path: str) -> float:
+    """Return when ``path`` was changed, in seconds since the epoch, 0 when it is not there."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0

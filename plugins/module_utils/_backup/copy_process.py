@@ -1,0 +1,124 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The copy as a process of its own, which goes on when the task, the connection or the controller dies.
+
+Private to pgfleet.basebackup: no stability is promised.
+
+The process holds the backup's lock and a line to the session; its record is ``copy/progress.json``.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _backup_copy
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import journal as _backup_journal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import read_progress, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE, Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
+
+
+def journal_path(backup: Backup) -> bytes:
+    """Return the path of the list of files that are copied."""
+    return os.fsencode(backup.file("copy", "files.jsonl"))
+
+
+def scan_source(content: t.Mapping[str, t.Any], follow_symlinks: bool) -> _tree.Scan:
+    """Return what the backup with the metadata ``content`` has to copy."""
+    server = content["server"]
+    statistics = server.get("stats_temp_directory")
+    return _tree.scan(
+        os.fsencode(server["data_directory"]),
+        server["major"],
+        server["catalog_version"],
+        follow_symlinks=follow_symlinks,
+        stats_temp_directory=os.fsencode(statistics) if statistics else None,
+    )
+
+
+def job_of(backup: Backup) -> Job:
+    """Return the copy of an unfinished backup."""
+    return Job(
+        backup.file("copy"),
+        "copy",
+        f"the backup {backup.id}",
+        "Run backup_copy again: the files copied so far are kept.",
+        lock=backup.file("lock"),
+    )
+
+
+def _copy_all(
+    backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[str, t.Any], recorder: Recorder
+) -> dict[str, t.Any]:
+    watch = session_of(backup).watch()
+    try:
+        scan = scan_source(content, options["follow_symlinks"])
+        recorder.content.update(total_bytes=scan.total_bytes, total_files=scan.total_files)
+        destination = os.fsencode(backup.path)
+        result = _backup_copy.copy_cluster(
+            scan,
+            destination,
+            journal_path(backup),
+            jobs=options["jobs"],
+            algorithm=options["checksum_algorithm"],
+            sync=options["sync"],
+            check=watch.check,
+            progress=recorder.progress,
+        )
+        watch.check()
+        control = _backup_copy.copy_control(
+            scan.data_directory, destination, algorithm=options["checksum_algorithm"], sync=options["sync"]
+        )
+        # A session lost by now would mean that pg_control may be newer than the backup's end.
+        watch.check()
+    finally:
+        watch.close()
+    seconds = max(result.seconds, 0.000001)
+    return {
+        "done_bytes": result.bytes + result.reused_bytes,
+        "done_files": result.files + result.reused_files,
+        "bytes_per_second": round(result.bytes / seconds),
+        "control": {
+            "size": control.size,
+            "mtime": control.mtime,
+            "algorithm": control.algorithm,
+            "checksum": control.checksum,
+        },
+        "checksum_algorithm": options["checksum_algorithm"],
+        "files": result.files + result.reused_files + 1,
+        "bytes": result.bytes + result.reused_bytes + control.size,
+        "seconds": round(result.seconds, 3),
+        "reused_files": result.reused_files,
+        "reused_bytes": result.reused_bytes,
+        "vanished_files": result.vanished,
+        "special_files": [
+            {
+                "path": one.path.decode("utf-8", "surrogateescape"),
+                "kind": one.kind,
+                "target": one.target.decode("utf-8", "surrogateescape"),
+            }
+            for one in scan.specials
+        ],
+        "tablespace_oids": [one.oid for one in scan.tablespaces],
+    }
+
+
+def launch(backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[str, t.Any]) -> None:
+    """Start the copying process of ``backup``; ``options`` are arguments of ``backup_copy``.
+
+    Raises :class:`BackupError` (``busy``) when somebody holds the backup's lock.
+    """
+    with backup.work() as lock:
+        if read_progress(backup).get("state") == DONE:
+            # Another call's copy has finished while this one waited for the lock.
+            return
+        job_of(backup).launch(lock, lambda recorder: _copy_all(backup, content, options, recorder))
+
+
+def copied_files(backup: Backup) -> dict[bytes, _manifest.ManifestFile]:
+    """Return the files that the copy has written, by path, without pg_control."""
+    return {one.path: one for one in _backup_journal.read_journal(journal_path(backup))}

@@ -1,0 +1,143 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Including the WAL: what a restore needs, copied from the server's ``pg_wal`` into the backup's.
+
+Private to pgfleet.basebackup: no stability is promised.
+
+The result is what ``pg_basebackup --wal-method=fetch`` makes: segments and timeline histories under their own names,
+and an empty ``archive_status/<name>.done`` for each, so that the restored server does not archive them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
+
+PIECE = 1 << 20
+
+
+# A standby replaces a segment that it fetches from the archive; what replaced it has the same content.
+ATTEMPTS = 3
+
+
+PAUSE = 0.2  # seconds
+
+
+class Inclusion:
+    """Copies from ``source``, a server's ``pg_wal``, to ``target``; after a crash the same calls go on.
+
+    ``size`` is that of a segment in bytes.
+    """
+
+    def __init__(self, source: str, target: str, size: int, system_identifier: int) -> None:
+        self._source = source
+        self._target = target
+        self._size = size
+        self._system_identifier = system_identifier
+        self._status = os.path.join(target, "archive_status")
+        os.makedirs(self._status, mode=0o700, exist_ok=True)
+
+    def include(self, name: str, end: t.Optional[int] = None) -> str:
+        """Copy one file, unless that has been done, and return its SHA-256 in hexadecimal digits.
+
+        What a segment has behind the LSN ``end`` is left out; it is filled up with zeros, at which replay ends. Raises
+        :class:`BackupError`: ``wal_removed`` when the server has the file no more, ``bad_segment`` or ``bad_history``
+        when it is not what its name says.
+        """
+        target = os.path.join(self._target, name)
+        # It got its name when it was whole.
+        digest = _digest(target) if os.path.exists(target) else self._copy(name, end, target)
+        os.close(os.open(os.path.join(self._status, name + ".done"), os.O_WRONLY | os.O_CREAT, 0o600))
+        return digest
+
+    def make_durable(self) -> None:
+        """Flush the names; the contents are."""
+        for directory in (self._status, self._target, os.path.dirname(self._target)):
+            fsync_path(directory)
+
+    def _copy(self, name: str, end: t.Optional[int], target: str) -> str:
+        temporary = target + ".tmp"
+        try:
+            for attempt in range(ATTEMPTS):
+                time.sleep(PAUSE if attempt else 0)
+                with contextlib.suppress(FileNotFoundError):
+                    digest = self._copy_once(name, end, temporary)
+                    if digest is not None:
+                        os.rename(temporary, target)
+                        return digest
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        raise BackupError(
+            f"The WAL file {name} was removed from {self._source} before it was copied into the backup, which is void.",
+            code="wal_removed",
+            hint="The session that kept it has ended: by max_slot_wal_keep_size, session_timeout, session_idle_timeout"
+            " or a restart of the server; its log tells. Take a new backup.",
+        )
+
+    def _copy_once(self, name: str, end: t.Optional[int], temporary: str) -> t.Optional[str]:
+        """Copy, and return None when the file was not the same one all the time."""
+        source = os.path.join(self._source, name)
+        digest = hashlib.sha256()
+        with open(source, "rb", buffering=0) as stream:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(handle, "wb", buffering=0) as copy:
+                for piece in self._pieces(stream, name, end):
+                    digest.update(piece)
+                    _write(copy, piece)
+                os.fsync(copy.fileno())
+            # A segment is recycled by renaming it, and written to only after that. While the name still leads to the
+            # file that was read, nothing was.
+            if os.stat(source).st_ino != os.fstat(stream.fileno()).st_ino:
+                return None
+        return digest.hexdigest()
+
+    def _pieces(self, stream: t.Any, name: str, end: t.Optional[int]) -> t.Iterator[bytes]:
+        if _segments.is_history_name(name):
+            content = stream.read()
+            _timelines.parse_history(content.decode("ascii", "replace"))
+            yield content
+            return
+        used = self._used(name, end)
+        left = used
+        while left:
+            piece = stream.read(min(PIECE, left))
+            if not piece:
+                raise BackupError(f"WAL segment {name} in {self._source} is too short.", code="bad_segment")
+            if left == used:
+                _segments.check_segment(piece, name, self._size, self._system_identifier)
+            left -= len(piece)
+            yield piece
+        for begin in range(used, self._size, PIECE):
+            yield bytes(min(PIECE, self._size - begin))
+
+    def _used(self, name: str, end: t.Optional[int]) -> int:
+        if end is None:
+            return self._size
+        _timeline, segment = _segments.parse_segment_name(name, self._size)
+        return min(self._size, end - segment * self._size)
+
+
+def _write(stream: t.Any, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        while True:
+            piece = stream.read(PIECE)
+            if not piece:
+                return digest.hexdigest()
+            digest.update(piece)

@@ -1,0 +1,43 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The memory of an interrupted copy: a line for each file that is complete.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.manifest import ManifestFile
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable, unreadable
+
+
+def read_journal(journal: bytes) -> t.Iterator[ManifestFile]:
+    """Read what ``copy_cluster`` wrote down, each path once. A torn last line, which a killed process leaves, is
+    passed over; without a journal there is nothing. Raises BackupError, code ``unreadable``."""
+    try:
+        with open(journal, "rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    yield parse_line(line)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise unreadable(journal, exc) from exc
+    except (ValueError, TypeError) as exc:
+        raise BackupError(f"{printable(journal)} is damaged: {exc}", code="unreadable") from exc
+
+
+def journal_line(file: ManifestFile) -> bytes:
+    """Return the line of a journal that says that ``file`` is copied: the fields of ManifestFile in their order."""
+    return json.dumps([file.path.decode("utf-8", "surrogateescape"), *file[1:]]).encode("ascii") + b"\n"
+
+
+def parse_line(line: bytes) -> ManifestFile:
+    """Return what journal_line wrote. Raises ValueError or TypeError for anything else."""
+    path, size, mtime, algorithm, checksum = json.loads(line)
+    return ManifestFile(path.encode("utf-8", "surrogateescape"), size, mtime, algorithm, checksum)

@@ -1,0 +1,132 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Publishing: the proof that all needed WAL is archived or included, then the rename.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    ARCHIVE,
+    COMPLETE,
+    ESSENTIAL,
+    INCLUDE,
+    NONE,
+    STOPPED,
+    Backup,
+    wal_of,
+)
+
+
+def tell_wal(content: t.Mapping[str, t.Any]) -> str:
+    """Return what is to be said about the WAL of a stopped backup, besides that it is to be archived."""
+    wal, names = wal_of(content), content["required_wal"]
+    if wal == INCLUDE:
+        return f" It holds the WAL that a restore needs ({len(names)} files)."
+    if wal == NONE:
+        return f" It needs {', '.join(names[:3])}{'...' if names[3:] else ''}, and nobody has made sure of its WAL."
+    return ""
+
+
+def refuse_unproven(
+    backup: Backup, content: t.Mapping[str, t.Any], proof: t.Optional[t.Mapping[str, t.Any]]
+) -> t.Mapping[str, t.Any]:
+    """Return the proof to record, for a backup that was started with ``wal=archive`` ``proof`` itself.
+
+    Raises :class:`BackupError` unless ``backup`` is stopped and whole, and ``proof`` covers every WAL file that it
+    needs, or the backup has them all, or it was started with ``wal=none``.
+    """
+    if content["state"] not in (STOPPED, COMPLETE):
+        raise BackupError(
+            f"The backup {backup.id} is not stopped (state {content['state']}).",
+            code="not_stopped",
+            hint="Run pgfleet.basebackup.backup_stop first.",
+        )
+    if wal_of(content) != ARCHIVE or content["state"] == COMPLETE:
+        # A complete one was proven before the run that should have published it died.
+        known: t.Mapping[str, t.Any] = content["wal_proof"]
+        included = content["required_wal"] if wal_of(content) == INCLUDE else []
+        _refuse_incomplete(backup, [os.path.join("pg_wal", name) for name in included])
+        return known
+    if proof is None:
+        raise BackupError(
+            f"The backup {backup.id} was started with wal=archive, and there is no proof that its WAL is archived.",
+            code="wal_not_proven",
+            hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop, and pass on its proof.",
+            missing=content["required_wal"],
+        )
+    if proof.get("system_identifier") != content["server"]["system_identifier"]:
+        raise BackupError(
+            f"The proof is about the cluster {proof.get('system_identifier')}, the backup {backup.id} is of"
+            f" {content['server']['system_identifier']}.",
+            code="other_cluster",
+            hint="Ask the archiver of the cluster that was backed up.",
+        )
+    archived = proof.get("archived")
+    if not isinstance(archived, list):
+        raise _bad_proof(backup)
+    missing = [name for name in content["required_wal"] if name not in archived]
+    if missing:
+        raise BackupError(
+            f"The WAL file {missing[0]} of the backup {backup.id} is not proven to be archived"
+            f" ({len(missing)} in all).",
+            code="wal_not_proven",
+            hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop.",
+            missing=missing,
+        )
+    # The catalogue tells how it was proven.
+    if not all(isinstance(proof.get(name), str) for name in ("method", "source")):
+        raise _bad_proof(backup)
+    _refuse_incomplete(backup, [])
+    return proof
+
+
+def _refuse_incomplete(backup: Backup, more: t.Sequence[str]) -> None:
+    lost = [name for name in [*ESSENTIAL, *more] if not os.path.isfile(backup.file("data", name))]
+    if lost:
+        raise BackupError(
+            f"The backup {backup.id} lacks {', '.join(lost)}; somebody removed it.",
+            code="damaged_backup",
+            hint="Take a new backup.",
+        )
+
+
+def _bad_proof(backup: Backup) -> BackupError:
+    return BackupError(
+        f"The proof for the backup {backup.id} is not one: archived, method or source is missing.",
+        code="bad_proof",
+        hint="Pass on what pgfleet.basebackup.wal_archived returns as proof.",
+    )
+
+
+def publish(backup: Backup, proof: t.Optional[t.Mapping[str, t.Any]]) -> bool:
+    """Record how the WAL is proven and publish ``backup``; after a crash at any point the same call goes on.
+
+    Tell whether that changed anything: another run may have published it meanwhile.
+    """
+    try:
+        _publish(backup, proof)
+    except BackupError:
+        found = backup.cluster.find(backup.id)
+        if found is None or not found.published:
+            raise
+        backup.published = True
+        return False
+    return True
+
+
+def _publish(backup: Backup, given: t.Optional[t.Mapping[str, t.Any]]) -> None:
+    with backup.work():
+        content = backup.load()
+        proof = refuse_unproven(backup, content, given)
+        if content["state"] == STOPPED:
+            content.update(state=COMPLETE, wal_proof=dict(proof), published_at=time.time())
+            backup.save(content)
+        backup.publish()

@@ -1,0 +1,379 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stopping a backup: end backup mode, write label, map and manifest, say which WAL a restore needs.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import adopt as _adopt
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _backup_copy
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy_process as _copy_process
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import include_wal as _include_wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import (
+    claim,
+    read_progress,
+    session_of,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import tell_wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import start_facts
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _host_detached
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, write_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    ARCHIVE,
+    COMPLETE,
+    FAILED,
+    INCLUDE,
+    STOPPED,
+    Backup,
+    wal_of,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
+
+STOP_SECONDS = 900.0
+
+
+# How often the session is told that its WAL is still being copied.
+RENEW_SECONDS = 10.0
+
+
+# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
+RECOVERY_STATES = (2, 5)
+
+
+def result(backup: Backup, content: t.Mapping[str, t.Any], changed: bool, msg: str) -> dict[str, t.Any]:
+    """Return the module's result for a stopped backup."""
+    stop = content["stop"]
+    return {
+        "repository": backup.cluster.repository.path,
+        "cluster": backup.cluster.name,
+        "backup_id": backup.id,
+        "directory": backup.path,
+        "changed": changed,
+        "msg": msg + tell_wal(content),
+        "state": "published" if backup.published else content["state"],
+        "start_lsn": content["start"]["start_lsn"],
+        "stop_lsn": stop["stop_lsn"],
+        "start_timeline": content["start"]["timeline"],
+        "stop_timeline": stop["timeline"],
+        "from_standby": content["start"]["from_standby"],
+        "system_identifier": content["server"]["system_identifier"],
+        "wal_segment_size": content["server"]["wal_segment_size"],
+        "wal_ranges": stop["wal_ranges"],
+        "required_wal": content["required_wal"],
+        "wal": wal_of(content),
+        "manifest_checksum": stop["manifest_checksum"],
+    }
+
+
+def release(backup: Backup, content: t.Mapping[str, t.Any]) -> None:
+    """Let the session end that kept the WAL for ``backup``, which has it now or is void."""
+    if wal_of(content) == INCLUDE and not backup.published and session_of(backup).alive():
+        # A session that does not answer ends by itself, when it is not renewed or its folder is removed.
+        with contextlib.suppress(BackupError):
+            session_of(backup).ask("release")
+
+
+class Stop:
+    """One call of ``backup_stop`` for a backup in progress."""
+
+    def __init__(self, backup: Backup, checksum_algorithm: str, jobs: int) -> None:
+        self._backup = backup
+        self._algorithm = checksum_algorithm
+        self._jobs = jobs
+        self._content = backup.load()
+        self._server = self._content["server"]
+
+    def run(self) -> dict[str, t.Any]:
+        """Stop the backup; a second call returns the same answer, unchanged."""
+        backup = self._backup
+        with backup.work():
+            # Another call may have finished while this one waited for the lock.
+            self._content = backup.load()
+            if self._content["state"] in (STOPPED, COMPLETE):
+                release(backup, self._content)
+                return result(backup, self._content, False, f"The backup {backup.id} was stopped already.")
+            claim(backup, None)
+            session = session_of(backup)
+            state = session.ask("status")
+            stopped = state["state"] == "stopped"
+            if not stopped:
+                require_alive(state)
+            files = self._copied_files(stopped)
+            if not stopped:
+                state = session.ask("stop", seconds=STOP_SECONDS)
+                if state["state"] != "stopped":
+                    require_alive(state)
+                    raise BackupError(
+                        f"The session of the backup {backup.id} is over, in the state {state['state']}; the backup is"
+                        " void.",
+                        code="session_lost",
+                    )
+            self._finish(state, files)
+            release(backup, self._content)
+        return result(backup, self._content, True, f"The backup {backup.id} was stopped at {state['stop_lsn']}.")
+
+    def _copied_files(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
+        """Return what is in the backup, pg_control included. Raises :class:`BackupError` when the copy is not whole."""
+        record = read_progress(self._backup)
+        if not record:
+            return self._user_copy(stopped)
+        if record["state"] != _host_detached.DONE:
+            raise BackupError(
+                f"The copy of the backup {self._backup.id} is not finished (state {record['state']}).",
+                code="copy_not_finished",
+                hint="Run pgfleet.basebackup.backup_copy again; it goes on where it was.",
+            )
+        files = _copy_process.copied_files(self._backup)
+        control = record["control"]
+        files[b"global/pg_control"] = _manifest.ManifestFile(
+            b"global/pg_control", control["size"], control["mtime"], control["algorithm"], control["checksum"]
+        )
+        return files
+
+    def _user_copy(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
+        """Take over what the user's own step (a snapshot, rsync) has put under ``data`` and ``tablespaces``."""
+        backup, server = self._backup, self._server
+        destination = os.fsencode(backup.path)
+        live = _copy_process.scan_source(self._content, follow_symlinks=False)
+        at_start = _adopt.read_listing(backup.file(_adopt.LISTING))
+        _adopt.take_over(live, destination, server["major"], server["catalog_version"], at_start)
+        if not stopped:
+            # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
+            # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.
+            _backup_copy.copy_control(live.data_directory, destination, algorithm="NONE", sync=True)
+
+        def check() -> None:
+            """A session that ends meanwhile is noticed at the stop."""
+
+        _trees.sync_tree(destination, jobs=self._jobs, check=check)
+        found = _backup_copy.hash_missing(destination, set(), jobs=self._jobs, algorithm=self._algorithm, check=check)
+        return {one.path: one for one in found}
+
+    def _void(self, error: BackupError) -> BackupError:
+        self._content.update(state=FAILED, error=error.msg)
+        self._backup.save(self._content)
+        release(self._backup, self._content)
+        return error
+
+    def _finish(self, state: t.Mapping[str, t.Any], files: dict[bytes, _manifest.ManifestFile]) -> None:
+        backup, server = self._backup, self._server
+        label_bytes, map_bytes = bytes.fromhex(state["label_file"]), bytes.fromhex(state["map_file"])
+        label = _label.parse_backup_label(label_bytes)
+        self._refuse_new_tablespaces(state, map_bytes)
+        stop_lsn = _segments.parse_lsn(state["stop_lsn"])
+        self._check_control(label, stop_lsn)
+        start = start_facts(backup)
+        if _segments.parse_lsn(start["start_lsn"]) != label.start_lsn:
+            raise self._void(
+                BackupError(f"The label names another start than {start['start_lsn']}.", code="label_of_another_backup")
+            )
+        start["timeline"] = label.start_timeline
+        timeline, ranges = self._ranges(label, stop_lsn, state)
+        for name, content in (("backup_label", label_bytes), ("tablespace_map", map_bytes)):
+            if content:
+                write_bytes(backup.file("data", name), content)
+                files[name.encode()] = self._describe(name.encode(), content)
+        required = _timelines.required_wal(ranges, server["wal_segment_size"])
+        proof = self._prove(required, ranges)
+        checksum = self._write_manifest(files, ranges)
+        self._content.update(
+            state=STOPPED,
+            start=start,
+            copy=self._copy_summary(files),
+            stop={
+                "stop_lsn": state["stop_lsn"],
+                "timeline": timeline,
+                "stopped_at": state["stopped_at"],
+                "wal_ranges": [
+                    {
+                        "timeline": one.timeline,
+                        "start": _segments.format_lsn(one.start),
+                        "end": _segments.format_lsn(one.end),
+                    }
+                    for one in ranges
+                ],
+                "manifest_checksum": checksum,
+                "tablespaces": {
+                    str(oid): location.decode("utf-8", "surrogateescape")
+                    for oid, location in _label.parse_tablespace_map(map_bytes).items()
+                },
+            },
+            required_wal=required,
+            **proof,
+        )
+        backup.save(self._content)
+
+    def _prove(self, required: list[str], ranges: t.Sequence[_timelines.WalRange]) -> dict[str, t.Any]:
+        """Include the WAL where that is wanted; return what the record says of it, {} where it is to be archived."""
+        wal = wal_of(self._content)
+        if wal == ARCHIVE:
+            return {}
+        proof: dict[str, t.Any] = {"method": "none", "source": "", "archived": []}
+        if wal == INCLUDE:
+            proof = self._include(required, ranges)
+        proof.update(system_identifier=self._server["system_identifier"], proven_at=time.time())
+        return {"wal_proof": proof}
+
+    def _include(self, required: list[str], ranges: t.Sequence[_timelines.WalRange]) -> dict[str, t.Any]:
+        server, size = self._server, self._server["wal_segment_size"]
+        wal = os.path.join(server["data_directory"], "pg_wal")
+        # A primary has finished its last segment. Of a standby's the rest is still to come: it is left out.
+        end = ranges[0].end if start_facts(self._backup)["from_standby"] else None
+        files: dict[str, t.Optional[int]] = dict.fromkeys(required, end)
+        # As pg_basebackup does, where they are there: without its history a promoted copy would not know where its
+        # timeline comes from, and pg_verifybackup wants the segment that an older timeline ends in from that timeline.
+        more: dict[str, t.Optional[int]] = {_segments.history_name(one.timeline): None for one in ranges}
+        for one in ranges[1:]:
+            more[_segments.segment_name(one.timeline, _segments.last_segment_of(one.end, size), size)] = one.end
+        files.update(
+            {name: until for name, until in more.items() if name not in files and os.path.exists(f"{wal}/{name}")}
+        )
+        job = _include_wal.Inclusion(wal, self._backup.file("data", "pg_wal"), size, int(server["system_identifier"]))
+        renewed, digests = 0.0, {}
+        for name, until in files.items():
+            if time.monotonic() - renewed > RENEW_SECONDS:
+                renewed = time.monotonic()
+                with contextlib.suppress(BackupError):
+                    session_of(self._backup).ask("status")
+            try:
+                digests[name] = job.include(name, until)
+            except BackupError as exc:
+                raise self._void(exc) from exc
+        job.make_durable()
+        return {"method": "included", "source": "pg_wal", "archived": list(files), "sha256": digests}
+
+    def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> dict[str, t.Any]:
+        record = read_progress(self._backup)
+        names = ("seconds", "special_files", "vanished_files", "checksum_algorithm", "reused_files")
+        summary = {name: record.get(name) for name in names}
+        summary.update(
+            files=len(files), bytes=sum(one.size for one in files.values()), by="backup_copy" if record else "user"
+        )
+        return summary
+
+    def _refuse_new_tablespaces(self, state: t.Mapping[str, t.Any], map_bytes: bytes) -> None:
+        """Replay attaches a tablespace made during the backup, which the map lacks, at its original location."""
+        before = {one["oid"]: one["location"] for one in state["tablespaces"]}
+        after = {one["oid"]: one["location"] for one in state["tablespaces_after"]}
+        new = [oid for oid in after if before.get(oid) != after[oid]]
+        # The link appears when its record is replayed, on a standby before the row of pg_tablespace does.
+        links = os.path.join(self._server["data_directory"], "pg_tblspc")
+        new += [int(name) for name in os.listdir(links) if name.isdigit() and int(name) not in before]
+        if new:
+            names = [
+                f"{bytes.fromhex(one['name']).decode('utf-8', 'replace')} at"
+                f" {bytes.fromhex(one['location']).decode('utf-8', 'replace')}"
+                for one in state["tablespaces_after"]
+                if one["oid"] in new
+            ]
+            raise self._void(
+                BackupError(
+                    f"A tablespace was created during the backup {self._backup.id}:"
+                    f" {', '.join(names) or sorted(set(new))}."
+                    " A restore would attach itself to its original location.",
+                    code="tablespace_created",
+                    hint="The backup is void; take a new one.",
+                )
+            )
+        version = os.fsdecode(_tree.version_directory(self._server["major"], self._server["catalog_version"]))
+        lost = [
+            oid
+            for oid in _label.parse_tablespace_map(map_bytes)
+            if oid in after and not os.path.isdir(self._backup.file("tablespaces", str(oid), version))
+        ]
+        if lost:
+            raise self._void(
+                BackupError(f"The tablespaces with the oids {lost} are not in the copy.", code="tablespace_not_copied")
+            )
+
+    def _check_control(self, label: _label.BackupLabel, stop_lsn: int) -> None:
+        with open(self._backup.file("data", "global", "pg_control"), "rb") as stream:
+            control = _control.parse_control(stream.read())
+        if str(control.system_identifier) != self._server["system_identifier"]:
+            raise self._void(BackupError("The copied pg_control belongs to another cluster.", code="other_cluster"))
+        if (label.backup_from == "standby") != (control.state in RECOVERY_STATES):
+            raise self._void(
+                BackupError(
+                    f"The backup is from a {label.backup_from}, but the copied pg_control has the state"
+                    f" {control.state}:"
+                    " a restore would refuse it.",
+                    code="control_inconsistent",
+                    hint="The server changed its role; take a new backup.",
+                )
+            )
+        if label.backup_from == "standby" and control.min_recovery_point > stop_lsn:
+            raise self._void(
+                BackupError(
+                    f"The copied pg_control asks for WAL up to {_segments.format_lsn(control.min_recovery_point)},"
+                    f" but it ends at {_segments.format_lsn(stop_lsn)}: pg_control was copied after the stop.",
+                    code="control_too_new",
+                    hint="Take a new backup, and leave global/pg_control to backup_stop.",
+                )
+            )
+
+    def _ranges(
+        self, label: _label.BackupLabel, stop_lsn: int, state: t.Mapping[str, t.Any]
+    ) -> tuple[int, list[_timelines.WalRange]]:
+        newest = label.start_timeline
+        history: t.Sequence[_timelines.HistoryEntry] = ()
+        if label.backup_from == "standby":
+            newest = max(newest, state["min_recovery_end_timeline"])
+        if newest != label.start_timeline:
+            path = os.path.join(self._server["data_directory"], "pg_wal", _segments.history_name(newest))
+            try:
+                with open(path, encoding="ascii") as stream:
+                    history = _timelines.parse_history(stream.read())
+            except (OSError, ValueError) as exc:
+                raise BackupError(
+                    f"The timeline changed from {label.start_timeline} to {newest} and {path} cannot be read: {exc}",
+                    code="history_missing",
+                ) from exc
+        timeline = _timelines.timeline_at(stop_lsn, newest, history)
+        known = [entry for entry in history if entry.timeline < timeline]
+        return timeline, _timelines.wal_ranges(label.start_timeline, label.start_lsn, timeline, stop_lsn, known)
+
+    def _describe(self, path: bytes, content: bytes) -> _manifest.ManifestFile:
+        algorithm = read_progress(self._backup).get("checksum_algorithm") or self._algorithm
+        digest = _host_checksums.new_hash(algorithm)
+        checksum = None
+        if digest is not None:
+            digest.update(content)
+            checksum = digest.hexdigest()
+        modified = os.stat(self._backup.file("data", os.fsdecode(path))).st_mtime
+        return _manifest.ManifestFile(path, len(content), modified, algorithm if checksum else None, checksum)
+
+    def _write_manifest(
+        self, files: t.Mapping[bytes, _manifest.ManifestFile], ranges: t.Sequence[_timelines.WalRange]
+    ) -> str:
+        path = self._backup.file("data", "backup_manifest")
+        handle = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as stream:
+            checksum = _manifest.write_manifest(
+                stream,
+                self._server["major"],
+                int(self._server["system_identifier"]),
+                (files[path] for path in sorted(files)),
+                ranges,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(path + ".tmp", path)
+        fsync_path(os.path.dirname(path))
+        return checksum

@@ -1,0 +1,144 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The catalogue: what is in a repository, told without a server and without touching anything.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import look, modified, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import age_of, proven
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    ESSENTIAL,
+    Backup,
+    Cluster,
+    Repository,
+    wal_of,
+)
+
+
+def catalogue(
+    repository: Repository,
+    name: t.Optional[str],
+    max_age: t.Optional[float],
+    system_identifier: t.Optional[str],
+    proven_max_age: t.Optional[float] = None,
+) -> list[dict[str, t.Any]]:
+    """Return the entries documented as ``clusters`` of ``backup_info``; the ages are in seconds."""
+    names = [name] if name else repository.cluster_names()
+    return [_cluster(repository.cluster(one), max_age, system_identifier, proven_max_age) for one in names]
+
+
+def _cluster(
+    cluster: Cluster,
+    max_age: t.Optional[float],
+    system_identifier: t.Optional[str],
+    proven_max_age: t.Optional[float],
+) -> dict[str, t.Any]:
+    problem = identifier = None
+    try:
+        identifier = cluster.system_identifier()
+    except BackupError as exc:
+        problem = exc.msg
+    # Before the published ones, so that a backup which is published meanwhile is seen in any case.
+    unfinished = [_unfinished(backup) for backup in cluster.unfinished()]
+    backups = sorted(
+        (_published(backup) for backup in cluster.published()),
+        key=lambda one: (one["stopped_at"] or "", one["backup_id"]),
+    )
+    if proven_max_age is not None:
+        for one in backups:
+            one["proven_recently"] = age_of(one["proven_at"]) < proven_max_age
+    good = [
+        one
+        for one in backups
+        if one["state"] == "published" and (system_identifier is None or one["system_identifier"] == system_identifier)
+    ]
+    newest = good[-1] if good else None
+    return {
+        "name": cluster.name,
+        "system_identifier": identifier,
+        "problem": problem,
+        "backups": backups,
+        "unfinished": [one for one in unfinished if os.path.isdir(one["directory"])],
+        "newest": newest["backup_id"] if newest else None,
+        "newest_age_seconds": newest["age_seconds"] if newest else None,
+        "fresh": None if max_age is None else newest is not None and 0 <= newest["age_seconds"] < max_age,
+        "proven_recently": None if proven_max_age is None else any(one["proven_recently"] for one in backups),
+    }
+
+
+def _published(backup: Backup) -> dict[str, t.Any]:
+    entry: dict[str, t.Any] = {"backup_id": backup.id, "directory": backup.path, "state": "published", "problem": None}
+    details = (
+        "system_identifier kind label version from_standby start_lsn stop_lsn timeline started_at"
+        " stopped_at age_seconds"
+        " bytes files copy_seconds required_wal wal wal_proven_by data_directory"
+        " proven_at proven_by proven_until last_drill proven_recently"
+    )
+    entry.update(dict.fromkeys(details.split()))
+    try:
+        content = backup.load()
+        start, stop, copy, server = (content[part] for part in ("start", "stop", "copy", "server"))
+        entry.update(
+            system_identifier=server["system_identifier"],
+            kind=content["kind"],
+            label=content["label"],
+            version=server["version"],
+            data_directory=server["data_directory"],
+            from_standby=start["from_standby"],
+            start_lsn=start["start_lsn"],
+            stop_lsn=stop["stop_lsn"],
+            timeline=stop["timeline"],
+            started_at=utc(start["started_at"]),
+            stopped_at=utc(stop["stopped_at"]),
+            age_seconds=time.time() - stop["stopped_at"],
+            bytes=copy["bytes"],
+            files=copy["files"],
+            copy_seconds=copy["seconds"],
+            required_wal=content["required_wal"],
+            wal=wal_of(content),
+            wal_proven_by=f"{content['wal_proof']['method']} {content['wal_proof']['source']}".strip(),
+        )
+        entry.update(proven(content))
+        lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
+        if lost:
+            raise BackupError(f"{', '.join(lost)} is missing.")
+    except BackupError as exc:
+        entry.update(state="damaged", problem=exc.msg)
+    except (KeyError, TypeError, ValueError) as exc:
+        entry.update(state="damaged", problem=f"backup.json is not what was written: {exc!r}")
+    return entry
+
+
+def _unfinished(backup: Backup) -> dict[str, t.Any]:
+    activity = look(backup)
+    try:
+        created = float(backup.load()["created_at"])
+    except (BackupError, KeyError, TypeError, ValueError):
+        created = modified(backup.path)
+    return {
+        "backup_id": backup.id,
+        "directory": backup.path,
+        "state": activity.state,
+        "problem": activity.reason or None,
+        "working": activity.locked,
+        "session_alive": session_of(backup).alive(),
+        "owner": activity.owner,
+        "since": utc(activity.since) if activity.since else None,
+        "silent_seconds": round(activity.silence, 1),
+        "percent": activity.progress.get("percent"),
+        "age_seconds": round(time.time() - created, 1),
+    }
+
+
+def utc(seconds: float) -> str:
+    """Return seconds since the epoch as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,206 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The scratch directory of a restore drill: made, sealed against the source's tablespaces, and removed.
+
+Private to pgfleet.basebackup: no stability is promised.
+
+::
+
+    <directory>/<cluster>.drill/pgfleet_drill.json    whose it is, and where its socket is
+                               /run/                  configuration and log
+                               /data/ /tablespaces/   what is restored
+
+A directory without the marker is never removed; the marker is the first file to come and the last to go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import stat
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import check_name
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import pg_ctl as _pg_ctl
+
+MARKER = "pgfleet_drill.json"
+
+
+SOCKET_PREFIX = "pgdrill."
+
+
+STOP_SECONDS = 120
+
+
+END_SECONDS = 30
+
+
+# A socket's path has at most 107 bytes, the server's part of it is .s.PGSQL.5432.
+LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.65535")
+
+
+CONFIGURATION = {
+    # In the place of the source's, which may include others or name directories of the live server.
+    "postgresql.conf": "# The settings of a restore drill are in postgresql.auto.conf.\n",
+    # Only this user and root can enter the socket's directory.
+    "pg_hba.conf": "local all all trust\n",
+    "pg_ident.conf": "",
+}
+
+
+class Scratch:
+    """The scratch directory of a cluster's drills below ``directory``.
+
+    Raises :class:`BackupError`, code ``bad_path`` or ``bad_name``, when such a place cannot be.
+    """
+
+    def __init__(self, directory: str, cluster: str) -> None:
+        check_name(cluster, "The cluster name")
+        if not os.path.isabs(directory) or not os.path.isdir(directory):
+            raise BackupError(
+                f"The directory for drills, {directory}, is not an absolute path of an existing directory.",
+                code="bad_path",
+                hint=f"Make it for the user that runs the drill: install -d -m 0700 -o postgres {directory}",
+            )
+        self.path = os.path.join(os.path.realpath(directory), f"{cluster}.drill")
+
+    def file(self, *parts: str) -> str:
+        """Return a path in it."""
+        return os.path.join(self.path, *parts)
+
+    @property
+    def data(self) -> str:
+        """The data directory."""
+        return self.file("data")
+
+    def places(self) -> dict[str, str]:
+        """Return where everything is, for the tasks of a drill."""
+        return {
+            "directory": self.path,
+            "data_directory": self.data,
+            "tablespace_directory": self.file("tablespaces"),
+            "config_file": self.file("run", "postgresql.conf"),
+            "hba_file": self.file("run", "pg_hba.conf"),
+            "ident_file": self.file("run", "pg_ident.conf"),
+            "log_file": self.file("run", "log"),
+        }
+
+    def marker(self) -> t.Optional[dict[str, t.Any]]:
+        """Return whose it is, {} for an empty directory, None when there is none.
+
+        Raises :class:`BackupError`, code ``not_a_drill``, for what no drill has made.
+        """
+        try:
+            status = os.lstat(self.path)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                names = os.listdir(self.path)
+                # What a drill leaves that died between two steps of making or removing it.
+                return read_json(self.file(MARKER)) if set(names) - {MARKER + ".tmp"} else {}
+        raise BackupError(
+            f"{self.path} is not the scratch directory of a drill by this user: it has no readable {MARKER}.",
+            code="not_a_drill",
+            hint="Remove it yourself, or choose another directory.",
+        )
+
+    def make(self, run: str, by: str, socket_parent: str) -> str:
+        """Make it for the drill ``run``, in the place of one that was there, and return the socket's directory."""
+        if len(os.fsencode(socket_parent)) + len(SOCKET_PREFIX) + 9 > LONGEST_SOCKET_DIRECTORY:
+            raise BackupError(
+                f"{socket_parent} is too long for the path of a socket.", code="bad_path", hint="Use /tmp."
+            )
+        self.remove(None)
+        os.mkdir(self.path, 0o700)
+        socket = os.path.join(socket_parent, SOCKET_PREFIX + secrets.token_hex(4))
+        # Its name is written down before it is made, so that nobody can leave it behind.
+        write_json(self.file(MARKER), {"run": run, "by": by, "socket_directory": socket})
+        os.mkdir(socket, 0o700)
+        os.mkdir(self.file("run"), 0o700)
+        for name, content in CONFIGURATION.items():
+            with open(self.file("run", name), "w", encoding="ascii") as stream:
+                stream.write(content)
+        return socket
+
+    def seal(self) -> bool:
+        """Keep the restored server from making links to tablespaces; tell whether that changed anything.
+
+        Replaying CREATE TABLESPACE makes a link to the original location, which on the source's host is the live
+        directory. The links of the backup's own tablespaces are there, and without the map they are not made again.
+        """
+        links, changed = self.file("data", "pg_tblspc"), False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file("data", "tablespace_map"))
+            changed = True
+        changed = changed or stat.S_IMODE(os.stat(links).st_mode) != 0o500
+        os.chmod(links, 0o500)
+        return changed
+
+    def remove(self, run: t.Optional[str], check_mode: bool = False) -> bool:
+        """Stop the server and remove the directory of the drill ``run`` (None: of any); tell whether it was there."""
+        marker = self.marker()
+        if marker is None or (run is not None and marker.get("run") != run):
+            return False
+        if check_mode:
+            return True
+        self._end_restore()
+        _pg_ctl.stop(self.data, "immediate", STOP_SECONDS)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(self.file("data", "pg_tblspc"), 0o700)
+        for name in sorted(os.listdir(self.path), key=lambda one: one == MARKER):
+            if name == MARKER:
+                _remove_socket(str(marker.get("socket_directory")))
+            _remove(self.file(name))
+        os.rmdir(self.path)
+        return True
+
+    def _end_restore(self) -> None:
+        """End the detached process of a restore into it, which outlives the run that began it."""
+        lock = self.file("data", "pgfleet_restore", "lock")
+        deadline = time.monotonic() + END_SECONDS
+        while is_locked(lock):
+            for pid in _holders(lock):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise BackupError(f"The restore into {self.data} does not end.", code="busy", hint=f"fuser -v {lock}")
+            time.sleep(0.05)
+
+
+def _holders(path: str) -> list[int]:
+    """Return the processes of this user that have a file open."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            handles = f"/proc/{name}/fd"
+            if int(name) != os.getpid() and any(
+                os.readlink(os.path.join(handles, one)) == path for one in os.listdir(handles)
+            ):
+                found.append(int(name))
+    return found
+
+
+def _remove_socket(directory: str) -> None:
+    """Remove the directory of a socket; what others have put in its place stays."""
+    if not os.path.basename(directory).startswith(SOCKET_PREFIX):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(directory)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            shutil.rmtree(directory)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)

@@ -1,0 +1,66 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The checksums of a backup's files.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+
+try:
+    import crc32c
+except ImportError:
+    crc32c = None
+
+
+ALGORITHMS = ("SHA256", "SHA224", "SHA384", "SHA512", "CRC32C", "NONE")
+
+
+class Hash(t.Protocol):
+    """The part of ``hashlib``'s objects that a copy needs."""
+
+    def update(self, data: t.Any) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class _Crc32c:
+    """CRC-32C with the digits in the order that the server writes: the bytes of the little-endian value."""
+
+    def __init__(self) -> None:
+        self._hash = crc32c.CRC32CHash()
+
+    def update(self, data: t.Any) -> None:
+        self._hash.update(data)
+
+    def hexdigest(self) -> str:
+        return self._hash.digest()[::-1].hex()
+
+
+def new_hash(algorithm: str) -> t.Optional[Hash]:
+    """Return a fresh hash object for one of ALGORITHMS, None for ``NONE``.
+
+    Raises BackupError, code ``missing_library``, when CRC32C is asked for and the library for it is not there.
+    """
+    if algorithm not in ALGORITHMS:
+        raise BackupError(
+            f"unknown checksum algorithm {algorithm!r}; known are {', '.join(ALGORITHMS)}", code="bad_algorithm"
+        )
+    if algorithm == "NONE":
+        return None
+    if algorithm != "CRC32C":
+        return t.cast(Hash, hashlib.new(algorithm.lower()))
+    if crc32c is None:
+        raise BackupError(
+            f"CRC32C needs the Python package crc32c, which {sys.executable} does not have.",
+            code="missing_library",
+            hint=f"Install it with '{sys.executable} -m pip install crc32c', or use SHA256.",
+        )
+    return _Crc32c()

@@ -1,0 +1,50 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Locks: who holds one lives.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+import typing as t
+
+
+def is_locked(path: str) -> bool:
+    """Tell whether some process holds the flock on ``path``."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as exc:
+        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return True
+        raise
+    finally:
+        os.close(handle)
+
+
+def take_lock(path: str, seconds: float) -> t.Optional[int]:
+    """Return a descriptor that holds the flock on ``path``, or None when it stayed taken for ``seconds``."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError as exc:
+            if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                raise
+        if time.monotonic() >= deadline:
+            os.close(handle)
+            return None
+        time.sleep(0.05)

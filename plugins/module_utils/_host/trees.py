@@ -1,0 +1,52 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Directory trees: walked, and made durable.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unreadable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
+
+
+def walk(directory: bytes) -> t.Iterator[tuple[bytes, list[tuple[bytes, int]]]]:
+    """Yield the directories of a tree, parents first, each with its regular files and their sizes; links are not
+    followed. A tree that is not there is empty."""
+    pending = [directory]
+    while pending:
+        directory = pending.pop()
+        files = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        files.append((entry.path, entry.stat(follow_symlinks=False).st_size))
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            raise unreadable(directory, exc) from exc
+        yield directory, files
+
+
+def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> None:
+    """Make all that lies in ``destination`` durable: files first, then directories, children before parents."""
+
+    def sync(batch: t.Sequence[bytes], reporter: Reporter) -> None:
+        for path in batch:
+            sync_path(path)
+            reporter.finish(None)
+
+    found = list(walk(destination))
+    files = [place for _directory, files in found for place, _size in files]
+    directories = [directory for directory, _files_in_it in reversed(found)]
+    for paths in (files, directories):
+        for _report in run_workers(batches(paths, [0] * len(paths)), sync, jobs, check):
+            pass

@@ -1,0 +1,362 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The repository: layout, locks, metadata and the one step that makes a backup count.
+
+Private to pgfleet.basebackup: no stability is promised. See docs/architecture.md for the states on disk.
+
+::
+
+    <repository>/<cluster>/cluster.json, lock, in_progress/<id>/, backups/<id>/
+
+What lies under ``backups/`` is complete, always: it gets there by one rename, after everything in it is durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
+    _make_directory,
+    _remove,
+    fsync_path,
+    read_json,
+    write_json,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
+
+# Without any one of these a directory only looks like a backup.
+ESSENTIAL = ("PG_VERSION", "backup_label", "backup_manifest", os.path.join("global", "pg_control"))
+
+
+SCHEMA = 1
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+
+
+# Files of the work in progress; a published backup has none of them.
+WORK_FILES = ("session", "copy", "start_files", "owner.json", "lock")
+
+
+STARTED = "started"  # the session was asked for; what became of it is in its own record
+
+
+STOPPED = "stopped"  # label, map and manifest are written; WAL may still be on its way to the archive
+
+
+COMPLETE = "complete"  # every needed WAL segment is proven; next is the rename
+
+
+FAILED = "failed"  # void, kept only for a look
+
+
+# Where a restore finds the WAL that a backup needs.
+ARCHIVE = "archive"
+
+
+INCLUDE = "include"  # in the backup's own pg_wal
+
+
+NONE = "none"  # nobody has made sure of it
+
+
+WAL_CHOICES = (ARCHIVE, INCLUDE, NONE)
+
+
+def wal_of(content: t.Mapping[str, t.Any]) -> str:
+    """Return which of ``WAL_CHOICES`` a backup was started with; records of version 0.1.0 do not tell."""
+    return str(content.get("wal") or ARCHIVE)
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise :class:`BackupError` unless ``name`` is a plain file name of letters, digits, dot, dash, underscore."""
+    if not NAME.match(name):
+        raise BackupError(
+            f"{what} {name!r} is not a plain file name.",
+            code="bad_name",
+            hint="Use letters, digits, dots, dashes and underscores, beginning with a letter or digit, at most 100.",
+        )
+
+
+class Repository:
+    """A directory that holds the backups of one or more clusters.
+
+    Raises :class:`BackupError` when ``path`` is not an absolute path of an existing directory that this user may
+    write to (unless ``read_only``) and others may not.
+    """
+
+    def __init__(self, path: str, read_only: bool = False) -> None:
+        if not os.path.isabs(path):
+            raise BackupError(f"The repository {path!r} is not an absolute path.", code="repository_relative")
+        if not os.path.isdir(path):
+            raise BackupError(
+                f"The repository {path} does not exist or is not a directory.",
+                code="repository_missing",
+                hint=f"Make it on this host, owned by the user that runs the backup: install -d -m 0700 -o"
+                f" postgres {path}",
+            )
+        self.path = os.path.realpath(path)
+        mode = os.stat(self.path).st_mode
+        if mode & 0o002:
+            raise BackupError(
+                f"The repository {path} can be written by everybody (mode {mode & 0o7777:04o}).",
+                code="repository_world_writable",
+                hint=f"chmod 0700 {path}",
+            )
+        wanted = os.R_OK | os.X_OK if read_only else os.R_OK | os.W_OK | os.X_OK
+        if not os.access(self.path, wanted):
+            raise BackupError(
+                f"The repository {path} cannot be {'read' if read_only else 'written'} by the user with id"
+                f" {os.geteuid()}.",
+                code="repository_not_writable",
+                hint="Check its owner and mode, and become_user of the task.",
+            )
+
+    def cluster_names(self) -> list[str]:
+        """Return the names of the clusters that have a directory here, sorted."""
+        with os.scandir(self.path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and NAME.match(entry.name))
+
+    def cluster(self, name: str) -> Cluster:
+        """Return the cluster ``name``, which need not exist yet."""
+        check_name(name, "The cluster name")
+        return Cluster(self, name)
+
+    def free_bytes(self) -> int:
+        """Return the bytes that an ordinary user may still write."""
+        usage = os.statvfs(self.path)
+        return usage.f_bavail * usage.f_frsize
+
+
+class Cluster:
+    """One database cluster's part of the repository."""
+
+    def __init__(self, repository: Repository, name: str) -> None:
+        self.repository = repository
+        self.name = name
+        self.path = os.path.join(repository.path, name)
+        self.in_progress = os.path.join(self.path, "in_progress")
+        self.backups = os.path.join(self.path, "backups")
+
+    def system_identifier(self) -> t.Optional[str]:
+        """Return the system identifier that this cluster's backups have, None before the first backup."""
+        try:
+            content = read_json(os.path.join(self.path, "cluster.json"))
+            if content["schema"] > SCHEMA:
+                raise BackupError(
+                    f"{self.path} was written by a newer version of this collection (schema {content['schema']}).",
+                    code="newer_schema",
+                    hint="Update the collection.",
+                )
+            return str(content["system_identifier"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise BackupError(f"{self.path}/cluster.json cannot be read: {exc}", code="damaged_cluster") from exc
+
+    def refuse_other(self, system_identifier: str) -> None:
+        """Raise :class:`BackupError` when backups of another database cluster lie here."""
+        known = self.system_identifier()
+        if known is not None and known != system_identifier:
+            raise BackupError(
+                f"{self.path} holds backups of the cluster with system identifier {known};"
+                f" this server's is {system_identifier}.",
+                code="other_cluster",
+                hint="Give this cluster a name or repository of its own. After initdb or pg_upgrade it is"
+                " another cluster.",
+            )
+
+    def refuse_inside(self, directories: t.Iterable[bytes]) -> None:
+        """Raise :class:`BackupError` when the backups would lie in one of the server's ``directories``."""
+        for own in (os.fsencode(self.repository.path), os.path.realpath(os.fsencode(self.path))):
+            for directory in directories:
+                real = os.path.realpath(directory)
+                if own == real or own.startswith(real + b"/"):
+                    raise BackupError(
+                        f"The repository {os.fsdecode(own)} lies inside {os.fsdecode(real)}, which is part of the"
+                        f" database cluster.",
+                        code="repository_inside_cluster",
+                        hint="A backup must not contain itself; choose a directory outside, best on another device.",
+                    )
+
+    def prepare(self, system_identifier: str) -> None:
+        """Make the directories and ``cluster.json``; :meth:`refuse_other` applies."""
+        for directory in (self.path, self.in_progress, self.backups):
+            _make_directory(directory)
+        with self.lock():
+            self.refuse_other(system_identifier)
+            if self.system_identifier() is None:
+                write_json(
+                    os.path.join(self.path, "cluster.json"), {"schema": SCHEMA, "system_identifier": system_identifier}
+                )
+
+    @contextlib.contextmanager
+    def lock(self, seconds: float = 60.0) -> t.Iterator[None]:
+        """Hold the catalogue's lock; it is held by anybody for moments only."""
+        handle = take_lock(os.path.join(self.path, "lock"), seconds)
+        if handle is None:
+            raise BackupError(
+                f"The lock of {self.path} stayed taken for {seconds:.0f} s.",
+                code="catalogue_locked",
+                hint=f"Some process hangs in a change of the catalogue: fuser -v {self.path}/lock",
+            )
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    @staticmethod
+    def _names(directory: str) -> list[str]:
+        try:
+            with os.scandir(directory) as entries:
+                return sorted(entry.name for entry in entries if NAME.match(entry.name))
+        except FileNotFoundError:
+            return []
+
+    def unfinished(self) -> list[Backup]:
+        """Return the backups under ``in_progress``, by name."""
+        return [Backup(self, name, published=False) for name in self._names(self.in_progress)]
+
+    def published(self) -> list[Backup]:
+        """Return the backups under ``backups``, by name."""
+        return [Backup(self, name, published=True) for name in self._names(self.backups)]
+
+    def find(self, backup_id: str) -> t.Optional[Backup]:
+        """Return the backup ``backup_id``, published or not, or None."""
+        check_name(backup_id, "The backup_id")
+        for directory, published in ((self.backups, True), (self.in_progress, False)):
+            if os.path.isdir(os.path.join(directory, backup_id)):
+                return Backup(self, backup_id, published)
+        return None
+
+    def get(self, backup_id: str) -> Backup:
+        """Return the backup ``backup_id`` or raise :class:`BackupError`."""
+        backup = self.find(backup_id)
+        if backup is None:
+            raise BackupError(
+                f"There is no backup {backup_id} in {self.path}.",
+                code="unknown_backup",
+                hint="pgfleet.basebackup.backup_info lists what is there.",
+            )
+        return backup
+
+    def new_backup(self, backup_id: str, metadata: t.Mapping[str, t.Any]) -> Backup:
+        """Make ``in_progress/<id>`` with its metadata; the caller holds :meth:`lock`."""
+        path = os.path.join(self.in_progress, backup_id)
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)
+        backup = Backup(self, backup_id, published=False)
+        backup.save({**metadata, "schema": SCHEMA, "backup_id": backup_id, "cluster": self.name})
+        fsync_path(self.in_progress)
+        return backup
+
+
+class Backup:
+    """One backup's directory, in progress or published."""
+
+    def __init__(self, cluster: Cluster, backup_id: str, published: bool) -> None:
+        self.cluster = cluster
+        self.id = backup_id
+        self.published = published
+
+    @property
+    def path(self) -> str:
+        """The directory that the backup lies in now."""
+        return os.path.join(self.cluster.backups if self.published else self.cluster.in_progress, self.id)
+
+    def file(self, *parts: str) -> str:
+        """Return the path of a file of this backup."""
+        return os.path.join(self.path, *parts)
+
+    def load(self) -> dict[str, t.Any]:
+        """Return ``backup.json``. Raises :class:`BackupError` when it is missing, damaged or from a newer version."""
+        try:
+            content = read_json(self.file("backup.json"))
+            if content["schema"] > SCHEMA:
+                raise BackupError(f"The backup {self.path} was written by a newer version.", code="newer_schema")
+            if content["backup_id"] != self.id:
+                raise ValueError(f"it names the backup {content['backup_id']}")
+            return content
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise BackupError(f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup") from exc
+
+    def save(self, content: t.Mapping[str, t.Any]) -> None:
+        """Replace ``backup.json`` durably."""
+        write_json(self.file("backup.json"), content)
+
+    def is_worked_on(self) -> bool:
+        """Tell whether a process holds this backup's lock."""
+        return not self.published and is_locked(self.file("lock"))
+
+    @contextlib.contextmanager
+    def work(self, seconds: float = 5.0) -> t.Iterator[int]:
+        """Hold this backup's lock and give its descriptor, which a worker process may inherit."""
+        try:
+            handle = take_lock(self.file("lock"), seconds)
+        except FileNotFoundError as exc:
+            raise BackupError(f"The backup {self.path} is gone.", code="unknown_backup") from exc
+        if handle is None:
+            raise BackupError(
+                f"Another process works on the backup {self.id} in {self.cluster.path} now.",
+                code="busy",
+                hint=f"fuser -v {self.file('lock')}",
+            )
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+    def publish(self) -> None:
+        """Move a COMPLETE backup under ``backups``. It can be called again after a crash at any point.
+
+        The order is the guarantee: work files go first, everything is durable, then one rename, then both parents.
+        """
+        with self.cluster.lock():
+            if self.published or not os.path.isdir(self.path):
+                raise BackupError(f"The backup {self.id} is not in progress any more.", code="unknown_backup")
+            if self.load().get("state") != COMPLETE:
+                raise BackupError(f"The backup {self.id} is not complete and cannot be published.", code="not_complete")
+            target = os.path.join(self.cluster.backups, self.id)
+            if os.path.exists(target):
+                raise BackupError(f"There is a published backup {target} already.", code="backup_exists")
+            for name in WORK_FILES:
+                _remove(self.file(name))
+            fsync_path(self.path)
+            os.rename(self.path, target)
+            self.published = True
+            fsync_path(self.cluster.backups)
+            fsync_path(self.cluster.in_progress)
+
+    def remove(self) -> None:
+        """Delete an unfinished backup; ``backup.json`` goes last, so that what is left after a crash has a name.
+
+        The caller holds :meth:`work` where the directory is whole. Raises :class:`BackupError` for a published backup.
+        """
+        if self.published:
+            raise BackupError(f"The backup {self.path} is published and is not removed.", code="published")
+        with self.cluster.lock():
+            self._rule_out()
+        with contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(self.path), key=lambda one: one == "backup.json"):
+                _remove(self.file(name))
+            os.rmdir(self.path)
+            fsync_path(self.cluster.in_progress)
+
+    def _rule_out(self) -> None:
+        """Make sure that this is never published; under the catalogue's lock, as :meth:`publish` is."""
+        try:
+            self.save({**self.load(), "state": FAILED, "error": "being removed"})
+        except BackupError:
+            # Without its metadata it cannot be published anyway.
+            pass
+        except OSError:
+            # A full disk takes no new file, but it gives one up, and without its label nothing is published.
+            label = self.file("data", "backup_label")
+            if os.path.lexists(label):
+                os.unlink(label)
+                fsync_path(os.path.dirname(label))

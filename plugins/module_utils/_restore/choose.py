@@ -1,0 +1,133 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which backup to restore for a recovery target.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    ESSENTIAL,
+    Backup,
+    Cluster,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import (
+    Attempt,
+    Chosen,
+    Seen,
+    time_of,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.target import (
+    LSN,
+    NAME,
+    TIME,
+    XID,
+    Target,
+    in_words,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn, parse_lsn
+
+
+def choose(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive: t.Optional[Archive]) -> Chosen:
+    """Return the backup to recover to ``target`` from: ``backup_id``, or (None, ``latest``) the newest that can.
+
+    A backup can when it is published and undamaged, ended before the target, lies in the past of the target timeline,
+    and ``archive`` and its own WAL have all that is needed. What is accepted here, PostgreSQL reaches, as far as the
+    archive can be read; a target within the duration of a backup is refused, even where no record lies between the
+    target and the backup's end. Times are looked for on the assumption that they rise along the WAL.
+
+    Raises :class:`BackupError` with the nearest possible in words and details: ``no_backup``, ``target_not_found``,
+    ``target_before_backup``, ``target_beyond_archive``, ``timeline_unreachable``, ``wal_incomplete`` (``missing``:
+    every name), and what reading backups and archive raises.
+    """
+    asked = backup_id not in (None, "", "latest")
+    backups = [_asked_for(cluster, str(backup_id))] if asked else _newest_first(cluster)
+    seen: Seen = {}
+    refusals = []
+    for backup, content in backups:
+        try:
+            chosen = Attempt(backup, content, target, archive, seen).run()
+        except BackupError as exc:
+            if asked or exc.code not in _TRY_OLDER:
+                raise
+            refusals.append((backup.id, exc))
+        else:
+            return chosen._replace(why=_why(chosen, asked, refusals))
+    raise min((exc for _id, exc in reversed(refusals)), key=lambda exc: _TRY_OLDER.index(exc.code))
+
+
+# An older backup may do; of several refusals the first kind here says most, and of one kind the oldest backup's.
+_TRY_OLDER = ("target_before_backup", "target_not_found", "timeline_unreachable")
+
+
+def _why(chosen: Chosen, asked: bool, refusals: t.Sequence[tuple[str, BackupError]]) -> str:
+    backup, target = chosen.backup.id, chosen.target
+    if asked:
+        return f"The backup {backup} was asked for."
+    newest = "newest backup" if chosen.target_checked else "newest backup, and the target could not be looked for"
+    why = f"{backup} is the {newest}"
+    if target.kind in (TIME, LSN):
+        stop = chosen.content["stop"]
+        ended = time_of(stop) if target.kind == TIME else stop["stop_lsn"]
+        why += f" that ended (at {ended}) before the target {target.text}"
+    elif target.kind in (XID, NAME) and chosen.target_checked:
+        why += f" that ended before {in_words(target)} ({format_lsn(t.cast(int, chosen.target_lsn))})"
+    skipped = [name for name, exc in refusals if exc.code == "timeline_unreachable"]
+    if skipped:
+        why += f" and lies in the past of timeline {chosen.path.timeline}, as {', '.join(skipped)} does not"
+    return why + "."
+
+
+def _asked_for(cluster: Cluster, backup_id: str) -> tuple[Backup, dict[str, t.Any]]:
+    backup = cluster.get(backup_id)
+    if not backup.published:
+        raise BackupError(
+            f"The backup {backup_id} in {cluster.path} is not published; it cannot be restored.",
+            code="no_backup",
+            hint="pgfleet.basebackup.backup_info tells what it waits for.",
+        )
+    return backup, _load(backup)
+
+
+def _newest_first(cluster: Cluster) -> list[tuple[Backup, dict[str, t.Any]]]:
+    """Return the published backups that are not damaged. Raises :class:`BackupError` when there is none."""
+    found, damaged = [], []
+    for backup in cluster.published():
+        try:
+            found.append((backup, _load(backup)))
+        except BackupError as exc:
+            damaged.append(exc.msg)
+    if not found:
+        raise BackupError(
+            " ".join([f"There is no backup in {cluster.path} that could be restored.", *damaged]),
+            code="no_backup",
+            hint="pgfleet.basebackup.backup_info lists what is there.",
+        )
+    return sorted(found, key=lambda one: (one[1]["stop"]["stopped_at"], one[0].id), reverse=True)
+
+
+def _load(backup: Backup) -> dict[str, t.Any]:
+    """Return ``backup.json`` of a backup that has its essential files. Raises :class:`BackupError`."""
+    content = backup.load()
+    try:
+        stop = content["stop"]
+        for lsn in (content["start"]["start_lsn"], stop["stop_lsn"]):
+            parse_lsn(lsn)
+        for number in (stop["stopped_at"], stop["timeline"], content["server"]["wal_segment_size"]):
+            if not isinstance(number, (int, float)):
+                raise TypeError(f"{number!r} is not a number")
+    except (KeyError, TypeError, ValueError) as exc:
+        raise BackupError(
+            f"The backup {backup.path} is damaged: backup.json is not what was written: {exc!r}", code="damaged_backup"
+        ) from exc
+    lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
+    if lost:
+        raise BackupError(f"The backup {backup.path} is damaged: {', '.join(lost)} is missing.", code="damaged_backup")
+    return content

@@ -1,0 +1,238 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copying a backup's files to their places: parallel, verified by the read that copies, able to go on.
+
+A file that is there with the right content is kept, which is what makes a restore over a damaged directory cheap. The
+journal vouches for files that an interrupted restore has finished, a JSON array a line; since it does not survive the
+machine's crash, it belongs to one boot of it.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.copier import FileCopier
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable, unreadable, unwritable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.journal import append, open_journal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Existing, Layout
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
+
+_BOOT = "/proc/sys/kernel/random/boot_id"
+
+
+class Copies(t.NamedTuple):
+    """What was done: files ``copied``, ``kept`` because their content was right, ``reused`` from an interrupted run."""
+
+    copied_files: int
+    copied_bytes: int
+    kept_files: int
+    kept_bytes: int
+    reused_files: int
+    reused_bytes: int
+    seconds: float
+
+
+def restore_files(
+    files: t.Sequence[Found],
+    layout: Layout,
+    existing: t.Mapping[bytes, Existing],
+    journal: bytes,
+    *,
+    jobs: int,
+    sync: bool,
+    check: t.Callable[[], None],
+    progress: t.Callable[[int, int], None],
+) -> Copies:
+    """Bring ``files`` to their places, where ``existing`` ones are; ``jobs`` processes work.
+
+    ``check`` and ``progress`` are as in ``_copy.copy_cluster``. With ``sync`` the disk is told early what it will have
+    to write; the flush is the caller's. Raises BackupError: ``corrupt_file`` naming the first file of the backup whose
+    content is not what was backed up, ``unreadable``, ``unwritable``, ``disk_full``, ``copy_worker_died``.
+    """
+    begun = time.monotonic()
+    done = _finished(journal)
+    todo = []
+    reused_bytes = 0
+    for file in files:
+        entry = file.entry
+        there = existing.get(entry.path)
+        if (
+            there
+            and there.alone
+            and done.get(entry.path)
+            == (entry.size, entry.checksum)
+            == (
+                there.size,
+                entry.checksum,
+            )
+        ):
+            reused_bytes += entry.size
+        else:
+            todo.append(file)
+    reused_files = len(files) - len(todo)
+
+    def work(batch: t.Sequence[Found], reporter: Reporter) -> None:
+        copiers: dict[str, FileCopier] = {}
+        for file in batch:
+            algorithm = file.entry.algorithm or "NONE"
+            if algorithm not in copiers:
+                copiers[algorithm] = FileCopier(algorithm, sync, reporter.advance)
+            kept = _restore(file, copiers[algorithm], layout, existing.get(file.entry.path))
+            reporter.finish(_line(file, kept))
+
+    copied = [0, 0]
+    kept = [0, 0]
+    done_bytes = 0
+    with _opened(journal) as log:
+        for report in run_workers(batches(todo, [one.entry.size for one in todo]), work, jobs, check):
+            for line in report.lines.splitlines():
+                _path, size, _checksum, was_kept = json.loads(line)
+                counts = kept if was_kept else copied
+                counts[0] += 1
+                counts[1] += size
+            done_bytes += report.done_bytes
+            append(log, report.lines, journal)
+            progress(reused_bytes + done_bytes, reused_files + copied[0] + kept[0])
+    seconds = time.monotonic() - begun
+    return Copies(copied[0], copied[1], kept[0], kept[1], reused_files, reused_bytes, seconds)
+
+
+def equal_files(
+    files: t.Sequence[Found],
+    layout: Layout,
+    existing: t.Mapping[bytes, Existing],
+    jobs: int,
+) -> tuple[int, int]:
+    """Return number and bytes of the files that a restore would keep; only reads. Raises as restore_files."""
+    likely = [file for file in files if _comparable(file, existing.get(file.entry.path))]
+
+    def work(batch: t.Sequence[Found], reporter: Reporter) -> None:
+        for file in batch:
+            copier = FileCopier(str(file.entry.algorithm), False, reporter.advance)
+            reporter.finish(_line(file, True) if _is_right(file, copier, layout) else None)
+
+    number = size = 0
+    for report in run_workers(batches(likely, [one.entry.size for one in likely]), work, jobs, lambda: None):
+        for line in report.lines.splitlines():
+            number += 1
+            size += json.loads(line)[1]
+    return number, size
+
+
+def _comparable(file: Found, there: t.Optional[Existing]) -> bool:
+    """Tell whether it is worth while to compare."""
+    return there is not None and there.alone and there.size == file.entry.size and file.entry.algorithm is not None
+
+
+def _is_right(file: Found, copier: FileCopier, layout: Layout) -> bool:
+    try:
+        return copier.hash(layout.place(file.entry.path)).checksum == file.entry.checksum
+    except BackupError:
+        # A file that cannot be read is one of the reasons for a restore.
+        return False
+
+
+def _restore(file: Found, copier: FileCopier, layout: Layout, there: t.Optional[Existing]) -> bool:
+    """Bring one file to its place, and tell whether it was there."""
+    entry = file.entry
+    target = layout.place(entry.path)
+    if _comparable(file, there) and _is_right(file, copier, layout):
+        if there is not None and there.mode != layout.file_mode:
+            _set_mode(target, layout.file_mode)
+        return True
+    copied = copier.copy(file.place, target)
+    if copied is None:
+        raise BackupError(f"The file {printable(file.place)} of the backup is gone.", code="corrupt_file")
+    if copied.checksum != entry.checksum or copied.size != entry.size:
+        with contextlib.suppress(OSError):
+            os.unlink(target)
+        raise corrupt(file, f"its {entry.algorithm} is {copied.checksum} instead of {entry.checksum}")
+    if layout.file_mode != 0o600:
+        _set_mode(target, layout.file_mode)
+    return False
+
+
+def corrupt(file: Found, why: str) -> BackupError:
+    """Return the failure that a file of the backup is not what was backed up."""
+    return BackupError(
+        f"The file {printable(file.entry.path)} of the backup is damaged: {why} ({printable(file.place)}).",
+        code="corrupt_file",
+        hint="Restore another backup; pgfleet.basebackup.backup_verify names all damaged files of this one.",
+        file=printable(file.entry.path),
+    )
+
+
+def read_verified(file: Found) -> bytes:
+    """Return the content of a small file of the backup. Raises BackupError: ``corrupt_file``, ``unreadable``."""
+    try:
+        with open(file.place, "rb") as stream:
+            content = stream.read()
+    except OSError as exc:
+        raise unreadable(file.place, exc) from exc
+    digest = new_hash(file.entry.algorithm or "NONE")
+    if digest is not None:
+        digest.update(content)
+    if len(content) != file.entry.size or (digest is not None and digest.hexdigest() != file.entry.checksum):
+        raise corrupt(file, f"its {file.entry.algorithm} is not {file.entry.checksum}")
+    return content
+
+
+def _set_mode(target: bytes, mode: int) -> None:
+    try:
+        os.chmod(target, mode)
+    except OSError as exc:
+        raise unwritable(target, exc) from exc
+
+
+def _line(file: Found, kept: bool) -> bytes:
+    entry = file.entry
+    line = [entry.path.decode("utf-8", "surrogateescape"), entry.size, entry.checksum, kept]
+    return json.dumps(line).encode("ascii") + b"\n"
+
+
+def _finished(journal: bytes) -> dict[bytes, tuple[int, t.Optional[str]]]:
+    """Return what the journal vouches for, nothing when it is of another boot of the machine."""
+    finished: dict[bytes, tuple[int, t.Optional[str]]] = {}
+    try:
+        with open(journal, "rb") as lines:
+            if lines.readline() != _header():
+                return {}
+            for line in lines:
+                # A killed process leaves a torn line, to which the next run appends.
+                with contextlib.suppress(ValueError, TypeError):
+                    path, size, checksum, _kept = json.loads(line)
+                    finished[path.encode("utf-8", "surrogateescape")] = (size, checksum)
+    except FileNotFoundError:
+        return {}
+    except OSError as exc:
+        raise unreadable(journal, exc) from exc
+    return finished
+
+
+def _header() -> bytes:
+    with open(_BOOT, "rb") as stream:
+        return stream.read().strip() + b"\n"
+
+
+def _opened(journal: bytes) -> t.BinaryIO:
+    """Open the journal to append to, begun anew when it is of another boot."""
+    try:
+        with contextlib.suppress(FileNotFoundError), open(journal, "rb") as lines:
+            if lines.readline() != _header():
+                os.unlink(journal)
+        with open(journal, "ab") as log:
+            if os.fstat(log.fileno()).st_size == 0:
+                log.write(_header())
+    except OSError as exc:
+        raise unwritable(journal, exc) from exc
+    return open_journal(journal)

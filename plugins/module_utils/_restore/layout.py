@@ -1,0 +1,232 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the parts of a backup go at a restore, what lies there already, and its removal.
+
+Nothing is removed or written through a link: a link in the place of a directory is removed itself. Another tablespace
+and a nested mount are never entered. Paths are bytes, and "in backup terms" as in ``_datadir``.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unreadable, unwritable
+
+WORK = b"pgfleet_restore"
+
+
+RECORD = b"pgfleet_restore.json"
+
+
+CONTROL = b"global/pg_control"
+
+
+# The restore writes these itself, after what the backup says or what is asked for.
+WRITTEN = frozenset(
+    (
+        CONTROL,
+        RECORD,
+        b"postgresql.auto.conf",
+        b"recovery.signal",
+        b"standby.signal",
+        b"tablespace_map",
+    )
+)
+
+
+# What a survey leaves to others.
+_APART = frozenset((WORK, RECORD, CONTROL, b"pg_wal", b"lost+found"))
+
+
+# What the server logged before may tell why it must be restored.
+_LOGS = (b"log", b"pg_log")
+
+
+class Space(t.NamedTuple):
+    """A tablespace: where it was at the source, where it is restored, and the same without links on the way."""
+
+    oid: int
+    original: bytes
+    location: bytes
+    real: bytes
+
+
+class Existing(t.NamedTuple):
+    """A regular file in the place of one of the backup.
+
+    ``alone`` says that it has no other name, which would belong to somebody else's tree, and is this user's.
+    """
+
+    size: int
+    mode: int
+    alone: bool
+
+
+class Survey(t.NamedTuple):
+    """What lies in the target: files in the right places, and what must go (``surplus``: path, is a directory)."""
+
+    existing: dict[bytes, Existing]
+    surplus: list[tuple[bytes, bool]]
+
+
+class Layout:
+    """The places of a restored cluster.
+
+    ``data`` is the data directory without links on the way, ``version`` the name of the server's directory in each
+    tablespace, ``waldir`` where ``pg_wal`` leads to when it is a link. ``mounts`` are the mount points inside.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        version: bytes,
+        spaces: t.Sequence[Space],
+        waldir: t.Optional[bytes],
+        mounts: t.AbstractSet[bytes],
+        group_access: bool,
+    ) -> None:
+        self.data = data
+        self.version = version
+        self.spaces = spaces
+        self.waldir = waldir
+        self.mounts = mounts
+        self.directory_mode = 0o750 if group_access else 0o700
+        self.file_mode = 0o640 if group_access else 0o600
+        self._spaces = {b"%d" % space.oid: space for space in spaces}
+        self._user = os.geteuid()
+
+    def place(self, path: bytes) -> bytes:
+        """Return where ``path``, in backup terms, lies."""
+        if path.startswith(b"pg_tblspc/"):
+            oid, slash, rest = path[len(b"pg_tblspc/") :].partition(b"/")
+            space = self._spaces.get(oid)
+            if space is not None:
+                return space.real + slash + rest
+        elif self.waldir is not None and path.startswith(b"pg_wal/"):
+            return self.waldir + path[len(b"pg_wal") :]
+        return self.data + b"/" + path
+
+    @property
+    def roots(self) -> list[bytes]:
+        """The directories that together hold everything."""
+        roots = [self.data, *(space.real + b"/" + self.version for space in self.spaces)]
+        return roots if self.waldir is None else [*roots, self.waldir]
+
+    def survey(self, files: t.Container[bytes], directories: t.Container[bytes], links: t.Container[bytes]) -> Survey:
+        """Look at what is there; ``files``, ``directories`` and symbolic ``links``, in backup terms, may stay.
+
+        ``pg_wal`` is left to ``_restore_wal``. Raises BackupError, code ``unreadable``.
+        """
+        survey = Survey({}, [])
+        pending = [(b"", self.data)]
+        for space in self.spaces:
+            place = space.real + b"/" + self.version
+            if os.path.islink(place):
+                survey.surplus.append((place, False))
+            else:
+                pending.append((b"pg_tblspc/%d/%s/" % (space.oid, self.version), place))
+        untouched = self.mounts | {space.real for space in self.spaces}
+        while pending:
+            prefix, directory = pending.pop()
+            try:
+                with os.scandir(directory) as listing:
+                    entries = list(listing)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as exc:
+                raise unreadable(directory, exc) from exc
+            for entry in entries:
+                path = prefix + entry.name
+                if path in _APART or entry.path in untouched:
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    stays = (
+                        path in directories
+                        or path in _LOGS
+                        or any(place.startswith(entry.path + b"/") for place in untouched)
+                    )
+                    is_space = prefix == b"pg_tblspc/" and entry.name in self._spaces
+                    if is_space or not stays:
+                        survey.surplus.append((entry.path, True))
+                    else:
+                        pending.append((path + b"/", entry.path))
+                elif stat.S_ISREG(status.st_mode) and path in files:
+                    alone = status.st_nlink == 1 and status.st_uid == self._user
+                    survey.existing[path] = Existing(status.st_size, stat.S_IMODE(status.st_mode), alone)
+                elif not self._may_stay(path, entry, stat.S_ISLNK(status.st_mode) and path in links):
+                    survey.surplus.append((entry.path, False))
+        return survey
+
+    def _may_stay(self, path: bytes, entry: os.DirEntry[bytes], known_link: bool) -> bool:
+        if path.partition(b"/")[0] in _LOGS or known_link:
+            return True
+        space = self._spaces.get(entry.name) if path.startswith(b"pg_tblspc/") else None
+        return space is not None and entry.is_symlink() and os.readlink(entry.path) == space.location
+
+    def make_directory(self, place: bytes) -> None:
+        """Make a directory with the server's mode; what else has its name is removed, but not what a link leads to.
+
+        Raises BackupError as ``unwritable``.
+        """
+        try:
+            try:
+                os.mkdir(place, 0o700)
+            except FileExistsError:
+                if not stat.S_ISDIR(os.lstat(place).st_mode):
+                    os.unlink(place)
+                    os.mkdir(place, 0o700)
+            os.chmod(place, self.directory_mode)
+        except OSError as exc:
+            raise unwritable(place, exc) from exc
+
+    def make_link(self, place: bytes, target: bytes) -> None:
+        """Make a symbolic link, or leave the one that leads there. Raises BackupError as ``unwritable``."""
+        try:
+            if os.path.islink(place):
+                if os.readlink(place) == target:
+                    return
+                os.unlink(place)
+            elif os.path.isdir(place):
+                shutil.rmtree(place)
+            os.symlink(target, place)
+        except OSError as exc:
+            raise unwritable(place, exc) from exc
+
+
+def remove(place: bytes, is_directory: bool) -> None:
+    """Remove what a survey found too much. Raises BackupError as ``unwritable``."""
+    try:
+        if is_directory:
+            shutil.rmtree(place)
+        else:
+            os.unlink(place)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise unwritable(exc.filename or place, exc) from exc
+
+
+def backup_directories(backup: bytes) -> list[bytes]:
+    """Return the directories of a backup in backup terms, parents first. Raises BackupError, code ``unreadable``."""
+    found = []
+    pending = [(b"", backup + b"/data"), (b"pg_tblspc/", backup + b"/tablespaces")]
+    while pending:
+        prefix, directory = pending.pop()
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        found.append(prefix + entry.name)
+                        pending.append((prefix + entry.name + b"/", entry.path))
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            raise unreadable(directory, exc) from exc
+    return sorted(found)

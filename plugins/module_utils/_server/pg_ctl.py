@@ -1,0 +1,199 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The process of a server on this host: whether it lives, starting and stopping it.
+
+Private to pgfleet.basebackup: no stability is promised.
+
+A process counts as the server of a data directory only when that is its working directory, as it is of every
+postmaster. ``postmaster.pid`` alone is not believed: after a reboot its number may be that of another server, and a
+signal would stop that one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+
+# The line of postmaster.pid that holds the status (PostgreSQL's pidfile.h, LOCK_FILE_LINE_PM_STATUS).
+STATUS_LINE = 8
+
+
+# DB_SHUTDOWNED_IN_RECOVERY of pg_control.h: what a recovery leaves whose target's action is "shutdown".
+SHUT_DOWN_IN_RECOVERY = 2
+
+
+# pg_ctl looks this long whether the server dies at once; a recovery that takes longer goes on without it.
+START_SECONDS = 5
+
+
+SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+# Where the packages of Debian and of the PostgreSQL project put the programs of one major version.
+PACKAGED = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin")
+
+
+class Postmaster(t.NamedTuple):
+    """A running server: its process id, and ``starting``, ``stopping``, ``ready`` or ``standby`` ("" if unknown)."""
+
+    pid: int
+    status: str
+
+
+def postmaster(data_directory: str) -> t.Optional[Postmaster]:
+    """Return the server that runs on ``data_directory``, None when there is none."""
+    try:
+        with open(os.path.join(data_directory, "postmaster.pid"), encoding="utf-8", errors="replace") as stream:
+            lines = stream.read().splitlines()
+        pid = int(lines[0])
+        if not os.path.samefile(f"/proc/{pid}/cwd", data_directory):
+            return None
+    except PermissionError as exc:
+        raise BackupError(
+            f"Whether a server runs on {data_directory} cannot be seen: {exc.filename}: {exc.strerror}.",
+            code="not_the_server_user",
+            hint="Run this as the operating system user of the server.",
+        ) from exc
+    except (OSError, ValueError, IndexError):
+        return None
+    return Postmaster(pid, lines[STATUS_LINE - 1].strip() if len(lines) >= STATUS_LINE else "")
+
+
+def control_state(data_directory: str) -> int:
+    """Return the state in ``pg_control``. Raises :class:`BackupError` when it cannot be read."""
+    return read_control(os.path.join(os.fsencode(data_directory), b"global", b"pg_control")).state
+
+
+def major_of(data_directory: str) -> int:
+    """Return the major version in ``PG_VERSION``. Raises :class:`BackupError` when it is no data directory."""
+    try:
+        with open(os.path.join(data_directory, "PG_VERSION"), encoding="ascii") as stream:
+            return int(stream.read())
+    except (OSError, ValueError) as exc:
+        raise BackupError(
+            f"{data_directory} is not a data directory: PG_VERSION: {exc}", code="no_data_directory"
+        ) from exc
+
+
+def log_tail(log_file: t.Optional[str], lines: int = 20) -> list[str]:
+    """Return the last lines of the server's log, none when it cannot be read."""
+    try:
+        with open(log_file or "", "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 65536))
+            return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def told_by_log(log_file: t.Optional[str]) -> str:
+    """Return what the log says about a server that died, as the end of a sentence."""
+    tail = log_tail(log_file)
+    if not tail:
+        return f"its log {log_file} says nothing." if log_file else "its log tells why."
+    # The lines before the fatal one often have the reason. Where messages are translated the last ones have to do.
+    fatal = [number for number, line in enumerate(tail) if re.search(r"\b(FATAL|PANIC):", line)]
+    told = tail[max(0, fatal[-1] - 2) : fatal[-1] + 1] if fatal else tail[-5:]
+    return f"the log {log_file} says: {' | '.join(told)}"
+
+
+def _version_of(program: str) -> t.Optional[int]:
+    try:
+        # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
+        done = subprocess.run([program, "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    except OSError:
+        return None
+    found = re.search(rb"\(PostgreSQL\) (\d+)", done.stdout)
+    return int(found.group(1)) if found else None
+
+
+def find_programs(major: int, given: t.Optional[str] = None) -> str:
+    """Return the directory of PostgreSQL's programs of ``major``: ``given``, else by PATH, else where packages put it.
+
+    Raises :class:`BackupError` when there is no ``pg_ctl`` of this major version.
+    """
+    found = shutil.which("pg_ctl")
+    usual = [os.path.dirname(found)] if found else []
+    places = [given] if given else [*usual, *(place.format(major) for place in PACKAGED)]
+    for place in places:
+        if _version_of(os.path.join(place, "pg_ctl")) == major:
+            return place
+    raise BackupError(
+        f"There is no pg_ctl of PostgreSQL {major} in {', '.join(places)}.",
+        code="programs_missing",
+        hint=f"Install the server package of PostgreSQL {major}, or name its bin directory in bin_directory.",
+    )
+
+
+def start(data_directory: str, programs: str, config_file: t.Optional[str], log_file: str) -> t.Optional[Postmaster]:
+    """Start the server by ``pg_ctl`` and return it; None when its recovery has reached a target and shut it down.
+
+    It may still be recovering at the return. Raises :class:`BackupError` with the end of its log when it died.
+    """
+    if os.geteuid() == 0:
+        raise BackupError(
+            "PostgreSQL does not run as root.", code="root", hint="Use become_user with the server's user."
+        )
+    if not os.path.exists(os.path.join(data_directory, "global", "pg_control")):
+        raise BackupError(
+            f"{data_directory} has no global/pg_control: it was not restored to the end.",
+            code="not_startable",
+            hint="Run pgfleet.basebackup.backup_restore again; it goes on where it stood.",
+        )
+    command = [os.path.join(programs, "pg_ctl"), "-D", data_directory, "-l", log_file, "-s", "-w"]
+    command += ["-t", str(START_SECONDS)]
+    if config_file:
+        # pg_ctl gives this text to a shell.
+        command += ["-o", f"-c config_file={shlex.quote(config_file)}"]
+    # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
+    done = subprocess.run(
+        [*command, "start"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    process = postmaster(data_directory)
+    if process is None and control_state(data_directory) != SHUT_DOWN_IN_RECOVERY:
+        said = " ".join(done.stdout.decode("utf-8", "replace").split())
+        raise BackupError(
+            f"The server on {data_directory} does not start: {said} - {told_by_log(log_file)}",
+            code="start_failed",
+            log=log_tail(log_file),
+        )
+    return process
+
+
+def stop(data_directory: str, mode: str, timeout: float) -> bool:
+    """Stop the server of ``data_directory`` and tell whether one ran; ``mode`` is that of ``pg_ctl``.
+
+    Raises :class:`BackupError` when it still runs after ``timeout`` seconds.
+    """
+    process = postmaster(data_directory)
+    if process is None:
+        return False
+    try:
+        os.kill(process.pid, SIGNALS[mode])
+    except ProcessLookupError:
+        return True
+    except PermissionError as exc:
+        raise BackupError(
+            f"The server on {data_directory} (process {process.pid}) belongs to another user.",
+            code="not_the_server_user",
+            hint="Run this as the operating system user of the server.",
+        ) from exc
+    deadline = time.monotonic() + timeout
+    while os.path.exists(f"/proc/{process.pid}/cwd"):
+        if time.monotonic() > deadline:
+            raise BackupError(
+                f"The server on {data_directory} (process {process.pid}) has not stopped within {timeout:g} s.",
+                code="stop_timeout",
+                hint="Its clients may hold it: try mode=fast, then mode=immediate, or a longer timeout.",
+            )
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,221 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How far a recovering server is, and waiting for it.
+
+Private to pgfleet.basebackup: no stability is promised.
+
+Sources: PostgreSQL, "Recovery Information Functions", "Recovery Target" (recovery_target_action), "Hot Standby".
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
+    SHUT_DOWN_IN_RECOVERY,
+    log_tail,
+    postmaster,
+    told_by_log,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
+
+# A server that says it is ready and does not let us in for so long never will; one that a service manager starts may
+# take as long to appear.
+GRACE = 5.0
+
+
+# minRecoveryPointTLI in pg_control, right behind minRecoveryPoint (pg_control.h).
+_MIN_RECOVERY_TIMELINE_OFFSET = 144
+
+
+QUESTION = """
+SELECT r.in_recovery,
+       CASE WHEN r.in_recovery THEN pg_get_wal_replay_pause_state() = 'paused' ELSE false END AS paused,
+       current_setting('recovery_target_action') = 'pause'
+       AND concat(current_setting('recovery_target'), current_setting('recovery_target_time'),
+                  current_setting('recovery_target_lsn'), current_setting('recovery_target_xid'),
+                  current_setting('recovery_target_name')) <> '' AS may_pause,
+       pg_last_wal_replay_lsn()::text AS replay_lsn,
+       to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+       AS last_transaction_at,
+       CASE WHEN r.in_recovery THEN greatest(c.timeline_id, m.min_recovery_end_timeline)
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
+       pg_backend_pid() AS backend_pid, s.system_identifier::text, i.data_page_checksum_version <> 0 AS data_checksums
+FROM pg_is_in_recovery() r(in_recovery), pg_control_checkpoint() c, pg_control_recovery() m, pg_control_system() s,
+     pg_control_init() i
+"""
+
+
+def _refuse_other(backend_pid: int, data_directory: str) -> None:
+    """Raise :class:`BackupError` when the server that answered is not the one that runs on ``data_directory``.
+
+    The working directory of its processes is its data directory. Beside a live server a wrong port is soon named.
+    """
+    try:
+        here = os.path.samefile(f"/proc/{backend_pid}/cwd", data_directory)
+    except PermissionError:
+        # Another account's process; what it does cannot be seen.
+        return
+    except OSError:
+        here = False
+    if not here:
+        raise BackupError(
+            f"The server that answers is not the one on {data_directory}.",
+            code="other_server",
+            hint="Let login_port and login_unix_socket, or login_host, name the restored server.",
+        )
+
+
+def ask(params: t.Mapping[str, t.Any], data_directory: t.Optional[str] = None) -> dict[str, t.Any]:
+    """Return how far the server is, the row of :data:`QUESTION`, with ``running`` and ``reached``.
+
+    Raises :class:`BackupError` when it does not answer, and ``other_server`` when another one does.
+    """
+    for attempt in (1, 2, 3):
+        with Connection(params) as connection:
+            try:
+                row = connection.row(QUESTION)
+                if data_directory:
+                    # While it is connected its process is there.
+                    _refuse_other(row["backend_pid"], data_directory)
+                break
+            except BackupError as exc:
+                # Recovery ended between two functions of the query.
+                if exc.details.get("sqlstate") != "55000" or attempt == 3:
+                    raise
+    row["running"] = True
+    del row["backend_pid"]
+    if not row["in_recovery"]:
+        row["reached"] = "promoted"
+    elif row["paused"] and row["may_pause"]:
+        row["reached"] = "paused"
+    else:
+        row["reached"] = "consistent"
+    return row
+
+
+def after_shutdown(data_directory: str) -> t.Optional[dict[str, t.Any]]:
+    """Return what :func:`ask` would of a server that its recovery has shut down at the target; None if it did not.
+
+    What has been replayed is minRecoveryPoint then: the shutdown wrote it.
+    """
+    control = read_control(os.path.join(os.fsencode(data_directory), b"global", b"pg_control"))
+    if control.state != SHUT_DOWN_IN_RECOVERY:
+        return None
+    (timeline,) = struct.unpack_from("<I", control.raw, _MIN_RECOVERY_TIMELINE_OFFSET)
+    return {
+        "in_recovery": True,
+        "paused": False,
+        "replay_lsn": format_lsn(control.min_recovery_point),
+        "last_transaction_at": None,
+        "timeline": timeline,
+        "system_identifier": str(control.system_identifier),
+        "data_checksums": control.data_checksum_version != 0,
+        "running": False,
+        "reached": "shutdown",
+    }
+
+
+class Waiter:
+    """Waits until a server is where ``wait_for`` wants it: ``none`` (it answers), ``consistent`` or ``target``."""
+
+    def __init__(
+        self,
+        params: t.Mapping[str, t.Any],
+        data_directory: t.Optional[str],
+        log_file: t.Optional[str],
+        wait_for: str,
+        timeout: float,
+        interval: float,
+    ) -> None:
+        self.params = params
+        self.data_directory = data_directory
+        self.log_file = log_file
+        self.wait_for = wait_for
+        self.timeout = timeout
+        self.interval = interval
+        self._began = time.monotonic()
+        self._seen = False
+        self._ready_since: t.Optional[float] = None
+
+    def wait(self) -> dict[str, t.Any]:
+        """Return the last answer.
+
+        Raises :class:`BackupError`: ``connection_failed``; ``server_gone`` with the end of the log; ``recovery_paused``
+        when replay was paused by something else than the target; ``recovery_timeout``, after which recovery goes on.
+        """
+        while True:
+            answer, silence = None, None
+            try:
+                answer = ask(self.params, self.data_directory)
+            except BackupError as exc:
+                silence = exc
+                answer = self._unanswered(exc)
+            if answer is not None and self._is_there(answer):
+                return answer
+            if time.monotonic() > self._began + self.timeout:
+                raise self._late(answer, silence)
+            time.sleep(self.interval)
+
+    def _is_there(self, answer: dict[str, t.Any]) -> bool:
+        if self.wait_for == "none" or answer["reached"] in ("promoted", "paused", "shutdown"):
+            return True
+        if answer["paused"] and self.wait_for == "target":
+            raise BackupError(
+                f"Replay is paused at {answer['replay_lsn']}, and not because the recovery target was reached.",
+                code="recovery_paused",
+                hint="Either max_connections or another of the parameters of PostgreSQL's chapter Hot Standby is lower"
+                " than at the source (the log tells), or somebody called pg_wal_replay_pause().",
+                **{name: answer[name] for name in ("replay_lsn", "last_transaction_at", "timeline")},
+            )
+        return self.wait_for == "consistent"
+
+    def _unanswered(self, error: BackupError) -> t.Optional[dict[str, t.Any]]:
+        """Judge a server that does not answer by its process; raises where waiting is of no use."""
+        if error.code not in ("connection_failed", "query_failed"):
+            raise error
+        if self.data_directory is None:
+            if self.wait_for == "none":
+                raise error
+            return None
+        now = time.monotonic()
+        process = postmaster(self.data_directory)
+        if process is None:
+            answer = after_shutdown(self.data_directory)
+            if answer is None and (self._seen or self.wait_for == "none" or now > self._began + GRACE):
+                raise BackupError(
+                    f"The server on {self.data_directory} does not run (any more); {told_by_log(self.log_file)}",
+                    code="server_gone",
+                    log=log_tail(self.log_file),
+                )
+            return answer
+        self._seen = True
+        if process.status not in ("ready", "standby"):
+            self._ready_since = None
+        elif self._ready_since is None:
+            self._ready_since = now
+        if self.wait_for == "none" or (self._ready_since is not None and now > self._ready_since + GRACE):
+            raise error
+        return None
+
+    def _late(self, answer: t.Optional[dict[str, t.Any]], silence: t.Optional[BackupError]) -> BackupError:
+        if answer is None:
+            where = silence.msg if silence else "it did not answer."
+            facts = {}
+        else:
+            facts = {name: answer[name] for name in ("replay_lsn", "last_transaction_at", "timeline")}
+            where = f"it has replayed to {facts['replay_lsn']}, transactions to {facts['last_transaction_at']}."
+        wish = {"target": "its recovery target", "consistent": "a consistent state"}.get(self.wait_for, "an answer")
+        return BackupError(
+            f"The server has not reached {wish} within {self.timeout:g} s; {where}",
+            code="recovery_timeout",
+            hint="Recovery goes on; look again later, or choose a longer timeout.",
+            **facts,
+        )

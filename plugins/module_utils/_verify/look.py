@@ -1,0 +1,295 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a published backup still is what was published: states, label, map, control file, sizes, checksums.
+
+Nothing is written. Every bad file is found, not only the first. What is refused here and accepted by PostgreSQL's own
+``pg_verifybackup`` is a file that belongs to no backup of ours (a signal file, a changed ``postgresql.auto.conf``, WAL
+in ``pg_wal``), a file that the manifest does not describe as this collection wrote it, and a label, map, control file
+or link to a tablespace that a restore would stumble over, whatever their checksums say.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import COMPLETE, Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
+
+# path in backup terms, problem, msg
+BadFile = t.Dict[str, str]
+
+
+# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
+_IN_RECOVERY = (2, 5)
+
+
+_HEADER_BYTES = 8192
+
+
+# Empty in a backup, or empty in many clusters, so that no manifest misses them; without one the server does not start
+# (initdb's list of directories).
+_DIRECTORIES = (
+    *("base", "global", "pg_commit_ts", "pg_dynshmem", "pg_logical", "pg_logical/mappings", "pg_logical/snapshots"),
+    *("pg_multixact", "pg_multixact/members", "pg_multixact/offsets", "pg_notify", "pg_replslot", "pg_serial"),
+    *("pg_snapshots", "pg_stat", "pg_subtrans", "pg_tblspc", "pg_twophase", "pg_wal", "pg_xact"),
+)
+
+
+class Found(t.NamedTuple):
+    """A file that has the size of its entry in the manifest, and where it lies."""
+
+    entry: _manifest.ManifestFile
+    place: bytes
+
+
+def quick(backup: Backup, content: t.Mapping[str, t.Any]) -> list[BadFile]:
+    """Return what is wrong with a published backup as far as it can be told without reading its files.
+
+    ``content`` is its ``backup.json``. Each answer has ``path`` (as in ``backup_manifest``), ``problem`` (``missing``,
+    ``surplus``, ``size``, ``not_a_file``, ``unreadable``, ``damaged``, ``link``) and ``msg``.
+    """
+    return Look(backup, content).bad_files
+
+
+class Look:
+    """The quick look at a backup: ``bad_files``, and ``files`` whose checksums are worth a look."""
+
+    def __init__(self, backup: Backup, content: t.Mapping[str, t.Any]) -> None:
+        self._backup = backup
+        self._content = content
+        self._bad: dict[str, BadFile] = {}
+        self.files: list[Found] = []
+        try:
+            self._everything()
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            self._add("backup.json", "damaged", f"It is not what was written: {exc!r}.")
+
+    @property
+    def bad_files(self) -> list[BadFile]:
+        """The bad files, by path."""
+        return [self._bad[path] for path in sorted(self._bad)]
+
+    def _add(self, path: t.Union[str, bytes], problem: str, msg: str) -> None:
+        name = printable(path) if isinstance(path, bytes) else path
+        # The first word on a file says most.
+        self._bad.setdefault(name, bad_file(name, problem, msg))
+
+    def _everything(self) -> None:
+        content = self._content
+        if content["state"] != COMPLETE:
+            self._add("backup.json", "damaged", f"Its state is {content['state']!r} instead of {COMPLETE!r}.")
+        if self._read("PG_VERSION") not in (None, b"%d\n" % content["server"]["major"]):
+            self._add("PG_VERSION", "damaged", f"It does not say {content['server']['major']}.")
+        label = self._check_label()
+        self._check_map()
+        self._check_control(label)
+        self._check_required()
+        manifest = self._check_manifest()
+        expected = {int(oid): location for oid, location in content["stop"]["tablespaces"].items()}
+        self._check_links(expected)
+        for name in _DIRECTORIES:
+            if not os.path.isdir(self._backup.file("data", name)):
+                self._add(name, "missing", "The directory is missing.")
+        found = self._scan(expected)
+        self._check_wal(found)
+        self._compare(manifest, found)
+
+    def _read(self, name: str) -> t.Optional[bytes]:
+        try:
+            with open(self._backup.file("data", name), "rb") as stream:
+                return stream.read()
+        except OSError as exc:
+            self._add_unread(name, exc)
+            return None
+
+    def _add_unread(self, path: t.Union[str, bytes], exc: OSError) -> None:
+        if isinstance(exc, (FileNotFoundError, NotADirectoryError)):
+            self._add(path, "missing", "The file is missing.")
+        else:
+            self._add(path, "unreadable", f"It cannot be read: {exc.strerror}.")
+
+    def _check_label(self) -> t.Optional[_label.BackupLabel]:
+        data = self._read("backup_label")
+        if data is None:
+            return None
+        start = self._content["start"]
+        try:
+            label = _label.parse_backup_label(data)
+        except BackupError as exc:
+            self._add("backup_label", "damaged", exc.msg)
+            return None
+        says = (label.start_lsn, label.start_timeline, label.backup_from == "standby")
+        if says != (_segments.parse_lsn(start["start_lsn"]), start["timeline"], start["from_standby"]):
+            self._add("backup_label", "damaged", f"It is not that of a backup from {start['start_lsn']} on.")
+        return label
+
+    def _check_map(self) -> None:
+        expected = {
+            int(oid): location.encode("utf-8", "surrogateescape")
+            for oid, location in self._content["stop"]["tablespaces"].items()
+        }
+        if not expected and not os.path.lexists(self._backup.file("data", "tablespace_map")):
+            return
+        data = self._read("tablespace_map")
+        if data is None:
+            return
+        try:
+            if _label.parse_tablespace_map(data) != expected:
+                self._add("tablespace_map", "damaged", f"It does not list the tablespaces {sorted(expected)}.")
+        except BackupError as exc:
+            self._add("tablespace_map", "damaged", exc.msg)
+
+    def _check_control(self, label: t.Optional[_label.BackupLabel]) -> None:
+        data = self._read("global/pg_control")
+        if data is None:
+            return
+        try:
+            control = _control.parse_control(data)
+        except BackupError as exc:
+            self._add("global/pg_control", "damaged", exc.msg)
+            return
+        problem = ""
+        if str(control.system_identifier) != self._content["server"]["system_identifier"]:
+            problem = f"It belongs to the cluster {control.system_identifier}."
+        elif label and (label.backup_from == "standby") != (control.state in _IN_RECOVERY):
+            problem = f"Its state {control.state} contradicts a backup from a {label.backup_from}."
+        elif control.min_recovery_point > _segments.parse_lsn(self._content["stop"]["stop_lsn"]):
+            problem = (
+                f"It asks for WAL up to {_segments.format_lsn(control.min_recovery_point)}, beyond the backup's end."
+            )
+        if problem:
+            self._add("global/pg_control", "damaged", problem)
+
+    def _check_manifest(self) -> t.Optional[_manifest.Manifest]:
+        data = self._read("backup_manifest")
+        if data is None:
+            return None
+        stop = self._content["stop"]
+        try:
+            manifest = _manifest.parse_manifest(data)
+        except (ValueError, RecursionError) as exc:
+            self._add("backup_manifest", "damaged", f"It is damaged: {exc}.")
+            return None
+        if data.rstrip(b'"}\n')[-64:].decode("ascii").lower() != stop["manifest_checksum"]:
+            self._add("backup_manifest", "damaged", f"Its checksum is not the one it had, {stop['manifest_checksum']}.")
+        return manifest
+
+    def _check_required(self) -> None:
+        ranges = [
+            _timelines.WalRange(one["timeline"], _segments.parse_lsn(one["start"]), _segments.parse_lsn(one["end"]))
+            for one in self._content["stop"]["wal_ranges"]
+        ]
+        needed = _timelines.required_wal(ranges, self._content["server"]["wal_segment_size"])
+        if set(needed) - set(self._content["required_wal"]):
+            self._add("backup.json", "damaged", "It does not name all the WAL that a restore needs.")
+
+    def _check_links(self, expected: t.Collection[int]) -> None:
+        for oid in expected:
+            wanted, name = f"../../tablespaces/{oid}", f"pg_tblspc/{oid}"
+            try:
+                target = os.readlink(self._backup.file("data", "pg_tblspc", str(oid)))
+            except FileNotFoundError:
+                self._add(name, "missing", "The link to the tablespace is missing.")
+            except OSError:
+                self._add(name, "link", f"It is not a link to {wanted}.")
+            else:
+                if target != wanted:
+                    self._add(name, "link", f"It leads to {target} instead of {wanted}.")
+
+    def _scan(self, links: t.Collection[int]) -> dict[bytes, tuple[bytes, int]]:
+        """Return where all that is no directory lies, and its size, -1 where it is no regular file either."""
+        known = {b"pg_tblspc/%d" % oid for oid in links}
+        found: dict[bytes, tuple[bytes, int]] = {}
+        top = os.fsencode(self._backup.path)
+        pending = [(b"", top + b"/data"), (b"pg_tblspc/", top + b"/tablespaces")]
+        while pending:
+            prefix, directory = pending.pop()
+            try:
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        path = prefix + entry.name
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(status.st_mode):
+                            pending.append((path + b"/", entry.path))
+                        elif not (path in known and stat.S_ISLNK(status.st_mode)):
+                            found[path] = (entry.path, status.st_size if stat.S_ISREG(status.st_mode) else -1)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                self._add(prefix[:-1] or b".", "unreadable", f"The directory cannot be read: {exc.strerror}.")
+        return found
+
+    def _check_wal(self, found: dict[bytes, tuple[bytes, int]]) -> None:
+        """Take what may lie in pg_wal out of ``found``; the rest is surplus there as elsewhere.
+
+        A segment that does not belong to the backup is worse than none: recovery would replay it.
+        """
+        if self._content.get("wal") != "include":
+            return
+        server = self._content["server"]
+        if set(self._content["required_wal"]) - set(self._content["wal_proof"]["sha256"]):
+            self._add("backup.json", "damaged", "It does not have the checksums of all included WAL files.")
+        # What is needed, and the histories of the timelines, which help.
+        for name in dict.fromkeys([*self._content["required_wal"], *self._content["wal_proof"]["sha256"]]):
+            path = b"pg_wal/" + name.encode("ascii")
+            found.pop(b"pg_wal/archive_status/" + name.encode("ascii") + b".done", None)
+            place, size = found.pop(path, (b"", -1))
+            if size < 0:
+                self._add(path, "missing", "The WAL file is missing.")
+            elif _segments.is_segment_name(name):
+                if size != server["wal_segment_size"]:
+                    self._add(path, "size", f"It has {size} bytes instead of {server['wal_segment_size']}.")
+                    continue
+                try:
+                    with open(place, "rb") as stream:
+                        first = stream.read(_HEADER_BYTES)
+                    _segments.check_segment(first, name, server["wal_segment_size"], int(server["system_identifier"]))
+                except OSError as exc:
+                    self._add_unread(path, exc)
+                except BackupError as exc:
+                    self._add(path, "bad_segment", exc.msg)
+
+    def _compare(self, manifest: t.Optional[_manifest.Manifest], found: dict[bytes, tuple[bytes, int]]) -> None:
+        found.pop(b"backup_manifest", None)
+        if manifest is None:
+            return
+        for entry in manifest.files:
+            name, (place, size) = printable(entry.path), found.pop(entry.path, (b"", -2))
+            if size == -2:
+                try:
+                    if stat.S_ISREG(os.lstat(self._place(entry.path)).st_mode):
+                        self._add(name, "unreadable", "Its directory cannot be read.")
+                    else:
+                        self._add(name, "not_a_file", "It is not a file.")
+                except OSError as exc:
+                    self._add_unread(name, exc)
+            elif size == -1:
+                self._add(name, "not_a_file", "It is not a regular file.")
+            elif size != entry.size:
+                self._add(name, "size", f"It has {size} bytes; {entry.size} were backed up.")
+            elif name not in self._bad:
+                self.files.append(Found(entry, place))
+        for path in found:
+            self._add(path, "surplus", "It does not belong to the backup.")
+
+    def _place(self, path: bytes) -> str:
+        parts = os.fsdecode(path).split("/")
+        if parts[0] == "pg_tblspc" and len(parts) > 1 and parts[1] in self._content["stop"]["tablespaces"]:
+            return self._backup.file("tablespaces", *parts[1:])
+        return self._backup.file("data", *parts)
+
+
+def bad_file(path: str, problem: str, msg: str) -> BadFile:
+    """Return one answer of :func:`quick`."""
+    return {"path": path, "problem": problem, "msg": msg}

@@ -1,0 +1,173 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Verification as a whole: which backup, which looks at it, in this process or in one that outlives the task.
+
+Nothing is written to the repository. The record of a detached verification lies in a private folder of the user below
+the temporary directory, under a name that the caller chooses; a verification that nobody asks for ends by itself.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.checksums import wrong_checksums
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Look, bad_file
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.pg_verifybackup import find_tool, run_tool
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.wal import bad_wal, required_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, open_archive
+
+FULL, WAL = "full", "wal"
+
+
+_NAMED_IN_MESSAGE = 5
+
+
+def chosen(cluster: Cluster, backup_id: str) -> Backup:
+    """Return the published backup ``backup_id``; ``latest`` is the one that ended last.
+
+    Raises :class:`BackupError`: ``unknown_backup``, ``no_backup``, ``not_published``.
+    """
+    if backup_id != "latest":
+        backup = cluster.get(backup_id)
+        if not backup.published:
+            raise BackupError(
+                f"The backup {backup.id} in {cluster.path} is not published; it cannot be verified.",
+                code="not_published",
+                hint="pgfleet.basebackup.backup_info tells what it waits for.",
+            )
+        return backup
+    published = cluster.published()
+    if not published:
+        raise BackupError(
+            f"There is no published backup in {cluster.path}.",
+            code="no_backup",
+            hint="pgfleet.basebackup.backup_info lists what is there.",
+        )
+    return max(published, key=_ended)
+
+
+def _ended(backup: Backup) -> tuple[float, str]:
+    try:
+        return float(backup.load()["stop"]["stopped_at"]), backup.id
+    except (BackupError, KeyError, TypeError, ValueError):
+        # Its files tell as well when it was published.
+        return os.stat(backup.path).st_mtime, backup.id
+
+
+class Wish(t.NamedTuple):
+    """What is to be verified, and how: arguments of ``backup_verify``."""
+
+    levels: t.Sequence[str]
+    jobs: int
+    archive_directory: t.Optional[str]
+    restore_command: t.Optional[str]
+    pg_verifybackup: bool
+    bin_directory: t.Optional[str]
+
+
+def verify(
+    backup: Backup, wish: Wish, check: t.Callable[[], None], recorder: t.Optional[Recorder] = None
+) -> dict[str, t.Any]:
+    """Return the part of the module's result that tells of the backup: ``bad_files``, ``files``, ``bytes`` ...
+
+    ``check`` is called ten times a second and stops everything by raising; ``recorder`` is told of the progress.
+    Raises :class:`BackupError` when it cannot be verified at all.
+    """
+    begun = time.monotonic()
+    try:
+        content = backup.load()
+    except BackupError as exc:
+        if exc.code != "damaged_backup":
+            raise
+        return _result(backup, [bad_file("backup.json", "damaged", exc.msg)], begun)
+    look = Look(backup, content)
+    bad = look.bad_files
+    if any(one["path"] == "backup.json" for one in bad):
+        # Where the metadata is wrong, so would be all that follows from it.
+        return _result(backup, bad, begun)
+    included = content.get("wal") == "include"
+    reads_wal = WAL in wish.levels or (FULL in wish.levels and included)
+    archive = None if included or not reads_wal else _archive(backup, content, wish)
+    tool = find_tool(wish.bin_directory, content["server"]["major"]) if wish.pg_verifybackup else None
+    files = look.files
+    hashed = [one for one in files if one.entry.algorithm] if FULL in wish.levels else []
+    hashed_bytes = sum(one.entry.size for one in hashed)
+    result: dict[str, t.Any] = {"files": len(files), "bytes": sum(one.entry.size for one in files), "warnings": []}
+    if recorder:
+        recorder.content.update(total_bytes=hashed_bytes + (required_bytes(content) if reads_wal else 0))
+
+    def progress_from(start: int) -> t.Callable[[int, int], None]:
+        def progress(done_bytes: int, done_files: int) -> None:
+            if recorder:
+                recorder.progress(start + done_bytes, done_files)
+
+        return progress
+
+    if FULL in wish.levels:
+        bad += wrong_checksums(hashed, wish.jobs, check, progress_from(0))
+        result["unchecked_files"] = len(files) - len(hashed)
+        if result["unchecked_files"]:
+            result["warnings"].append(
+                f"The backup {backup.id} was made without checksums: only the sizes of its files could be checked."
+            )
+    if reads_wal:
+        known = {one["path"] for one in bad}
+        found = bad_wal(backup, content, archive, wish.jobs, check, progress_from(hashed_bytes))
+        bad += [one for one in found if one["path"] not in known]
+        result["wal_files"] = len(content["required_wal"])
+    if tool:
+        said = run_tool(tool, backup, FULL in wish.levels, included, check)
+        result["pg_verifybackup"] = said
+        if not said["ok"] and not bad:
+            bad.append(bad_file("", "pg_verifybackup", f"pg_verifybackup found what we did not: {said['output']}"))
+    return {**_result(backup, bad, begun), **result}
+
+
+def _result(backup: Backup, bad: t.Sequence[dict[str, str]], begun: float) -> dict[str, t.Any]:
+    if not os.path.isdir(backup.path):
+        raise BackupError(f"The backup {backup.path} was removed meanwhile.", code="unknown_backup")
+    return {
+        "backup_id": backup.id,
+        "directory": backup.path,
+        "bad_files": list(bad),
+        "seconds": round(time.monotonic() - begun, 3),
+    }
+
+
+def _archive(backup: Backup, content: t.Mapping[str, t.Any], wish: Wish) -> Archive:
+    own = os.path.join(backup.cluster.path, "wal")
+    directory = wish.archive_directory or (own if os.path.isdir(own) and not wish.restore_command else None)
+    server = content["server"]
+    archive = open_archive(
+        directory, wish.restore_command, int(server["wal_segment_size"]), int(server["system_identifier"])
+    )
+    if archive is None:
+        raise BackupError(
+            f"The backup {backup.id} does not contain its WAL, and no archive is known.",
+            code="no_archive",
+            hint="Name archive_directory or restore_command.",
+        )
+    return archive
+
+
+def damage(result: t.Mapping[str, t.Any]) -> t.Optional[BackupError]:
+    """Return the failure that a result with bad files is, else None."""
+    bad = result["bad_files"]
+    if not bad:
+        return None
+    named = "; ".join(f"{one['path']}: {one['msg']}" if one["path"] else one["msg"] for one in bad[:_NAMED_IN_MESSAGE])
+    more = f"; and {len(bad) - _NAMED_IN_MESSAGE} more" if len(bad) > _NAMED_IN_MESSAGE else ""
+    details = {name: value for name, value in result.items() if name != "warnings"}
+    return BackupError(
+        f"The backup {result['backup_id']} is damaged, bad files: {len(bad)}. {named}{more}",
+        code="damaged_backup",
+        **details,
+    )

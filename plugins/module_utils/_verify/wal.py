@@ -1,0 +1,120 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether the WAL that a backup needs is there and can be read from its start to its end.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import BadFile, bad_file
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import scan_segments
+
+# What is wrong with a file of the archive; anything else is wrong with the way to it.
+FINDINGS = ("wal_missing", "history_missing", "bad_segment", "bad_history", "unreadable")
+
+
+def required_bytes(content: t.Mapping[str, t.Any]) -> int:
+    """Return the size of the WAL that the backup needs."""
+    return sum(_sizes(content))
+
+
+def _sizes(content: t.Mapping[str, t.Any]) -> list[int]:
+    size = int(content["server"]["wal_segment_size"])
+    return [size if _segments.is_segment_name(name) else 0 for name in content["required_wal"]]
+
+
+def bad_wal(
+    backup: Backup,
+    content: t.Mapping[str, t.Any],
+    archive: t.Optional[Archive],
+    jobs: int,
+    check: t.Callable[[], None],
+    progress: t.Callable[[int, int], None],
+) -> t.Iterator[BadFile]:
+    """Yield the WAL files of a backup that are missing or damaged: ``wal_missing``, ``bad_segment``, ``checksum``...
+
+    Looked at are those in the backup itself when it was made with its WAL, else those in ``archive``. A segment is good
+    when it belongs to the cluster and its records follow each other without a gap as far as the backup needs them; the
+    checksums of single records are not computed, those of included files are. ``jobs``, ``check`` and ``progress`` are
+    as in :func:`._verify.wrong_checksums`. Raises :class:`BackupError` when the archive cannot be asked.
+    """
+    done_bytes = done_files = 0
+
+    def look(batch: t.Sequence[str], reporter: Reporter) -> None:
+        for name in batch:
+            finding = _finding(backup, content, archive, name)
+            if _segments.is_segment_name(name):
+                reporter.advance(int(content["server"]["wal_segment_size"]))
+            reporter.finish(json.dumps(finding).encode("ascii") + b"\n" if finding else b"")
+
+    for report in run_workers(batches(content["required_wal"], _sizes(content)), look, jobs, check):
+        done_bytes += report.done_bytes
+        done_files += report.files
+        progress(done_bytes, done_files)
+        for line in report.lines.splitlines():
+            yield json.loads(line)
+
+
+def _finding(
+    backup: Backup, content: t.Mapping[str, t.Any], archive: t.Optional[Archive], name: str
+) -> t.Optional[BadFile]:
+    included = content.get("wal") == "include"
+    place = f"pg_wal/{name}" if included else name
+    try:
+        if included:
+            _check_included(backup, content, name)
+        elif archive is None:
+            raise BackupError("There is no archive to look into.", code="wal_missing")
+        elif _segments.is_history_name(name):
+            archive.history(int(name[:8], 16))
+        else:
+            _check_segment(content, name, archive.read(name))
+    except BackupError as exc:
+        if exc.code not in FINDINGS and exc.code != "checksum":
+            raise
+        return bad_file(place, exc.code, exc.msg)
+    return None
+
+
+def _check_included(backup: Backup, content: t.Mapping[str, t.Any], name: str) -> None:
+    try:
+        with open(backup.file("data", "pg_wal", name), "rb") as stream:
+            data = stream.read()
+    except FileNotFoundError as exc:
+        raise BackupError("The WAL file is missing.", code="wal_missing") from exc
+    except OSError as exc:
+        raise BackupError(f"It cannot be read: {exc.strerror}.", code="unreadable") from exc
+    if _segments.is_segment_name(name):
+        _check_segment(content, name, data)
+    else:
+        _timelines.parse_history(data.decode("ascii", "replace"))
+    written = content["wal_proof"]["sha256"][name]
+    found = hashlib.sha256(data).hexdigest()
+    if found != written:
+        raise BackupError(f"Its SHA256 is {found} instead of {written}.", code="checksum")
+
+
+def _check_segment(content: t.Mapping[str, t.Any], name: str, data: bytes) -> None:
+    size = int(content["server"]["wal_segment_size"])
+    _timeline, segment = _segments.parse_segment_name(name, size)
+    # Behind the end of the backup the server, or we, may have left the segment unfinished.
+    end = _segments.parse_lsn(content["stop"]["stop_lsn"])
+    for scan in scan_segments([(segment, data)], size):
+        if scan.stops_at is not None and scan.stops_at < end:
+            raise BackupError(
+                f"The WAL segment {name} cannot be read from {_segments.format_lsn(scan.stops_at)} on; the backup"
+                f" needs the WAL up to {content['stop']['stop_lsn']}.",
+                code="bad_segment",
+            )
