@@ -24,7 +24,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restor
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import path as _path
 
 from tests.unit.helpers_unit import IDENTIFIER, _is_killed
-from tests.unit.test_verify import MB, Published
+from tests.unit.verify.test_verification import MB, Published
 
 VERSION: t.Final = "PG_18_202506291"
 DEFAULTS: t.Final[dict[str, t.Any]] = {

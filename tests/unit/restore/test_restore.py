@@ -23,7 +23,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 
 from tests.unit.helpers_restore import VERSION, Case, chosen, in_this_process, killed, name
 from tests.unit.helpers_unit import files_below
-from tests.unit.test_verify import Published
+from tests.unit.verify.test_verification import Published
 
 
 @pytest.fixture

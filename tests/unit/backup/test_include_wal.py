@@ -15,7 +15,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include_wal import Inclusion
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import crashes
-from ansible_collections.pgfleet.basebackup.tests.unit.test_wal import header
+from ansible_collections.pgfleet.basebackup.tests.unit.wal.test_segments import header
 
 SIZE = 1 << 20
 SYSTEM = 77

@@ -1,0 +1,77 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Imports between the packages of module_utils run one way, as docs/architecture.md draws them."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import typing as t
+
+import pytest
+
+PACKAGE: t.Final = "ansible_collections.pgfleet.basebackup.plugins"
+PLUGINS: t.Final = pathlib.Path(__file__).resolve().parents[2] / "plugins"
+# What each package may import besides itself and _errors.
+ALLOWED: t.Final = {
+    "_errors": "",
+    "_host": "",
+    "_wal": "_host",
+    "_datadir": "_host _wal",
+    "_server": "_host _wal _datadir",
+    "_repository": "_host _wal _datadir",
+    "_session": "_host _server",
+    "_backup": "_host _wal _datadir _server _repository _session",
+    "_verify": "_host _wal _datadir _server _repository",
+    "_restore": "_host _wal _datadir _server _repository _verify",
+    "_drill": "_host _server _repository",
+    "_catalogue": "_host _wal _repository _session _backup",
+    "_module": "_server _repository _backup",
+}
+
+
+def imports_of(path: pathlib.Path) -> set[str]:
+    """Return the files of ours, as dotted names below plugins, that a file imports at any time."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+            base = (node.module or "")[len(PACKAGE) + 1 :]
+            for alias in node.names:
+                below = f"{base}.{alias.name}".strip(".")
+                found.add(below if (PLUGINS / (below.replace(".", "/") + ".py")).exists() else base)
+    return found
+
+
+FILES: t.Final = {
+    ".".join(path.relative_to(PLUGINS).with_suffix("").parts): imports_of(path)
+    for path in sorted((PLUGINS / "module_utils").rglob("*.py"))
+}
+
+
+def package_of(name: str) -> str:
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_arrows(package: str) -> None:
+    allowed = {package, "_errors", *ALLOWED[package].split()}
+    forbidden = [
+        f"{name} imports {other}"
+        for name, others in FILES.items()
+        for other in sorted(others)
+        if package_of(name) == package and (not other.startswith("module_utils.") or package_of(other) not in allowed)
+    ]
+    assert forbidden == []
+
+
+def test_every_package_is_drawn() -> None:
+    assert {package_of(name) for name in FILES} == set(ALLOWED)
+
+
+def test_no_circle() -> None:
+    left = dict(FILES)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert sorted(left) == []
