@@ -84,7 +84,7 @@ class Archive(abc.ABC):
     def read(self, name: str) -> bytes:
         """Return a whole file, checked as :meth:`holds` does.
 
-        Raises :class:`BackupError`: code ``wal_missing`` for a file that the archive lacks, ``bad_segment`` for a bad one.
+        Raises :class:`BackupError`: code ``wal_missing`` when the archive lacks it, ``bad_segment`` when it is bad.
         """
         try:
             content = self._content(name)
