@@ -137,7 +137,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
         found = result(made, name)
         assert (found["changed"], found["proven"], found["restart_required"]) == (True, True, False), found
         assert "fetched back by restore_command" in found["msg"]
-        assert changes(made, name)[-2:] == ["Restart the server", "Finish the current WAL segment"]
+        assert changes(made, name)[-2:] == ["Restart the server", "Enable WAL archiving and prove it"]
         assert found["segment"] + (".zst" if name == "packed" else "") in wal_of(archives, name)
         assert (archives.repository / name / "pgfleet_wal.py").stat().st_mode & 0o777 == 0o700
     # Not allowed to restart: what can be done is done, and what waits is told, also the second time.
@@ -160,7 +160,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
     # Restarted by somebody else, the third run only proves.
     servers["patient"].conf(max_wal_senders=10).restart()
     third = archives.run({"patient": hosts["patient"]}).ok()
-    assert changes(third, "patient") == ["Finish the current WAL segment"]
+    assert changes(third, "patient") == ["Enable WAL archiving and prove it"]
     for name, server in servers.items():
         recovers_by(sandbox, server, result(third if name == "patient" else second, name)["restore_command"])
 
@@ -243,7 +243,7 @@ def test_what_is_there_is_respected(sandbox: Sandbox, archives: Archives) -> Non
     failures = {
         "broken": "was not archived within 2 s",
         "placeholder": "/bin/true, which throws the WAL away",
-        "unset": "only checks what is there",
+        "unset": "only checks it",
         "read_only": f"{read_only} is not a directory that",
         "inside": "lies in the data directory",
         "nowhere": "/nonexistent does not exist",

@@ -25,7 +25,7 @@ import pytest
 from ansible_collections.pgfleet.basebackup.tests.unit import helpers_unit
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import crashes, held_by_another_process
 
-SCRIPT: t.Final = pathlib.Path(__file__).resolve().parents[3] / "roles/pg_archive/files/pgfleet_wal.py"
+SCRIPT: t.Final = pathlib.Path(__file__).resolve().parents[3] / "plugins/module_utils/_wal/pgfleet_wal.py"
 NAME: t.Final = "00000001000000020000000A"
 HISTORY: t.Final = "00000002.history"
 SIZE: t.Final = 1 << 20

@@ -17,7 +17,7 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import script as _script
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import (
@@ -337,7 +337,7 @@ def test_restore_command(
 
 def test_restore_command_of_the_role(tmp_path: pathlib.Path, odd: pathlib.Path) -> None:
     """Where the role has put its script, this is asked."""
-    script = tmp_path / _archive.SCRIPT
+    script = tmp_path / _script.SCRIPT
     script.write_text("import sys; print(sys.argv[1:]); sys.exit(9)")
     command = restore_command(DirectoryArchive(f"{odd}/", SIZE, NUMBER))
     words = shlex.split(command.partition("; ")[2])
