@@ -113,7 +113,7 @@ def _published(backup: Backup) -> dict[str, t.Any]:
         entry.update(proven(record))
         lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
         if lost:
-            raise BackupError(f"{', '.join(lost)} is missing.")
+            raise BackupError(f"{', '.join(lost)} is missing.", code="damaged_backup")
     except BackupError as exc:
         entry.update(state="damaged", problem=exc.msg)
     return entry

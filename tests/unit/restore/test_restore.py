@@ -31,7 +31,7 @@ def published(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Publis
     made = Published(tmp_path)
     made.content["server"]["catalog_version"] = 202506291
     made.save()
-    monkeypatch.setattr(_restore_plan, "choose", chosen(made))
+    monkeypatch.setattr(_restore_plan, "choose_backup", chosen(made))
     # The tests may run as root, whom PostgreSQL refuses.
     monkeypatch.setattr(_restore_places, "is_root", lambda: False)
     monkeypatch.setattr(_live, "running_servers", list)
@@ -279,7 +279,7 @@ def test_journal(case: Case, monkeypatch: pytest.MonkeyPatch, same_boot: bool) -
     """What is copied is not read again, unless a crash of the machine may have lost what was not flushed."""
 
     def dies(_self: Restore) -> None:
-        raise BackupError("killed")
+        raise BackupError("Killed.", code="copy_killed")
 
     with monkeypatch.context() as patch:
         patch.setattr(Restore, "_write_wal", dies)
