@@ -97,7 +97,7 @@ def _choose(plan: Plan) -> None:
     size = 16 << 20
     for backup in plan.cluster.published():
         try:
-            size = int(backup.load()["server"]["wal_segment_size"])
+            size = int(backup.load_raw()["server"]["wal_segment_size"])
         except (BackupError, KeyError, TypeError, ValueError):
             continue
     directory, command = plan.params["archive_directory"], plan.params["restore_command"]
