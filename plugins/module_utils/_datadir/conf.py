@@ -19,9 +19,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 
 AUTO_CONF = "postgresql.auto.conf"
 
-
-# What ALTER SYSTEM or pg_basebackup -R left there for another recovery than the one that is meant now. A parameter that
-# the version does not know any more (promote_trigger_file) would stop the server.
+# ALTER SYSTEM or pg_basebackup -R may have set these for another recovery. One that the server's version no longer has
+# (promote_trigger_file) would keep it from starting.
 RECOVERY_SETTINGS = frozenset(
     (
         "archive_cleanup_command",
@@ -42,7 +41,6 @@ RECOVERY_SETTINGS = frozenset(
     )
 )
 
-
 # Setting, field of the control file, built-in default in 14 to 18: documentation, "Administrator's Overview" of hot
 # standby, and CheckRequiredParameterValues in xlogrecovery.c.
 _NOT_LOWER = (
@@ -53,21 +51,11 @@ _NOT_LOWER = (
     ("max_locks_per_transaction", "max_locks_per_xact", "64"),
 )
 
-
 _MAX_DEPTH = 10  # of files that include each other
-
-
 _LETTER = rb"[A-Za-z_\x80-\xff]"
-
-
 _ID = _LETTER + rb"[A-Za-z_0-9\x80-\xff]*"
-
-
 _NAME = re.compile(_ID + rb"(?:\." + _ID + rb")?")
-
-
 _UNQUOTED = re.compile(_LETTER + rb"[A-Za-z_0-9\x80-\xff._:/-]*")
-
 
 # The scanner takes the longest match.
 _VALUES = (
@@ -77,36 +65,23 @@ _VALUES = (
     re.compile(rb"[-+]?[0-9]*\.[0-9]*(?:[Ee][-+]?[0-9]+)?"),
 )
 
-
 _BLANK = re.compile(rb"[ \t\r]*")
-
-
 _REST = re.compile(rb"[ \t\r]*(?:#.*)?", re.DOTALL)
-
-
 _ESCAPE = re.compile(rb"''|\\([0-7]{1,3}|.)", re.DOTALL)
-
-
 _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-
-
 _FALSE = ("f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0")
-
-
 _INTEGER = re.compile(r"[-+]?(?:(0[xX][0-9a-fA-F]+)|(0[0-7]*)|[1-9][0-9]*)")
-
-
 _FRACTION = re.compile(r"[-+]?(?=[0-9]*[.eE])(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[Ee][-+]?[0-9]{1,2})?")
 
 
 def read_settings(
     config_file: str, data_directory: str, extra: t.Optional[t.Mapping[str, t.Any]] = None
 ) -> dict[str, str]:
-    """Return what a server started with these files would use: name in lower case to value as text.
+    """Return the settings of a server started with these files: value as text by name in lower case.
 
-    ``config_file`` (its includes, too) comes first, then ``postgresql.auto.conf`` of ``data_directory``, which may be
-    absent, then ``extra``; the last word counts. Raises :class:`BackupError`, code ``bad_conf``, for what the server
-    would not start with, and ``unreadable`` for a file that is missing or cannot be read.
+    ``config_file`` with its includes comes first, then ``postgresql.auto.conf`` of ``data_directory``, which may be
+    absent, then ``extra``; the last value counts. Raises :class:`BackupError`, code ``bad_conf``, for a file with which
+    the server would not start, and ``unreadable`` for one that is missing or cannot be read.
     """
     settings: dict[str, str] = {}
     _read_file(os.path.abspath(config_file), True, 0, settings)
@@ -122,7 +97,7 @@ def _read_file(path: str, must_exist: bool, depth: int, settings: dict[str, str]
         with open(path, "rb") as stream:
             content = stream.read()
     except OSError as exc:
-        # The server skips whatever it cannot open here, not only what is absent.
+        # Here the server skips any file that it cannot open, not only an absent one.
         if not must_exist:
             return
         raise BackupError(
@@ -154,7 +129,7 @@ def _read_file(path: str, must_exist: bool, depth: int, settings: dict[str, str]
 
 
 def _members(directory: str) -> list[str]:
-    """Return the files that include_dir takes, in its order: that of their bytes."""
+    """Return the files of an include_dir in its order, by their bytes."""
     try:
         names = sorted(os.listdir(directory), key=os.fsencode)
     except OSError as exc:
@@ -166,12 +141,12 @@ def _members(directory: str) -> list[str]:
 
 
 def _parse_line(line: bytes) -> t.Optional[tuple[str, str]]:
-    """Return name in lower case and value of a line, two empty texts for one without, None for a syntax error."""
+    """Return name in lower case and value of a line, two empty texts for an empty one, None for a syntax error."""
     position = _blank(line, 0)
     if _ends(line, position):
         return "", ""
     name = _NAME.match(line, position)
-    # A longer word that begins like a name is none.
+    # A longer word that begins like a name is not one.
     if name is None or t.cast("re.Match[bytes]", _UNQUOTED.match(line, position)).end() > name.end():
         return None
     position = _blank(line, name.end())
@@ -191,7 +166,7 @@ def _blank(line: bytes, position: int) -> int:
 
 
 def _ends(line: bytes, position: int) -> bool:
-    """Tell whether nothing but blanks and a comment follows."""
+    """Return whether nothing but blanks and a comment follows."""
     return t.cast("re.Match[bytes]", _REST.match(line, position)).end() == len(line)
 
 
@@ -213,12 +188,12 @@ def _text(value: t.Any) -> str:
 def format_setting(name: str, value: t.Any) -> str:
     """Return the line of a configuration file, with its newline, that gives ``name`` this value.
 
-    Raises :class:`BackupError`, code ``bad_setting``, for a name that is none and for a value that no line can hold.
+    Raises :class:`BackupError`, code ``bad_setting``, for an invalid name and for a value that no line can hold.
     """
     text = _text(value)
     if _NAME.fullmatch(os.fsencode(name)) is None or name.lower().startswith("include"):
         raise BackupError(f"{name!r} is not the name of a setting.", code="bad_setting")
-    # As ALTER SYSTEM does; \n would be read as a newline, but what is written must be what others can read by line.
+    # As ALTER SYSTEM does: the server would read \n as a newline, but other programs read such files line by line.
     if "\n" in text or "\0" in text:
         raise BackupError(f"The value of the setting {name} contains a newline or a zero byte.", code="bad_setting")
     quoted = text.replace("\\", "\\\\").replace("'", "''")
@@ -228,7 +203,7 @@ def format_setting(name: str, value: t.Any) -> str:
 def clean_auto_conf(text: str) -> str:
     """Return ``postgresql.auto.conf`` without the lines that set one of :data:`RECOVERY_SETTINGS`.
 
-    All else stays as it is, comments too. A line that is not understood stays as well: the server will name it.
+    Everything else stays, comments too, and also a line with a syntax error: the server will report it.
     """
     kept = []
     for line in text.split("\n"):
@@ -241,10 +216,10 @@ def clean_auto_conf(text: str) -> str:
 def lowered_parameters(control: ControlFile, settings: t.Mapping[str, str]) -> list[dict[str, t.Any]]:
     """Return the settings that are lower than at the source, with which recovery would pause or abort.
 
-    Each is ``name``, ``needed`` and ``configured``. ``settings`` come from :func:`read_settings`; what they lack has
-    its default. ``control`` is the backup's: when the source raised a setting later, replay will ask for more.
+    Each is ``name``, ``needed`` and ``configured``. ``settings`` come from :func:`read_settings`; absent ones have
+    their default. ``control`` is the backup's: where the source raised a setting later, replay will require more.
     With ``hot_standby`` off the server does not compare. Raises :class:`BackupError`, code ``bad_conf``, for a value
-    that is no number.
+    that is not a number.
     """
     if settings.get("hot_standby", "on").strip().lower() in _FALSE:
         return []

@@ -4,7 +4,7 @@
 """The control file, ``global/pg_control``.
 
 Layout: PostgreSQL's pg_control.h, for 64-bit little-endian servers. The server writes the file while we read it, so
-a copy is only good when its CRC holds.
+a copy is only good when its CRC matches.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -20,31 +20,23 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 
 CONTROL_FILE_SIZE = 8192
 
-
 # pg_control_version to the offset of the CRC: PostgreSQL 13 to 16, 17, 18.
 _CRC_OFFSETS = {1300: 288, 1700: 288, 1800: 292}
 
-
 # The same in all of them: checkPointCopy.ThisTimeLineID; minRecoveryPoint and its timeline; wal_level; MaxConnections
-# and the four settings behind it; data_checksum_version.
+# and the next four settings; data_checksum_version.
 _CHECKPOINT_TIMELINE = struct.Struct("<48xI")
-
-
 _MIN_RECOVERY_POINT = struct.Struct("<136xQI")
-
-
 _SETTINGS = struct.Struct("<172xi4x5i")
-
-
 _CHECKSUM_VERSION = struct.Struct("<252xI")
 
 
 class ControlFile(t.NamedTuple):
     """The fields of a control file that we use, and its bytes.
 
-    ``state`` is the number of the DBState, 4 and 5 being in crash and in archive recovery, 6 in production.
+    ``state`` is the number of the DBState: 4 is crash recovery, 5 archive recovery, 6 in production.
     ``checkpoint_timeline`` is that of the last checkpoint. ``min_recovery_point`` is the LSN that recovery must reach
-    before the server is consistent and ``min_recovery_timeline`` its timeline, both 0 outside recovery. ``wal_level``
+    before the server is consistent, and ``min_recovery_timeline`` its timeline, both 0 outside recovery. ``wal_level``
     is 0 for minimal, 1 for replica, 2 for logical; it and the five settings after it are those of the server that wrote
     the WAL. ``data_checksum_version`` is 0 when data checksums are off.
     """
@@ -79,7 +71,7 @@ _CRC_TABLE = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of a few bytes: this is pure Python, some megabytes per second."""
+    """Return the CRC-32C (Castagnoli) of a few bytes, in pure Python: some megabytes per second."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
@@ -87,7 +79,7 @@ def crc32c(data: bytes) -> int:
 
 
 def parse_control(raw: bytes) -> ControlFile:
-    """Return what the control file's bytes say.
+    """Return the fields of a control file.
 
     Raises BackupError: code ``unsupported_control`` for an unknown version, ``bad_control`` for a wrong size or CRC.
     """
@@ -110,7 +102,7 @@ def parse_control(raw: bytes) -> ControlFile:
 
 
 def read_control(path: bytes, attempts: int = 50, delay: float = 0.02) -> ControlFile:
-    """Read a control file that its server may be writing: again every ``delay`` seconds until its CRC holds.
+    """Read a control file that its server may be writing, every ``delay`` seconds until its CRC matches.
 
     Raises BackupError: code ``unreadable`` when it cannot be read, otherwise as parse_control after ``attempts``.
     """
@@ -124,7 +116,7 @@ def read_control(path: bytes, attempts: int = 50, delay: float = 0.02) -> Contro
         try:
             return parse_control(raw)
         except BackupError:
-            # A torn read may show any field wrong, the version too.
+            # In a torn read any field can be wrong, the version too.
             if attempts <= 0:
                 raise
         time.sleep(delay)

@@ -4,8 +4,8 @@
 """The two texts that ``pg_backup_stop`` returns: ``backup_label`` and ``tablespace_map``.
 
 Both are bytes: a tablespace's path has no encoding. The formats are those that the server writes and reads
-(PostgreSQL's xlogbackup.c, ``read_backup_label`` and ``read_tablespace_map`` in xlogrecovery.c); we refuse more than
-the server does, because a text that was damaged on its way must not become part of a backup.
+(PostgreSQL's xlogbackup.c, ``read_backup_label`` and ``read_tablespace_map`` in xlogrecovery.c). More is refused than
+by the server, because a text that was damaged on its way must not become part of a backup.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -19,10 +19,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import parse_lsn
 
 MAX_LABEL_BYTES = 1024
-
-
 _LSN = rb"[0-9A-F]{1,8}/[0-9A-F]{1,8}"
-
 
 _LABEL_LINES = tuple(
     re.compile(line)
@@ -39,18 +36,13 @@ _LABEL_LINES = tuple(
     )
 )
 
-
 _FULL_LINES = 7
-
-
 _MAP_LINE = re.compile(rb"([1-9][0-9]{0,9}) ((?:[^\\\r\n\0]|\\[\\\r\n])+)\n")
-
-
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class BackupLabel(t.NamedTuple):
-    """What a ``backup_label`` says.
+    """The contents of a ``backup_label``.
 
     ``backup_from`` is ``primary`` or ``standby``, ``start_time`` is in the server's ``log_timezone`` as it prints it,
     ``label`` the bytes that were given to ``pg_backup_start``. The last two are None unless it is an incremental
@@ -70,10 +62,10 @@ class BackupLabel(t.NamedTuple):
 
 
 def parse_backup_label(data: bytes) -> BackupLabel:
-    """Return what ``backup_label`` says.
+    """Return the contents of ``backup_label``.
 
-    Raises BackupError, code ``bad_label``, naming the first line that is not as the server writes it; a byte-order
-    mark, carriage returns, a missing or an additional line, or a missing final newline are such.
+    Raises BackupError, code ``bad_label``, naming the first line that the server would not write: a byte-order mark, a
+    carriage return, a missing or an additional line, a missing final newline.
     """
     lines = data.split(b"\n")
     if lines.pop() != b"":
@@ -108,10 +100,10 @@ def parse_backup_label(data: bytes) -> BackupLabel:
 
 
 def parse_tablespace_map(data: bytes) -> dict[int, bytes]:
-    """Return oid → location of what ``tablespace_map`` lists; empty when there are no tablespaces.
+    """Return the locations in ``tablespace_map`` by oid; empty when there are no tablespaces.
 
     A backslash escapes a newline, a carriage return or a backslash in a location.
-    Raises BackupError, code ``bad_label``, for anything that is not as the server writes it.
+    Raises BackupError, code ``bad_label``, for anything that the server would not write.
     """
     spaces: dict[int, bytes] = {}
     position = 0
@@ -131,7 +123,7 @@ def format_tablespace_map(spaces: t.Mapping[int, bytes]) -> bytes:
 
 
 def check_label_text(label: str) -> None:
-    """Refuse a label that the server would refuse, or that would add lines of its own to ``backup_label``.
+    """Refuse a label that the server would refuse, or that would add lines to ``backup_label``.
 
     Raises BackupError, code ``bad_label_text``, for control characters, for text that cannot be UTF-8, and for more
     than 1024 bytes (the server's MAXPGPATH) of UTF-8.

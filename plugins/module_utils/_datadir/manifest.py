@@ -22,14 +22,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments i
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import WalRange
 
 _HEX_DIGITS = {"SHA224": 56, "SHA256": 64, "SHA384": 96, "SHA512": 128, "CRC32C": 8}
-
-
 _LAST_LINE = re.compile(rb'"Manifest-Checksum": "([0-9a-fA-F]{64})"\}\n')
-
-
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d GMT", re.ASCII)
-
-
 _WRITE_BYTES = 1 << 16
 
 
@@ -47,7 +41,7 @@ class ManifestFile(t.NamedTuple):
 
 
 class Manifest(t.NamedTuple):
-    """What a ``backup_manifest`` says; ``system_identifier`` is None in version 1, ``ranges`` are newest first."""
+    """The contents of a ``backup_manifest``: ``system_identifier`` is None in version 1, ``ranges`` newest first."""
 
     version: int
     system_identifier: t.Optional[int]
@@ -63,9 +57,9 @@ def manifest_version(major: int) -> int:
 def write_manifest(
     out: t.BinaryIO, major: int, system_identifier: int, files: t.Iterable[ManifestFile], ranges: t.Sequence[WalRange]
 ) -> str:
-    """Write a manifest as the server's own and return its checksum in hexadecimal.
+    """Write a manifest as the server would and return its checksum in hexadecimal.
 
-    ``files`` are read once and not kept. ``ranges`` are newest first, as ``wal_ranges`` gives them, and not empty.
+    ``files`` are iterated once and not kept. ``ranges`` are newest first, as ``wal_ranges`` gives them, and not empty.
     The caller flushes and syncs ``out``.
     """
     if not ranges:
@@ -82,7 +76,7 @@ def write_manifest(
 def _pieces(
     version: int, system_identifier: int, files: t.Iterable[ManifestFile], ranges: t.Sequence[WalRange]
 ) -> t.Iterator[str]:
-    """Yield the text of a manifest up to its last line. Key order and line ends are those that the tools demand."""
+    """Yield the text of a manifest up to its last line, with the key order and line ends that the tools demand."""
     yield f'{{ "PostgreSQL-Backup-Manifest-Version": {version},\n'
     if version >= 2:
         yield f'"System-Identifier": {system_identifier},\n'
@@ -129,9 +123,9 @@ def _joined(pieces: t.Iterable[str]) -> t.Iterator[bytes]:
 def read_manifest(path: t.Union[str, bytes]) -> Manifest:
     """Read and check a manifest.
 
-    Raises BackupError: code ``unreadable`` when the file cannot be read, ``bad_manifest`` saying what is wrong. Checked
-    is everything that ``pg_verifybackup`` demands, and what it lets pass: no range of WAL, ranges that do not join,
-    checksums missing on some files, sizes that are text.
+    Raises BackupError: code ``unreadable`` when the file cannot be read, ``bad_manifest`` saying what is wrong.
+    Everything that ``pg_verifybackup`` demands is checked, and what it accepts: no range of WAL, ranges that do not
+    join, checksums missing on some files, sizes that are text.
     """
     try:
         with open(path, "rb") as manifest:
@@ -145,7 +139,7 @@ def read_manifest(path: t.Union[str, bytes]) -> Manifest:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Return what the bytes of a manifest say. Raises ValueError saying what is wrong."""
+    """Return the contents of a manifest. Raises ValueError saying what is wrong."""
     body, newline, _last_line = data.rstrip(b"\n").rpartition(b"\n")
     last = _LAST_LINE.fullmatch(data, len(body) + len(newline))
     if not newline or last is None:

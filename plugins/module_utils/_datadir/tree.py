@@ -1,12 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What lies in a data directory and what a base backup takes of it.
+"""The files of a data directory, and which of them a base backup contains.
 
 The rules are those of the server's own base backup (``sendDir`` in PostgreSQL's basebackup.c; documentation, section
 "Backing Up the Data Directory" of "Making a Base Backup Using the Low Level API"). All paths are bytes: file systems
-know no encoding. A path "in backup terms" is relative to the data directory, as ``backup_manifest`` writes it; files
-of a tablespace are ``pg_tblspc/<oid>/PG_<major>_<catalog version>/…`` wherever they really lie.
+have no encoding. A path "in backup terms" is relative to the data directory, as ``backup_manifest`` writes it; files
+of a tablespace are ``pg_tblspc/<oid>/PG_<major>_<catalog version>/…``, wherever the tablespace is.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -25,7 +25,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 
 _EXCLUDED_PREFIXES = (b"pgsql_tmp", b"pg_internal.init")
 
-
 _EXCLUDED_NAMES = frozenset(
     (
         b"backup_label",
@@ -38,29 +37,21 @@ _EXCLUDED_NAMES = frozenset(
     )
 )
 
-
 _EMPTIED_NAMES = frozenset(
     (b"pg_dynshmem", b"pg_notify", b"pg_replslot", b"pg_serial", b"pg_snapshots", b"pg_stat_tmp", b"pg_subtrans")
 )
 
-
 _RELATION = re.compile(rb"([0-9]+)(?:_(fsm|vm|init))?(?:\.([0-9]+))?", re.DOTALL)
-
-
 _TEMPORARY_RELATION = re.compile(rb"t[0-9]+_[0-9]+(?:_(?:fsm|vm|init))?(?:\.[0-9]+)?", re.DOTALL)
-
-
 _SPECIAL_KINDS = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFLNK: "symlink"}
-
-
 _Identity = t.Tuple[int, int]
 
 
 class Tablespace(t.NamedTuple):
-    """A tablespace besides ``pg_default`` and ``pg_global``.
+    """A tablespace other than ``pg_default`` and ``pg_global``.
 
-    ``location`` is the absolute path of its directory; ``in_place`` says that this is a real directory inside
-    ``pg_tblspc`` (``allow_in_place_tablespaces``) and no link.
+    ``location`` is the absolute path of its directory; ``in_place`` means that this is a real directory inside
+    ``pg_tblspc`` (``allow_in_place_tablespaces``), not a link.
     """
 
     oid: int
@@ -69,9 +60,9 @@ class Tablespace(t.NamedTuple):
 
 
 class Entry(t.NamedTuple):
-    """A regular file to copy: ``path`` in backup terms, ``source`` to open, ``size`` in bytes when it was seen.
+    """A regular file to copy: ``path`` in backup terms, ``source`` to open, ``size`` in bytes when it was listed.
 
-    ``followed`` says that symbolic links lie on the way to it below the data directory and may be opened.
+    ``followed`` means that its path below the data directory contains symbolic links, which may be followed.
     """
 
     path: bytes
@@ -81,7 +72,7 @@ class Entry(t.NamedTuple):
 
 
 class Special(t.NamedTuple):
-    """Something that a backup leaves out and its administrator must know of.
+    """A file that a backup leaves out, and that the administrator must know about.
 
     ``kind`` is ``symlink``, ``fifo``, ``socket`` or ``device``; ``target`` is a symbolic link's text, else empty.
     """
@@ -92,9 +83,9 @@ class Special(t.NamedTuple):
 
 
 class Scan(t.NamedTuple):
-    """What a backup consists of, ``global/pg_control`` excepted: that one is copied after everything else.
+    """The contents of a backup except ``global/pg_control``, which is copied after everything else.
 
-    ``directories`` are in backup terms, parents before children, with those that are emptied, and with
+    ``directories`` are in backup terms, parents before children, including those that are emptied and
     ``pg_tblspc/<oid>`` of every tablespace. ``total_bytes`` is the sum of the files' sizes.
     """
 
@@ -111,12 +102,12 @@ class Scan(t.NamedTuple):
 
 
 def is_excluded(name: bytes, major: int) -> bool:
-    """Tell whether files and directories of this bare name are left out, wherever they lie."""
+    """Return whether files and directories of this bare name are left out at any depth."""
     return name.startswith(_EXCLUDED_PREFIXES) or name in _EXCLUDED_NAMES or (name == b".DS_Store" and major >= 15)
 
 
 def is_emptied(name: bytes) -> bool:
-    """Tell whether directories of this bare name are kept without their contents, wherever they lie."""
+    """Return whether directories of this bare name are kept without their contents at any depth."""
     return name in _EMPTIED_NAMES
 
 
@@ -138,12 +129,12 @@ def parse_relation(name: bytes, major: int) -> t.Optional[tuple[bytes, bytes]]:
 
 
 def is_temporary_relation(name: bytes) -> bool:
-    """Tell whether this is the name of a file of a temporary relation, ``t<backend>_<number>…``."""
+    """Return whether this is the name of a file of a temporary relation, ``t<backend>_<number>…``."""
     return _TEMPORARY_RELATION.fullmatch(name) is not None
 
 
 def is_database_directory(path: bytes, version_directory: bytes) -> bool:
-    """Tell whether ``path``, in backup terms, holds the relations of one database."""
+    """Return whether ``path``, in backup terms, holds the relations of one database."""
     parent, _slash, name = path.rpartition(b"/")
     return name.isdigit() and (parent == b"base" or parent.endswith(b"/" + version_directory))
 
@@ -161,12 +152,12 @@ def scan(
     follow_symlinks: bool = False,
     stats_temp_directory: t.Optional[bytes] = None,
 ) -> Scan:
-    """Walk a data directory and its tablespaces and return what a backup of them consists of.
+    """Walk a data directory and its tablespaces and return the contents of a backup.
 
-    What vanishes during the walk is left out, as the server does: WAL replay knows of it. With ``follow_symlinks``
-    a link to a file becomes a file of the backup and a link to a directory is walked as if it were one; links that
-    dangle or lead to a directory that the backup already has are reported. ``stats_temp_directory`` is the setting
-    of a version 14 server. Raises BackupError, code ``unreadable``, naming what cannot be read and why.
+    Files that vanish during the walk are left out, as the server does; WAL replay accounts for them. With
+    ``follow_symlinks`` a link to a file becomes a file of the backup and a link to a directory becomes a directory;
+    dangling links and links to a directory that the backup already has are reported. ``stats_temp_directory`` is the
+    setting of a version 14 server. Raises BackupError, code ``unreadable``, naming what cannot be read and why.
     """
     root = data_directory.rstrip(b"/") or b"/"
     walk = _Walk(root, major, catalog_version, follow_symlinks, stats_temp_directory)
@@ -180,7 +171,7 @@ def scan(
 
 
 class _Walk:
-    """One run over the trees of a cluster; the directories still to be read are a stack, no recursion."""
+    """One walk over the trees of a cluster; the directories still to be read are a stack."""
 
     def __init__(
         self, root: bytes, major: int, catalog_version: int, follow: bool, stats_temp_directory: t.Optional[bytes]
@@ -194,10 +185,10 @@ class _Walk:
         self.directories: list[bytes] = []
         self.files: list[Entry] = []
         self.specials: list[Special] = []
-        # Directories to read: path in backup terms, where it lies, and whether a followed link led there.
+        # Directories to read: path in backup terms, path on disk, and whether a followed link led there.
         self.pending: list[tuple[bytes, bytes, bool]] = []
         self.links: list[tuple[bytes, bytes]] = []
-        # Directories that no followed link may bring in once more, and those that are archives of their own.
+        # Directories that no followed link may add again, and those that become separate archives.
         self.known: set[_Identity] = set()
         self.separate: set[_Identity] = set()
 
@@ -227,7 +218,7 @@ class _Walk:
         try:
             os.stat(source)
         except FileNotFoundError:
-            # Being dropped, as the server takes it to be; or its disk is not mounted.
+            # It is being dropped, which is what the server assumes; or its disk is not mounted.
             self.specials.append(Special(path, "symlink", space.location))
             return
         path += b"/" + self.version_directory
@@ -313,14 +304,14 @@ class _Walk:
                 self.specials.append(Special(path, "symlink", os.readlink(source)))
 
     def _holds_known(self, source: bytes, identity: _Identity) -> bool:
-        """Whether this directory, or one inside it, belongs to the backup already."""
+        """Return whether the backup already contains this directory or one inside it."""
         parent = os.path.join(os.path.realpath(source), b"")
         trees = [self.root] + [space.location for space in self.tablespaces]
         return identity in self.known | self.separate or any(os.path.realpath(x).startswith(parent) for x in trees)
 
 
 def _find_tablespaces(root: bytes) -> list[Tablespace]:
-    """Return the tablespaces that ``pg_tblspc`` shows, by oid. An OSError is the caller's."""
+    """Return the tablespaces in ``pg_tblspc``, by oid. Raises OSError."""
     found = []
     with os.scandir(root + b"/pg_tblspc") as entries:
         for entry in entries:
@@ -340,7 +331,7 @@ def _is_oid(name: bytes) -> bool:
 
 
 def _identity(path: bytes) -> _Identity:
-    """Return what tells one directory from all others, whatever path leads to it."""
+    """Return device and inode, which identify a directory whatever path leads to it."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 

@@ -7,11 +7,11 @@ Private to pgfleet.basebackup: no stability is promised.
 
 ::
 
-    <directory>/<cluster>.drill/pgfleet_drill.json    whose it is, and where its socket is
+    <directory>/<cluster>.drill/pgfleet_drill.json    which drill made it, and where its socket is
                                /run/                  configuration and log
-                               /data/ /tablespaces/   what is restored
+                               /data/ /tablespaces/   the restored cluster
 
-A directory without the marker is never removed; the marker is the first file to come and the last to go.
+A directory without the marker is never removed. The marker is the first file created and the last one removed.
 """
 
 from __future__ import annotations
@@ -32,23 +32,15 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import pg_ctl as _pg_ctl
 
 MARKER = "pgfleet_drill.json"
-
-
 SOCKET_PREFIX = "pgdrill."
-
-
 STOP_SECONDS = 120
-
-
 END_SECONDS = 30
-
 
 # A socket's path has at most 107 bytes, the server's part of it is .s.PGSQL.5432.
 LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.65535")
 
-
 CONFIGURATION = {
-    # In the place of the source's, which may include others or name directories of the live server.
+    # They replace the source's, which may include others or name directories of the live server.
     "postgresql.conf": "# The settings of a restore drill are in postgresql.auto.conf.\n",
     # Only this user and root can enter the socket's directory.
     "pg_hba.conf": "local all all trust\n",
@@ -59,7 +51,7 @@ CONFIGURATION = {
 class Scratch:
     """The scratch directory of a cluster's drills below ``directory``.
 
-    Raises :class:`BackupError`, code ``bad_path`` or ``bad_name``, when such a place cannot be.
+    Raises :class:`BackupError`, code ``bad_path`` or ``bad_name``, for a directory or a name that cannot be used.
     """
 
     def __init__(self, directory: str, cluster: str) -> None:
@@ -73,7 +65,7 @@ class Scratch:
         self.path = os.path.join(os.path.realpath(directory), f"{cluster}.drill")
 
     def file(self, *parts: str) -> str:
-        """Return a path in it."""
+        """Return a path in the scratch directory."""
         return os.path.join(self.path, *parts)
 
     @property
@@ -82,7 +74,7 @@ class Scratch:
         return self.file("data")
 
     def places(self) -> dict[str, str]:
-        """Return where everything is, for the tasks of a drill."""
+        """Return the paths that the tasks of a drill use, by option name."""
         return {
             "directory": self.path,
             "data_directory": self.data,
@@ -94,9 +86,9 @@ class Scratch:
         }
 
     def marker(self) -> t.Optional[dict[str, t.Any]]:
-        """Return whose it is, {} for an empty directory, None when there is none.
+        """Return the contents of the marker, {} for an empty directory, None without a directory.
 
-        Raises :class:`BackupError`, code ``not_a_drill``, for what no drill has made.
+        Raises :class:`BackupError`, code ``not_a_drill``, for a directory that no drill has made.
         """
         try:
             status = os.lstat(self.path)
@@ -105,7 +97,7 @@ class Scratch:
         with contextlib.suppress(OSError, ValueError):
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 names = os.listdir(self.path)
-                # What a drill leaves that died between two steps of making or removing it.
+                # A drill that died while making or removing the directory leaves no more than this.
                 return read_json(self.file(MARKER)) if set(names) - {MARKER + ".tmp"} else {}
         raise BackupError(
             f"{self.path} is not the scratch directory of a drill by this user: it has no readable {MARKER}.",
@@ -114,7 +106,7 @@ class Scratch:
         )
 
     def make(self, run: str, by: str, socket_parent: str) -> str:
-        """Make it for the drill ``run``, in the place of one that was there, and return the socket's directory."""
+        """Make it for the drill ``run``, replacing an earlier one, and return the socket's directory."""
         if len(os.fsencode(socket_parent)) + len(SOCKET_PREFIX) + 9 > LONGEST_SOCKET_DIRECTORY:
             raise BackupError(
                 f"{socket_parent} is too long for the path of a socket.", code="bad_path", hint="Use /tmp."
@@ -122,7 +114,7 @@ class Scratch:
         self.remove(None)
         os.mkdir(self.path, 0o700)
         socket = os.path.join(socket_parent, SOCKET_PREFIX + secrets.token_hex(4))
-        # Its name is written down before it is made, so that nobody can leave it behind.
+        # Its name is recorded before it is made, so that no crash leaves it behind.
         write_json(self.file(MARKER), {"run": run, "by": by, "socket_directory": socket})
         os.mkdir(socket, 0o700)
         os.mkdir(self.file("run"), 0o700)
@@ -132,10 +124,10 @@ class Scratch:
         return socket
 
     def seal(self) -> bool:
-        """Keep the restored server from making links to tablespaces; tell whether that changed anything.
+        """Keep the restored server from making links to tablespaces; return whether that changed anything.
 
         Replaying CREATE TABLESPACE makes a link to the original location, which on the source's host is the live
-        directory. The links of the backup's own tablespaces are there, and without the map they are not made again.
+        directory. The links of the backup's own tablespaces exist; without the map the server does not remake them.
         """
         links, changed = self.file("data", "pg_tblspc"), False
         with contextlib.suppress(FileNotFoundError):
@@ -146,7 +138,7 @@ class Scratch:
         return changed
 
     def remove(self, run: t.Optional[str], check_mode: bool = False) -> bool:
-        """Stop the server and remove the directory of the drill ``run`` (None: of any); tell whether it was there."""
+        """Stop the server and remove the directory of the drill ``run`` (None: any); return whether there was one."""
         marker = self.marker()
         if marker is None or (run is not None and marker.get("run") != run):
             return False
@@ -164,7 +156,7 @@ class Scratch:
         return True
 
     def _end_restore(self) -> None:
-        """End the detached process of a restore into it, which outlives the run that began it."""
+        """End the detached process of a restore into it, which outlives the run that started it."""
         lock = self.file("data", "pgfleet_restore", "lock")
         deadline = time.monotonic() + END_SECONDS
         while is_locked(lock):
@@ -172,7 +164,9 @@ class Scratch:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
-                raise BackupError(f"The restore into {self.data} does not end.", code="busy", hint=f"fuser -v {lock}")
+                raise BackupError(
+                    f"The process restoring into {self.data} cannot be ended.", code="busy", hint=f"fuser -v {lock}"
+                )
             time.sleep(0.05)
 
 
@@ -190,7 +184,7 @@ def _holders(path: str) -> list[int]:
 
 
 def _remove_socket(directory: str) -> None:
-    """Remove the directory of a socket; what others have put in its place stays."""
+    """Remove the directory of a socket, unless it is another user's or not a directory."""
     if not os.path.basename(directory).startswith(SOCKET_PREFIX):
         return
     with contextlib.suppress(FileNotFoundError):

@@ -7,16 +7,16 @@ Private to pgfleet.basebackup: no stability is promised.
 
 PostgreSQL, "Making a Base Backup Using the Low Level API": the session that called ``pg_backup_start`` must be
 kept until ``pg_backup_stop``. An Ansible module dies with its task, so this script is written into the backup's
-``session`` folder and run from there, detached. It needs the standard library and psycopg2 alone, since the
+``session`` folder and run from there, detached. It needs only the standard library and psycopg2, since the
 module's payload is deleted when the task ends.
 
 It reads its orders as JSON from standard input (the password is in no file and on no command line), listens on
-the Unix socket ``socket`` in its folder, and records each state durably in ``state.json`` before it tells
-anybody. Requests and answers are single lines of JSON: ``{"do": "status" | "watch" | "stop" | "release" | "abort"}``,
-with ``"renew": true`` from those that work on the backup. A watcher is told when the session ends.
+the Unix socket ``socket`` in its folder, and records each state durably in ``state.json`` before it
+answers. Requests and answers are single lines of JSON: ``{"do": "status" | "watch" | "stop" | "release" | "abort"}``,
+with ``"renew": true`` from a client that works on the backup. A watcher is notified when the session ends.
 
 With ``reserve_wal`` in its orders the session also holds a temporary replication slot, which makes the server keep the
-WAL from before the start on. It then stays after stop, until ``release``; the slot goes with the session.
+WAL from before the start. It then stays after stop, until ``release``; the slot ends with the session.
 
 States: connecting, starting, running, stopping, then stopped (label and map are in ``state.json``) or failed.
 """
@@ -34,29 +34,18 @@ import threading
 import time
 import typing as t
 
-# Longest pause in which the removal of the folder, the deadline or the lease goes unnoticed, in seconds.
+# Longest time, in seconds, before the removal of the folder, the deadline or the lease is noticed.
 TICK = 5.0
-
-
 MAX_REQUEST = 4096
-
-
 CANCEL_SECONDS = 5.0
 
-
-# How long a client may keep the others waiting.
+# How long one client may delay the others.
 CLIENT_SECONDS = 1.0
-
-
 RESERVE_BYTES = 65536
-
-
 FINAL_STATES = ("stopped", "failed")
 
-
-# Each would end the session in the middle of a long copy, and with it the backup.
+# Each of these could end the session, and with it the backup, in the middle of a long copy.
 TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
-
 
 TABLESPACES = (
     "SELECT oid::bigint, spcname, pg_tablespace_location(oid) FROM pg_tablespace"
@@ -110,7 +99,7 @@ class Record:
     def write(self, **changes: t.Any) -> None:
         with self._guard:
             if self.state in FINAL_STATES:
-                # The end can come from both threads at once; the first word is the last.
+                # Both threads can write the end at once; the first record is final.
                 return
             content = dict(self._content, **changes)
             try:
@@ -123,7 +112,7 @@ class Record:
             except OSError:
                 if content["state"] != "failed":
                     raise
-            # Only what is on disk may be told, unless it is a failure.
+            # Only what is on disk may be reported, unless it is a failure.
             self._content = content
 
     def _replace(self, content: dict[str, t.Any]) -> None:
@@ -142,7 +131,7 @@ class Record:
 
 
 class Backend:
-    """The connection to PostgreSQL and what is done in it; one thread at a time uses it."""
+    """The connection to PostgreSQL and its statements; one thread at a time uses it."""
 
     def __init__(self, psycopg2: t.Any, orders: dict[str, t.Any], record: Record) -> None:
         self._psycopg2 = psycopg2
@@ -162,7 +151,7 @@ class Backend:
         ]
 
     def _reserve_wal(self, pid: int) -> str:
-        """Make the server keep its WAL from now on; return the slot's name."""
+        """Make the server keep its WAL from here; return the slot's name."""
         slot = f"pgfleet_basebackup_{pid}"
         self._rows("SELECT pg_create_physical_replication_slot(%s, true, true)", slot)
         return slot
@@ -182,23 +171,22 @@ class Backend:
         pid, in_recovery = self._rows("SELECT pg_backend_pid(), pg_is_in_recovery()")[0]
         if pid != self.connection.info.backend_pid:
             raise SessionEnded(
-                f"The connection goes through a pooling proxy: the server's process is {pid}, the proxy said"
+                f"The connection goes through a pooling proxy: the server process is {pid}, the proxy reported"
                 f" {self.connection.info.backend_pid}. A backup needs one session from start to stop.",
                 "pooling_proxy",
             )
         if in_recovery != self._orders["from_standby"]:
-            raise SessionEnded("The server changed its role between the look and the start.", "role_changed")
+            raise SessionEnded("The server changed its role between the check and the start.", "role_changed")
         identifier = self._rows("SELECT system_identifier::text FROM pg_control_system()")[0][0]
         if identifier != self._orders["system_identifier"]:
             raise SessionEnded(
-                f"The server is another cluster ({identifier}) than the one looked at"
+                f"The server belongs to another cluster ({identifier}) than the one that was checked"
                 f" ({self._orders['system_identifier']}).",
                 "other_cluster",
             )
-        # Asked before start: a tablespace that appears between the two counts as new though the map has it, never
-        # the reverse.
+        # Listed before start: a tablespace created in between counts as new although the map has it, never the reverse.
         tablespaces = self._tablespaces()
-        # Before start, so that no checkpoint in between removes what the backup needs.
+        # Before start, so that no checkpoint in between removes WAL that the backup needs.
         slot = self._reserve_wal(pid) if self._orders.get("reserve_wal") else None
         self._record.write(state="starting", backend_pid=pid, tablespaces=tablespaces, slot=slot)
         label = self._orders["label"].encode("utf-8").decode("latin-1")
@@ -217,13 +205,13 @@ class Backend:
         )
 
     def stop(self) -> None:
-        """Run stop without waiting for the archive; record label and map durably before anything else."""
+        """Run stop without waiting for the archive, and record label and map durably before anything else."""
         pid = self._rows("SELECT pg_backend_pid()")[0][0]
         if pid != self._record.get()["backend_pid"]:
             raise SessionEnded(
                 "The connection is served by another backend than at start: a pooling proxy.", "pooling_proxy"
             )
-        # Waiting inside the server would end in a lost label: a cancelled stop has already ended backup mode.
+        # A wait inside the server can lose the label: a cancelled stop has already ended backup mode.
         if self.connection.server_version >= 150000:
             query = "SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(false)"
         else:
@@ -254,7 +242,7 @@ class Keeper:
         self._wake_read, self._wake_write = os.pipe()
         self._problem: t.Optional[SessionEnded] = None
         self._busy = False
-        # Whether somebody still has to copy the WAL that the slot keeps.
+        # True while the WAL that the slot keeps must still be copied.
         self._held = bool(orders.get("reserve_wal"))
 
     def _in_thread(self, work: t.Callable[[], None]) -> None:
@@ -263,7 +251,7 @@ class Keeper:
                 work()
             except SessionEnded as exc:
                 self._problem = exc
-            except Exception as exc:  # whatever it was, the backup is void and the reason must be told
+            except Exception as exc:  # whatever it was, the backup is void and the reason must be recorded
                 message, sqlstate = error_of(exc)
                 self._problem = SessionEnded(message, "server_error", sqlstate)
             finally:
@@ -283,7 +271,7 @@ class Keeper:
                     raise self._problem
                 if self._record.state == "stopped" and not self._busy:
                     self._answer_waiting()
-        except Exception as exc:  # nobody sees this process die, so it writes down why
+        except Exception as exc:  # this process has no other way to report why it died
             end = exc if isinstance(exc, SessionEnded) else SessionEnded(f"The session process failed: {exc!r}", "bug")
             failed_in = self._record.state
             self._cancel()
@@ -308,7 +296,7 @@ class Keeper:
         if watched in ready and not self._busy:
             self._look_at_connection()
         for watcher in [one for one in self._watchers if one in ready]:
-            # A watcher says nothing; readable means that it has gone.
+            # A watcher sends nothing; readable means that it has disconnected.
             self._watchers.remove(watcher)
             watcher.close()
             self._asked = time.monotonic()
@@ -319,12 +307,12 @@ class Keeper:
     def _look_at_connection(self) -> None:
         try:
             self._backend.connection.poll()
-        except Exception as exc:  # any error here means that the connection is gone
+        except Exception as exc:  # any error here means that the connection is lost
             message, sqlstate = error_of(exc)
-            # The server's farewell answers no query, so it came as notices.
+            # The server's last message answers no query, so it arrived as a notice.
             notices = [as_bytes(text).decode("utf-8", "replace") for text in self._backend.connection.notices]
             farewell = "; ".join(" ".join(text.split()) for text in notices) or message
-            # The server ends the session that stands in the way of its limits for slots, and tells its log alone why.
+            # The server ends a session whose slot exceeds its limits, and gives the reason in its log only.
             code = "connection_lost_with_slot" if self._held else "connection_lost"
             raise SessionEnded(f"The connection to PostgreSQL was lost: {farewell}", code, sqlstate) from exc
         if self._backend.connection.closed:
@@ -338,7 +326,7 @@ class Keeper:
             raise SessionEnded(f"session_timeout of {self._session_timeout:.0f} s was reached.", "session_timeout")
         if now >= self._asked + self._idle_timeout and not self._busy:
             raise SessionEnded(
-                f"Nothing asked for the session for session_idle_timeout of {self._idle_timeout:.0f} s.",
+                f"No request reached the session for session_idle_timeout of {self._idle_timeout:.0f} s.",
                 "session_idle_timeout",
             )
         if not os.path.isdir(self._directory):
@@ -348,12 +336,12 @@ class Keeper:
         client, _address = self._listener.accept()
         try:
             client.settimeout(CLIENT_SECONDS)
-            # One read: requests are short and sent at once, and nobody may hold this loop up by sending slowly.
+            # One read: requests are short and sent at once, and a slow client must not hold this loop up.
             request = json.loads(client.recv(MAX_REQUEST))
             action, renew = request["do"], request.get("renew")
         except SessionEnded:
             raise
-        except Exception:  # whatever it was that came, it must not end the backup
+        except Exception:  # no request, however malformed, may end the backup
             client.close()
             return
         if renew:
@@ -403,16 +391,16 @@ class Keeper:
         def try_to() -> None:
             try:
                 end()
-            except Exception:  # the process ends next, which closes the connection for good
+            except Exception:  # the process exits next, which closes the connection
                 pass
 
-        # A cancel request that meets a dead network would hold everything up for minutes.
+        # On a dead network a cancel request would block for minutes.
         thread = threading.Thread(target=try_to, daemon=True)
         thread.start()
         thread.join(CANCEL_SECONDS)
 
     def _farewell(self) -> None:
-        # The socket goes first: who asks from now on finds the final state.json.
+        # The socket is removed first: any later client reads the final state.json.
         try:
             os.unlink(os.path.join(self._directory, "socket"))
         except OSError:
@@ -422,7 +410,7 @@ class Keeper:
 
 
 def detach(ready: int) -> None:
-    """Leave the task's session; keep no descriptor of it but the pipe that says ready."""
+    """Leave the task's session; keep none of its descriptors but the readiness pipe."""
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -457,7 +445,7 @@ def main() -> None:
     os.chdir(directory)
     lock = os.open("lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        # Waits for those who just look whether the lock is taken; nobody else ever takes it.
+        # Waits for processes that test the lock; no other process ever holds it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind("socket")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Starting and talking to the session process (``_session_keeper.py``).
+"""Starting the session process (``keeper.py``) and talking to it.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -25,21 +25,18 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import keeper as _keeper
 
 ANSWER_SECONDS = 10.0
-
-
 READY_SECONDS = 30.0
-
 
 LOST = {
     "state": "failed",
     "code": "session_killed",
-    "error": "The session process is gone without a word: it was killed, or the host was restarted.",
+    "error": "The session process ended without recording a result: it was killed, or the host was restarted.",
     "sqlstate": None,
 }
 
 
 class Session:
-    """The session of one unfinished backup, known by the folder ``in_progress/<id>/session``."""
+    """The session of one unfinished backup; its folder is ``in_progress/<id>/session``."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -57,9 +54,9 @@ class Session:
         script = os.path.join(self.directory, "keeper.py")
         write_bytes(script, inspect.getsource(_keeper).encode("utf-8"))
         library = os.path.dirname(os.path.dirname(os.path.abspath(_connection.psycopg2.__file__)))
-        # The password goes through the pipe; left in the environment it would stay there as long as the process.
+        # The password goes through the pipe; in the environment it would stay readable as long as the process.
         environment = {key: value for key, value in os.environ.items() if key != "PGPASSWORD"}
-        # run_command waits for all that holds its pipes, and this process outlives the module.
+        # run_command waits until its pipes are closed, and this process outlives the module.
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             [sys.executable, "-I", script],
             stdin=subprocess.PIPE,
@@ -73,13 +70,13 @@ class Session:
                 json.dumps({**orders, "psycopg2_path": library}).encode("ascii"), timeout=READY_SECONDS
             )
         except subprocess.TimeoutExpired:
-            # Its detached child may still hold the pipes, so nobody waits for their end.
+            # Its detached child may still hold the pipes, so they are not read to their end.
             process.kill()
             output, errors = b"", f"It was not ready after {READY_SECONDS:.0f} s.".encode()
         try:
             answer = json.loads(output)
         except ValueError:
-            answer = {"error": " ".join(errors.decode("utf-8", "replace").split()[-60:]) or "it said nothing"}
+            answer = {"error": " ".join(errors.decode("utf-8", "replace").split()[-60:]) or "it reported no reason"}
         if not answer.get("ok"):
             raise BackupError(
                 f"The session process could not be started: {answer.get('error')}",
@@ -88,11 +85,11 @@ class Session:
             )
 
     def alive(self) -> bool:
-        """Tell whether the session process runs."""
+        """Return whether the session process runs."""
         return is_locked(os.path.join(self.directory, "lock"))
 
     def recorded(self) -> dict[str, t.Any]:
-        """Return what the process has written down, ``{}`` when there is nothing."""
+        """Return what the process has recorded, ``{}`` when it has recorded nothing."""
         try:
             return read_json(os.path.join(self.directory, "state.json"))
         except (OSError, ValueError):
@@ -138,8 +135,8 @@ class Session:
                 raise self._silent(seconds) from exc
             except (OSError, ValueError):
                 pass
-            # No socket, or it was closed on us: the process has ended, is about to, or does not listen yet. Only its
-            # lock tells: a living session must never pass for a dead one.
+            # No socket, or it was closed: the process has ended, is about to, or does not listen yet. Only its lock
+            # decides: a living session must never pass for a dead one.
             if not self.alive():
                 return self._final()
             if time.monotonic() >= deadline:
@@ -150,7 +147,7 @@ class Session:
         return BackupError(
             f"The session process of {self.directory} did not answer within {seconds:.0f} s.",
             code="session_silent",
-            hint=f"Look at the process: ps -ef | grep {self.directory}",
+            hint=f"Check the process: ps -ef | grep {self.directory}",
         )
 
     def wait_started(self) -> dict[str, t.Any]:
@@ -164,7 +161,7 @@ class Session:
         return state
 
     def watch(self) -> Watch:
-        """Return a :class:`Watch`, which renews the lease. Raises :class:`BackupError` when the session is over."""
+        """Return a :class:`Watch`, which renews the lease. Raises :class:`BackupError` when the session has ended."""
         try:
             client = self._connect(ANSWER_SECONDS)
             client.sendall(b'{"do": "watch", "renew": true}\n')
@@ -178,7 +175,7 @@ class Session:
 
 
 class Watch:
-    """A line to the session that is closed when the session ends."""
+    """A connection to the session, which is closed when the session ends."""
 
     def __init__(self, session: Session, client: socket.socket) -> None:
         self._session = session
@@ -202,7 +199,7 @@ def require_alive(state: t.Mapping[str, t.Any]) -> None:
     if state["state"] == "failed":
         sqlstate = f" (SQLSTATE {state['sqlstate']})" if state.get("sqlstate") else ""
         raise BackupError(
-            f"The session that held the backup is over and the backup is void: {state['error']}{sqlstate}",
+            f"The session that held the backup has ended and the backup is void: {state['error']}{sqlstate}",
             code=state.get("code") or "session_lost",
             hint=HINTS.get(state.get("code") or "", HINTS.get(state.get("sqlstate") or "", "Take a new backup.")),
             sqlstate=state.get("sqlstate"),
@@ -216,9 +213,9 @@ HINTS = {
     "connection_lost_with_slot": "See the server's log: the server ends a session whose replication slot holds more WAL"
     " than max_slot_wal_keep_size, or longer than idle_replication_slot_timeout. It may also have been a restart, an"
     " administrator or the network. Take a new backup.",
-    "pooling_proxy": "Let login_host and login_port name the server itself.",
+    "pooling_proxy": "Set login_host and login_port to the server itself.",
     "42501": "pgfleet.basebackup.server_info shows the GRANT that is missing.",
-    "53400": "Raise max_replication_slots and restart, or drop a replication slot that nobody uses.",
+    "53400": "Raise max_replication_slots and restart, or drop an unused replication slot.",
     "session_timeout": "Raise session_timeout above the longest backup.",
     "session_idle_timeout": "Raise session_idle_timeout above the longest step of your own between start and stop.",
     "role_changed": "Run it again.",

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A WAL archive: what is in it, and how far one can recover with it.
+"""A WAL archive: a directory, or a ``restore_command``.
 
-An archive is a directory with files under their own names, plain or compressed, or a ``restore_command``, which can be
-asked for a file but not list what there is. Sources: PostgreSQL, sections "Continuous Archiving and Point-in-Time
+The files of a directory have their own names, plain or compressed. A ``restore_command`` can fetch a file by name, but
+cannot list them. Sources: PostgreSQL, sections "Continuous Archiving and Point-in-Time
 Recovery" and "Timelines"; timelineOfPointInHistory and findNewestTimeLine of timeline.c; RestoreArchivedFile of
 xlogarchive.c for what the exit codes of ``restore_command`` mean.
 
@@ -36,22 +36,20 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.files impo
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import is_segment, segment_numbers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry
 
-# What the role pg_archive puts beside its archive.
+# The role pg_archive installs it beside its archive.
 SCRIPT = "pgfleet_wal.py"
 
-
-# The programs that a restore_command in the shell has.
+# The programs that a restore_command calls.
 _DECOMPRESSORS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4"}
-
 
 # Last complete record, and the ends of transactions (LSN, time).
 Tail = t.Tuple[t.Optional[int], t.List[t.Tuple[int, int]]]
 
 
 class Archive(abc.ABC):
-    """Where WAL files are asked for by name.
+    """A source of WAL files, by name.
 
-    ``size`` is the segment size in bytes; files of another cluster than ``system_identifier`` (None: any) are refused.
+    ``size`` is the segment size in bytes. Files of another cluster than ``system_identifier`` (None: any) are refused.
     """
 
     can_list = False
@@ -63,17 +61,17 @@ class Archive(abc.ABC):
 
     @abc.abstractmethod
     def _content(self, name: str) -> t.Optional[bytes]:
-        """Return a file, decompressed; None when it is not there. Raises one of UNREADABLE."""
+        """Return a file, decompressed, or None when the archive does not have it. Raises one of UNREADABLE."""
 
     def has(self, name: str) -> bool:
-        """Tell whether the file is there. Only :meth:`read` tells whether it is good."""
+        """Return whether the file is in the archive. Only :meth:`read` checks it."""
         try:
             return self._content(name) is not None
         except UNREADABLE:
             return True
 
     def holds(self, name: str) -> bool:
-        """Tell whether the file is there and whole. False may become true: it may still be on its way.
+        """Return whether the file is in the archive and whole. A file may still be on its way: False can become True.
 
         Raises :class:`BackupError`, code ``bad_segment`` or ``bad_history``, for another cluster's or position's.
         """
@@ -86,7 +84,7 @@ class Archive(abc.ABC):
     def read(self, name: str) -> bytes:
         """Return a whole file, checked as :meth:`holds` does.
 
-        Raises :class:`BackupError`: code ``wal_missing`` when it is not there, ``bad_segment`` when it is not good.
+        Raises :class:`BackupError`: code ``wal_missing`` when the archive lacks it, ``bad_segment`` when it is bad.
         """
         try:
             content = self._content(name)
@@ -145,7 +143,7 @@ class Archive(abc.ABC):
 
 
 class DirectoryArchive(Archive):
-    """A directory. The listing is made once, :meth:`has` and :meth:`read` look anew each time."""
+    """A directory. It is listed once; :meth:`has` and :meth:`read` access the file system on each call."""
 
     can_list = True
 
@@ -169,9 +167,9 @@ class DirectoryArchive(Archive):
         return self._entries
 
     def names(self) -> frozenset[str]:
-        """Return the names of the segments and history files, without those that are shorter than they must be.
+        """Return the names of the segments and history files, without those that are too short.
 
-        What is compressed is taken for whole.
+        A compressed file counts as whole.
         """
         if self._names is None:
             self._names = frozenset(entry.name for entry in self.entries() if self.counts(entry))
@@ -184,7 +182,7 @@ class DirectoryArchive(Archive):
         return self._numbers
 
     def counts(self, entry: Entry) -> bool:
-        """Tell whether a file of the listing is one of :meth:`names`."""
+        """Return whether a file of the listing is one of :meth:`names`."""
         if _segments.is_history_name(entry.name):
             return entry.size > 0
         return is_segment(entry.name, self.size) and (bool(entry.suffix) or entry.size >= self.size)
@@ -198,7 +196,7 @@ class DirectoryArchive(Archive):
         return None
 
     def has(self, name: str) -> bool:
-        """Tell whether the file is there, of a plain one also whether it has its length."""
+        """Return whether the file is in the directory; a plain one must have its full length."""
         place = self._place(name)
         return place is not None and (
             bool(place[1]) or _segments.is_history_name(name) or os.path.getsize(place[0]) >= self.size
@@ -210,10 +208,10 @@ class DirectoryArchive(Archive):
 
 
 class CommandArchive(Archive):
-    """A ``restore_command`` with %f, %p and %%, run on this host in a directory of its own."""
+    """A ``restore_command`` with %f, %p and %%, run on this host in a temporary directory."""
 
     def __init__(self, command: str, size: int, system_identifier: t.Optional[int]) -> None:
-        super().__init__(f"the archive behind {command!r}", size, system_identifier)
+        super().__init__(f"the archive of {command!r}", size, system_identifier)
         self.command = command
 
     def _content(self, name: str) -> t.Optional[bytes]:
@@ -229,7 +227,7 @@ def open_archive(
 ) -> t.Optional[Archive]:
     """Return the archive that a module's arguments name, None without both.
 
-    Raises :class:`BackupError`: ``archive_missing`` for a directory that is not there.
+    Raises :class:`BackupError`: ``archive_missing`` for a directory that does not exist.
     """
     if directory:
         if not os.path.isdir(directory):
@@ -245,9 +243,10 @@ def open_archive(
 def restore_command(archive: Archive) -> str:
     """Return a ``restore_command`` for this archive, one line for ``sh``.
 
-    A file that is not there is exit code 1, upon which recovery ends; one that is there and cannot be fetched, or an
-    archive that cannot be entered, is 255: above 125 the server stops, instead of promoting without the rest.
-    Raises :class:`BackupError`, code ``tool_missing``, when a compression found there has no program on this host.
+    For a file that the archive does not have it exits with 1, and recovery ends there. For a file that cannot be
+    fetched, or an archive that cannot be entered, it exits with 255: above 125 the server stops instead of promoting
+    without the rest. Raises :class:`BackupError`, code ``tool_missing``, when this host lacks the program for a
+    compression in use.
     """
     if isinstance(archive, CommandArchive):
         return archive.command
@@ -256,7 +255,7 @@ def restore_command(archive: Archive) -> str:
     folder = _quoted(archive.directory)
     script = os.path.join(os.path.dirname(os.path.abspath(archive.directory)), SCRIPT)
     if os.path.isfile(script):
-        # Without it Python would end with 2, for the server a file that is not there.
+        # Without the script Python would exit with 2, which the server takes for a missing file.
         script = _quoted(script)
         return f'[ -r {script} ] || exit 255; {_quoted(sys.executable)} -I {script} restore {folder} "%f" "%p"'
     steps = [f'[ -e {folder}/%f ]; then cp {folder}/%f "%p" || exit 255']

@@ -24,7 +24,7 @@ def require_segment_size(size: int) -> None:
 
 
 def require_wal_names(names: t.Sequence[str], size: int) -> None:
-    """Raise :class:`BackupError` unless ``names`` are those of history files and of segments of ``size`` bytes."""
+    """Raise :class:`BackupError` unless ``names`` are history files and segments of ``size`` bytes."""
     require_segment_size(size)
     bad = [name for name in names if not _segments.is_history_name(name) and not is_segment(name, size)]
     if bad or not names:
@@ -50,7 +50,7 @@ def wait_archived(
 ) -> list[str]:
     """Return which of ``names`` are not archived, at once when there are none, else after ``timeout`` seconds.
 
-    ``missing`` is asked every ``interval`` seconds about those that it missed the last time.
+    ``missing`` is called every ``interval`` seconds with the names that it returned the last time.
     """
     deadline = time.monotonic() + timeout
     while True:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The files of a WAL archive as they lie there, plain or compressed, and the command that fetches one.
+"""The files of a WAL archive, plain or compressed, and the command that fetches one.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -23,7 +23,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 
 COMMAND_SECONDS = 600
 
-
 OPENERS: dict[str, t.Callable[[str], t.Any]] = {
     "": io.FileIO,
     ".gz": gzip.open,
@@ -31,12 +30,8 @@ OPENERS: dict[str, t.Callable[[str], t.Any]] = {
     ".xz": lzma.open,
 }
 
-
 COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
-
-
 SUFFIXES = tuple(OPENERS) + tuple(COMMANDS)
-
 
 # What :func:`load` raises for a file that cannot be read or is damaged.
 UNREADABLE = (EOFError, OSError, lzma.LZMAError, zlib.error, subprocess.SubprocessError)
@@ -67,14 +62,14 @@ def list_files(directory: str) -> t.Iterator[Entry]:
                     status = file.stat()
                     yield Entry(file.name, *split_suffix(file.name), status.st_size, status.st_mtime)
             except FileNotFoundError:
-                # Renamed or expired meanwhile.
+                # It was renamed or removed after the listing.
                 continue
 
 
 def load(path: str, suffix: str, limit: int = -1) -> bytes:
-    """Return what a file holds, decompressed; at most ``limit`` bytes where that saves work.
+    """Return the content of a file, decompressed; at most ``limit`` bytes where that saves work.
 
-    Raises one of UNREADABLE, or :class:`BackupError`, code ``tool_missing``, when nothing here can decompress it.
+    Raises one of UNREADABLE, or :class:`BackupError`, code ``tool_missing``, when its program is not installed.
     """
     if suffix not in COMMANDS:
         with OPENERS[suffix](path) as stream:
@@ -82,14 +77,14 @@ def load(path: str, suffix: str, limit: int = -1) -> bytes:
     tool = shutil.which(COMMANDS[suffix])
     if tool is None:
         raise tool_missing(path, COMMANDS[suffix])
-    # run_command decodes what it reads and knows no time limit.
+    # run_command decodes the output and has no time limit.
     return subprocess.run(  # pylint: disable=ansible-bad-function
         [tool, "-dcq", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=COMMAND_SECONDS
     ).stdout
 
 
 def tool_missing(what: str, tool: str) -> BackupError:
-    """Return the error for a compressed file without its program."""
+    """Return the error for a compressed file whose program is not installed."""
     return BackupError(
         f"{what} is compressed and the command {tool} is not installed on this host.",
         code="tool_missing",
@@ -98,8 +93,8 @@ def tool_missing(what: str, tool: str) -> BackupError:
 
 
 def runs(line: str, folder: str) -> bool:
-    """Run a shell command and tell whether it succeeded; what it started is killed with it at the time limit."""
-    # run_command knows no time limit.
+    """Run a shell command and return whether it succeeded; at the time limit it is killed with its children."""
+    # run_command has no time limit.
     process = subprocess.Popen(  # pylint: disable=ansible-bad-function
         ["/bin/sh", "-c", line],
         cwd=folder,

@@ -27,10 +27,11 @@ class Path(t.NamedTuple):
 def timeline_path(archive: Archive, start_timeline: int, start_lsn: int, wanted: str) -> Path:
     """Return the path that ``recovery_target_timeline`` = ``wanted`` means for a server at this position.
 
-    The position is best the end of a backup; it must be in the past of the target timeline, or recovery refuses to
-    start. ``latest`` is the newest for which all histories from ``start_timeline`` on are there, ``current`` is
-    ``start_timeline``; else a number, decimal or 0x... Raises :class:`BackupError`: ``bad_timeline`` for another word,
-    ``timeline_unknown`` without its history, ``timeline_unreachable`` when the position is not in its past.
+    The position, best the end of a backup, must be in the past of the target timeline, or recovery refuses to start.
+    ``latest`` is the newest timeline for which the archive has all histories after ``start_timeline``; ``current`` is
+    ``start_timeline``; otherwise it is a number, decimal or 0x... Raises :class:`BackupError`: ``bad_timeline`` for
+    another word, ``timeline_unknown`` without its history, ``timeline_unreachable`` when the
+    position is not in its past.
     """
     timeline = start_timeline
     if wanted == "latest":
@@ -47,7 +48,7 @@ def timeline_path(archive: Archive, start_timeline: int, start_lsn: int, wanted:
             raise BackupError(
                 f"Timeline {timeline} is unknown: {exc.msg}",
                 code="timeline_unknown",
-                hint="Bring the file back, or recover along latest or current.",
+                hint="Put the file back into the archive, or recover along latest or current.",
                 missing=exc.details["missing"],
             ) from exc
         history = []
@@ -73,13 +74,13 @@ def _timeline_number(text: str) -> int:
         number = 0
     if not 0 < number <= 0xFFFFFFFF:
         raise BackupError(
-            f"{text!r} is no timeline.", code="bad_timeline", hint="Use latest, current or the number of a timeline."
+            f"{text!r} is not a timeline.", code="bad_timeline", hint="Use latest, current or the number of a timeline."
         )
     return number
 
 
 def path_segment(path: Path, segment: int, size: int) -> str:
-    """Return the file name of a segment on a path. One in which the timeline changes is the newer timeline's."""
+    """Return the file name of a segment on a path; where the timeline changes within it, the newer timeline's."""
     for entry in path.history:
         if (segment + 1) * size <= entry.end:
             return _segments.segment_name(entry.timeline, segment, size)
@@ -89,7 +90,7 @@ def path_segment(path: Path, segment: int, size: int) -> str:
 def needed_segments(path: Path, start_lsn: int, end_lsn: int, size: int) -> list[str]:
     """Return the files that recovery from ``start_lsn`` to ``end_lsn`` reads, oldest segment first, the history last.
 
-    Of the histories the server needs only that of the path's own timeline.
+    The server needs only the history of the path's last timeline.
     """
     names = [
         path_segment(path, segment, size)

@@ -25,11 +25,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines 
 class Reach(t.NamedTuple):
     """How far an archive goes along a path.
 
-    ``segments`` are there without a break, the last of them is ``end_segment`` (the one before the start when there is
-    none); ``first_missing`` is the file that would come next, and ``gap`` tells that later ones are there in spite of
-    it. ``last_lsn`` is the start of the last complete record, ``last_time_us`` the newest time of a commit or abort in
-    the last segment that has one (microseconds since 1970), both None when there is none from the start on.
-    ``damage`` tells why ``first_missing`` is as good as missing though it is there.
+    ``segments`` is the number of segments without a gap, ``end_segment`` the last of them (without any, the one before
+    the start). ``first_missing`` is the file that would come next; ``gap`` is true when the archive has later ones.
+    ``last_lsn`` is the start of the last complete record, ``last_time_us`` the newest time of a commit or abort in the
+    last segment that has one (microseconds since 1970); both are None when there is none after the start.
+    ``damage`` is set when ``first_missing`` is in the archive but unusable.
     """
 
     segments: int
@@ -44,12 +44,12 @@ class Reach(t.NamedTuple):
 def reach(archive: DirectoryArchive, path: Path, start_lsn: int, times: bool = True) -> Reach:
     """Return how far one can recover along ``path`` from ``start_lsn``; without ``times`` no file is read.
 
-    A segment at the end that is not good (torn by a crash, or still being written) ends it; it is not a ``gap``.
+    A bad last segment (torn by a crash, or still being written) is the end, not a ``gap``.
     """
     size = archive.size
     first = end = _segments.segment_of(start_lsn, size)
     for timeline, last in (*path.history, HistoryEntry(path.timeline, sys.maxsize)):
-        # As path_segment says for each segment, which takes ten times as long.
+        # The same as asking path_segment for each segment, in a tenth of the time.
         own = archive.numbers().get(timeline, set())
         while end < last // size and end in own:
             end += 1
@@ -87,7 +87,7 @@ def _newest(
 
 
 def _tail(archive: DirectoryArchive, path: Path, segment: int, last: int) -> Tail:
-    """Return what begins in ``segment``, with what is complete only in a later one, up to the segment ``last``."""
+    """Return the records that begin in ``segment``, also those that end in a later one, up to the segment ``last``."""
     key = (path_segment(path, segment, archive.size), last)
     if key not in archive.tails:
         contents = (

@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The records in WAL segments: where recovery can stop, and how far the WAL goes.
 
-Recovery stops at the end of a transaction, at a restore point or at an LSN (documentation, section "Recovery Target"),
-so commits, aborts and restore points are told with their times, of all other records only that they are there.
+Recovery stops at the end of a transaction, at a restore point or at an LSN (documentation, section "Recovery Target").
+Commits, aborts and restore points are therefore reported with their times; other records are only noted as present.
 Formats: xlog_internal.h (pages), xlogrecord.h (records), xact.h (``ParseCommitRecord`` of xactdesc.c) of PostgreSQL
-14 to 18, 64-bit little-endian. The CRC of records is not computed; what recovery checks besides is: page addresses, the
-length and the link to the previous record, so that a tear is seen at the first record behind it.
+14 to 18, 64-bit little-endian. The CRC of records is not computed. The other checks of recovery are made: page
+addresses, lengths and the link to the previous record. A torn record is therefore noticed at the first one after it.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -21,54 +21,31 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments i
 
 COMMIT, ABORT, RESTORE_POINT = "commit", "abort", "restore_point"
 
-
-# XLogPageHeaderData: magic, flags, timeline, page address, length that a record from before still has on this page on.
+# XLogPageHeaderData: magic, flags, timeline, page address, bytes that a record from an earlier page still has.
 _PAGE = struct.Struct("<HHIQI")
-
-
 _SHORT_HEADER, _LONG_HEADER = 24, 40
-
-
 _CONTINUES, _IS_LONG, _OVERWRITES = 0x0001, 0x0002, 0x0008
 
-
-# XLOG_PAGE_MAGIC: the high byte of all of 14 to 18.
+# XLOG_PAGE_MAGIC: the high byte, the same in 14 to 18.
 _MAGIC_HIGH_BYTE = 0xD1
-
 
 # XLOG_PAGE_MAGIC of version 18, whose dropped statistics have 16 bytes instead of 12.
 _MAGIC_18 = 0xD118
 
-
 # XLogRecord: length, transaction, previous record, info, resource manager.
 _RECORD = struct.Struct("<IIQBB")
-
-
 _RECORD_HEADER = 24
-
-
 _INT32 = struct.Struct("<I")
-
-
 _INT64 = struct.Struct("<q")
-
-
 _XLOG, _XACT = 0, 1
-
-
 _XLOG_SWITCH, _XLOG_RESTORE_POINT = 0x40, 0x70
-
 
 # Operations of a transaction record, with "prepared" or not.
 _XACT_ENDS = {0x00: (COMMIT, False), 0x20: (ABORT, False), 0x30: (COMMIT, True), 0x40: (ABORT, True)}
-
-
 _HAS_DATABASE = 0x0001
-
 
 # Length of the origin and of the top transaction, with their marker.
 _SMALL_PARTS = {253: 3, 252: 5}
-
 
 # PostgreSQL counts microseconds from 2000.
 _EPOCH_US = 946684800 * 1000000
@@ -77,9 +54,9 @@ _EPOCH_US = 946684800 * 1000000
 class Event(t.NamedTuple):
     """A record at which recovery can stop.
 
-    ``lsn`` is where it starts and ``end`` where it ends (exclusive); ``kind`` is ``commit``, ``abort`` or
-    ``restore_point``; ``xid`` is that of the transaction, 0 for a restore point, the prepared one for ``COMMIT
-    PREPARED``; ``time_us`` are microseconds since 1970 in UTC; ``name`` is the restore point's.
+    ``lsn`` is its first byte and ``end`` the byte after its last one; ``kind`` is ``commit``, ``abort`` or
+    ``restore_point``; ``xid`` is the transaction, for ``COMMIT PREPARED`` the prepared one, for a restore point 0;
+    ``time_us`` is in microseconds since 1970 in UTC; ``name`` is the restore point's.
     """
 
     lsn: int
@@ -91,10 +68,10 @@ class Event(t.NamedTuple):
 
 
 class SegmentScan(t.NamedTuple):
-    """What one segment adds. A record that crosses into it counts here, where it is complete, not where it starts.
+    """What one segment adds. A record that crosses into a segment counts there, where it is complete.
 
     ``last_lsn`` and ``last_end`` are start and end of the last complete record, None when no record is completed here.
-    ``stops_at`` is the LSN from which on nothing can be read (zeros, or damage), None when the WAL goes on in the next
+    ``stops_at`` is the LSN from which nothing can be read (zeros, or damage), None when the WAL continues in the next
     segment.
     """
 
@@ -108,7 +85,7 @@ class SegmentScan(t.NamedTuple):
 def scan_segments(segments: t.Iterable[tuple[int, bytes]], size: int) -> t.Iterator[SegmentScan]:
     """Yield what each of consecutive whole segments (number, content) of ``size`` bytes holds, in their order.
 
-    It ends after the segment in which the WAL ends. Of a record that began before the first segment nothing is told.
+    The last one is the segment in which the WAL ends. A record that began before the first segment is not reported.
     Raises :class:`BackupError`, code ``bad_segment``, when a segment does not begin with a header.
     """
     scanner = _Scanner(size)
@@ -135,14 +112,14 @@ class _Run(t.NamedTuple):
         return self.address + self.header + pages * _SHORT_HEADER + at
 
     def end(self, at: int) -> int:
-        """Return the LSN behind the byte before ``at``; at the end of a page not behind the next one's header."""
+        """Return the LSN after the byte before ``at``; at the end of a page it lies before the next page's header."""
         return self.lsn(at - 1) + 1 if at else self.address
 
 
 def _runs(content: bytes, address: int, block: int) -> t.Iterator[_Run]:
-    """Yield the pages of a segment: one run, or more where a crash left a record unfinished; less than all at its end.
+    """Yield the pages of a segment up to its end: one run, or several where a crash left a record unfinished.
 
-    Pages that were never written are zeros, or have the address of the segment whose file this was before.
+    Pages that were never written are zeros, or have the address of the segment whose file was recycled.
     """
     view = memoryview(content)
     first: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -172,7 +149,7 @@ def payload_pieces(content: bytes, address: int) -> t.Iterator[tuple[bytes, t.Ca
 
 
 class _Unfinished(t.NamedTuple):
-    """A record of which ``have`` bytes are seen; ``data`` holds them where they matter, the header in any case."""
+    """A record of which ``have`` bytes were read; ``data`` holds its header, and the rest where it matters."""
 
     lsn: int
     have: int
@@ -189,7 +166,7 @@ class _Unfinished(t.NamedTuple):
 
 
 class _Scanner:
-    """Goes from record to record; knows, from one segment to the next, the last record and the unfinished one."""
+    """Reads record after record; keeps the last record and the unfinished one from one segment to the next."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -224,12 +201,12 @@ class _Scanner:
         return self.unfinished.lsn if self.unfinished else lsn
 
     def _continue(self, run: _Run) -> t.Optional[int]:
-        """Return where the first new record of a run begins; None when the run does not continue what was before."""
+        """Return where the first new record of a run begins; None when the run does not continue the previous one."""
         continued = run.remaining if run.flags & _CONTINUES else 0
         if run.flags & _OVERWRITES:
             self.unfinished = None
         if self.unfinished is None:
-            # Nothing is known before the first segment, which may begin within a record.
+            # The first segment may begin within a record that started in an earlier one.
             return _aligned(continued) if self.previous < 0 or not continued else None
         if self.unfinished.have + continued != self.unfinished.length():
             return None
@@ -269,7 +246,7 @@ class _Scanner:
                 delta += pages * _SHORT_HEADER
             lsn = at + delta
             if length - at < _RECORD_HEADER:
-                # The header itself goes on in the next segment; its length is there, since records are aligned.
+                # The header continues in the next segment; the length is on this page, since records are aligned.
                 if _INT32.unpack_from(stream, at)[0] < _RECORD_HEADER:
                     stops_at = lsn
                 else:
@@ -311,7 +288,7 @@ def _kind(info: int, manager: int) -> str:
 
 
 def _event(record: bytes, lsn: int, end: int, kind: str, xid: int, info: int, stats_bytes: int) -> Event:
-    """Return the event that a record tells. Raises struct.error, IndexError or ValueError for a damaged one."""
+    """Return the event in a record. Raises struct.error, IndexError or ValueError for a damaged one."""
     data = _main_data(record)
     time_us = _INT64.unpack_from(data)[0] + _EPOCH_US
     if kind == RESTORE_POINT:
@@ -322,7 +299,7 @@ def _event(record: bytes, lsn: int, end: int, kind: str, xid: int, info: int, st
 
 
 def _main_data(record: bytes) -> bytes:
-    """Return the last part of a record without blocks, behind its origin and top transaction."""
+    """Return the main data of a record without blocks: it follows the origin and the top transaction."""
     at = _RECORD_HEADER
     while True:
         marker = record[at]
@@ -334,14 +311,14 @@ def _main_data(record: bytes) -> bytes:
             at += _SMALL_PARTS[marker]
             continue
         else:
-            raise ValueError(f"a part {marker} is not in such a record")
+            raise ValueError(f"unexpected part {marker} in a record without blocks")
         if at + length != len(record):
             raise ValueError(f"{length} bytes of data in a record of {len(record)}")
         return record[at:]
 
 
 def _prepared_xid(data: bytes, stats_bytes: int) -> int:
-    """Return the transaction that COMMIT PREPARED or ROLLBACK PREPARED ends: what lies before it has any length."""
+    """Return the transaction that COMMIT PREPARED or ROLLBACK PREPARED ends; parts of any length precede it."""
     (flags,) = _INT32.unpack_from(data, 8)
     at = 12 + (8 if flags & _HAS_DATABASE else 0)
     # Subtransactions, relations to remove, statistics to drop, invalidations.

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state of a WAL archive: what is there, what is missing, and up to when each backup can be recovered.
+"""The state of a WAL archive: its files by kind, its timelines and their gaps.
 
 Private to pgfleet.basebackup: no stability is promised. Source: PostgreSQL, section "Continuous Archiving and
 Point-in-Time Recovery"; the names are those of xlog_internal.h.
@@ -23,25 +23,18 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path impor
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import is_segment, segment_numbers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry
 
-# Names told of one gap, and of each kind of odd file.
+# Most names reported for one gap, and for each kind of unexpected file.
 LISTED = 100
-
-
 HEADER_BYTES = 8192
-
-
 _PARTIAL = re.compile(r"[0-9A-F]{24}\.partial")
-
-
 _BACKUP_HISTORY = re.compile(r"[0-9A-F]{24}\.[0-9A-F]{8}\.backup")
 
-
-# Of our own script, of basic_archive, and what people use.
+# Those of pgfleet_wal.py and basic_archive, and common ones.
 _TEMPORARY = re.compile(r"\..*|archtemp.*|.*\.(tmp|temp|part)|.*~")
 
 
 class _Sorted(t.NamedTuple):
-    """The files of an archive by what they are."""
+    """The files of an archive by kind."""
 
     segments: list[Entry]
     histories: list[Entry]
@@ -53,7 +46,7 @@ class _Sorted(t.NamedTuple):
 
 
 def detect(directory: str) -> tuple[t.Optional[int], t.Optional[int]]:
-    """Return segment size and system identifier that the newest readable segment of an archive tells, or None."""
+    """Return segment size and system identifier from the newest readable segment, (None, None) without one."""
     for entry in sorted(list_files(directory), key=lambda one: one.mtime, reverse=True):
         if _segments.is_segment_name(entry.name):
             try:
@@ -94,9 +87,9 @@ def _twice(entries: t.Iterable[Entry]) -> list[str]:
 
 
 def _growth(entries: t.Sequence[Entry], window: float) -> t.Optional[int]:
-    """Return the bytes per hour that came in the last ``window`` seconds, or since the oldest file when it is younger.
+    """Return the bytes per hour archived in the last ``window`` seconds, or since the oldest file if that is shorter.
 
-    None when that is less than a minute, from which nothing can be told.
+    None when that is less than a minute, too short for an estimate.
     """
     now = time.time()
     span = min(window, now - min((entry.mtime for entry in entries), default=now))
@@ -151,26 +144,26 @@ def _timelines(
 ) -> list[dict[str, t.Any]]:
     """Return each timeline that has segments, with the gaps that begin on it."""
     numbers = segment_numbers(present, size)
-    # Paths that share an ancestor have its gaps in common.
+    # Paths that share an ancestor share its gaps.
     gaps: dict[int, dict[tuple[str, ...], dict[str, t.Any]]] = {timeline: {} for timeline in numbers}
     for timeline in sorted(numbers):
         for gap in _gaps(size, numbers, Path(timeline, histories.get(timeline, []))):
             key = (*gap["missing"], str(gap["count"]))
             gaps.setdefault(int(key[0][:8], 16), {}).setdefault(key, gap)
-    told = []
+    found_timelines = []
     for timeline, found in sorted(gaps.items()):
         own = sorted(numbers.get(timeline, ()))
         first, last = (_segments.segment_name(timeline, own[at], size) if own else None for at in (0, -1))
-        told.append(
+        found_timelines.append(
             {"timeline": timeline, "first": first, "last": last, "segments": len(own), "gaps": list(found.values())}
         )
-    return told
+    return found_timelines
 
 
 def _gaps(size: int, numbers: t.Mapping[int, set[int]], path: Path) -> t.Iterator[dict[str, t.Any]]:
-    """Yield what is missing between the first and the last segment that is there along a path.
+    """Yield the gaps between the first and the last segment that the archive has along a path.
 
-    The segment of a timeline switch is looked for on the newer timeline only: of the older one it never becomes whole.
+    The segment of a timeline switch is expected on the newer timeline only: the older one never completes it.
     """
     on_path = sorted(
         number

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Arithmetic of the write-ahead log: positions, segments, timelines.
 
-An LSN is an int, a byte position in the log. A segment is an int too, LSN divided by the segment size ``size`` in
-bytes (``pg_control_init().bytes_per_wal_segment``). We do not ask ``pg_walfile_name``: it fails in recovery and its
-rule for a position on a boundary changed in version 17 (documentation, section "Backup Control Functions").
+An LSN is an int, a byte position in the log. A segment is an int too: the LSN divided by ``size``, the segment size in
+bytes (``pg_control_init().bytes_per_wal_segment``). ``pg_walfile_name`` is not used: it fails in recovery, and its rule
+for a position on a boundary changed in version 17 (documentation, section "Backup Control Functions").
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -19,28 +19,20 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 _LSN = re.compile(r"([0-9A-Fa-f]+)/([0-9A-Fa-f]+)")
-
-
 _SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
-
-
 _HISTORY_NAME = re.compile(r"[0-9A-F]{8}\.history")
-
 
 # XLogLongPageHeaderData: magic, flags, timeline, page address, remaining length, system identifier, segment size,
 # WAL block size.
 _LONG_HEADER = struct.Struct("<HHIQI4xQII")
-
-
 _LONG_HEADER_FLAG = 0x0002
 
-
-# XLOG_PAGE_MAGIC changes with the major version; this is the high byte of all of 14 to 18.
+# XLOG_PAGE_MAGIC changes with the major version; this is the high byte, the same in 14 to 18.
 _MAGIC_HIGH_BYTE = 0xD1
 
 
 class SegmentHeader(t.NamedTuple):
-    """What the first page of a WAL segment says of it: ``address`` is the LSN of its first byte."""
+    """The header on the first page of a WAL segment; ``address`` is the LSN of the segment's first byte."""
 
     timeline: int
     address: int
@@ -94,7 +86,7 @@ def parse_segment_name(name: str, size: int) -> tuple[int, int]:
 
 
 def is_segment_name(name: str) -> bool:
-    """Tell whether ``name`` is that of a complete WAL segment."""
+    """Return whether ``name`` is the file name of a complete WAL segment."""
     return _SEGMENT_NAME.fullmatch(name) is not None
 
 
@@ -104,14 +96,14 @@ def history_name(timeline: int) -> str:
 
 
 def is_history_name(name: str) -> bool:
-    """Tell whether ``name`` is that of a timeline's history."""
+    """Return whether ``name`` is the file name of a timeline's history."""
     return _HISTORY_NAME.fullmatch(name) is not None
 
 
 def parse_segment_header(first_bytes: bytes) -> SegmentHeader:
     """Return the header of a WAL segment from its first 40 bytes or more.
 
-    Raises BackupError, code ``bad_segment``, when it is no such header.
+    Raises BackupError, code ``bad_segment``, when they are not such a header.
     """
     if len(first_bytes) < _LONG_HEADER.size:
         raise BackupError(f"has only {len(first_bytes)} bytes, a header needs {_LONG_HEADER.size}", code="bad_segment")
@@ -148,7 +140,7 @@ def check_segment(first_bytes: bytes, name: str, size: int, system_identifier: i
 
 
 def is_segment(name: str, size: int) -> bool:
-    """Tell whether ``name`` is that of a segment of ``size`` bytes."""
+    """Return whether ``name`` is the file name of a segment of ``size`` bytes."""
     try:
         parse_segment_name(name, size)
     except ValueError:

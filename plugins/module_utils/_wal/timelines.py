@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Timelines: what a history says, and which WAL lies between two positions.
+"""Timelines: their histories, and the WAL that lies between two positions.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -42,9 +42,9 @@ class WalRange(t.NamedTuple):
 def parse_history(text: str) -> list[HistoryEntry]:
     """Return the ancestors that a timeline's history file lists, oldest first, their ends in ascending order.
 
-    A timeline that was left before it began is in the file, too: recovery along it stopped while it was still on an
-    ancestor. Of such an ancestor only what lies before that point counts (``tliOfPointInHistory`` of timeline.c, which
-    looks at the newest first). Raises BackupError for what the server would refuse.
+    The file may list a timeline that was left before it began: recovery along it stopped while it was still on an
+    ancestor. Of such an ancestor only the WAL before that point counts (``tliOfPointInHistory`` of timeline.c, which
+    searches from the newest entry). Raises BackupError for what the server would refuse.
     """
     entries: list[HistoryEntry] = []
     for line in text.splitlines():
@@ -67,7 +67,7 @@ def wal_ranges(
 ) -> list[WalRange]:
     """Return the log between two positions, one range a timeline, newest first, as ``backup_manifest`` lists it.
 
-    ``history`` is that of ``stop_timeline`` and is not looked at when there is only one timeline.
+    ``history`` is that of ``stop_timeline``; it is not used when there is only one timeline.
     Raises BackupError, code ``bad_wal_range``, when the start is not in the past of the stop.
     """
     ranges: list[WalRange] = []
