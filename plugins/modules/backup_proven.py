@@ -110,7 +110,8 @@ result:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import TIME_FORMAT, record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     cluster_of,
@@ -151,7 +152,7 @@ def main() -> None:
     def work() -> dict[str, object]:
         backup = cluster_of(module).get(module.params["backup_id"])
         drill = dict(module.params["result"])
-        drill["at"] = drill["at"] or time.strftime(TIME_FORMAT, time.gmtime())
+        drill["at"] = drill["at"] or utc(time.time())
         changed = record(backup, drill, module.check_mode)
         what = "is recorded already" if not changed else "would be recorded" if module.check_mode else "is recorded"
         msg = f"The drill of {drill['at']} {what} in the backup {backup.id}."

@@ -154,45 +154,22 @@ options:
     description: Flush files and directories to disk. Without it a crash of the host can damage what was restored.
     type: bool
     default: true
-  progress_interval:
-    description:
-      - Seconds between two lines of progress on the controller; V(0) shows none.
-    type: int
-    default: 10
-  wait_timeout:
-    description:
-      - Seconds after which the call returns with RV(finished=false) while the restore goes on; V(0) waits until it is
-        done.
-      - Set by the action plugin of this name; of use only where the module is run without it.
-    type: int
-    default: 0
-  run_id:
-    description:
-      - Name of the task's run, by which a later call of the same task knows that its restore is done, O(force) or not.
-      - Set by the action plugin of this name. Without it each call with O(force) restores again.
-    type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.detached
+  - pgfleet.basebackup.detached.run_id
   - pgfleet.basebackup.attributes
 notes:
   - Run it as the operating system user of the server, not as root.
+  - With O(run_id) a later call of the same task finds its restore done even with O(force); without it each call with
+    O(force) restores again.
   - The module does not connect to a server. It accepts the login options so that they can be set as defaults of the
     action group.
   - The files C(postgresql.auto.conf), C(tablespace_map), C(recovery.signal) and C(standby.signal) are written anew.
   - In check mode with O(delta) the files that are there are read and compared.
   - A tablespace that was created after the backup is created again by replay, in its original directory. Where another
     server of the same cluster on this host has it there, a restore to behind its creation is refused.
-attributes:
-  action:
-    description:
-      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
-    support: full
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: full
-    details:
-      - Without live progress.
 seealso:
   - module: pgfleet.basebackup.backup_verify
   - module: pgfleet.basebackup.backup_info
@@ -403,6 +380,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
+    detached_argument_spec,
     require_positive,
     run,
 )
@@ -416,6 +394,7 @@ def main() -> None:
         argument_spec=dict(
             cluster_argument_spec(),
             **login_argument_spec(),
+            **detached_argument_spec(run_id=True),
             backup_id={"type": "str"},
             data_directory={"type": "path", "required": True},
             recovery_target={"type": "str"},
@@ -444,9 +423,6 @@ def main() -> None:
             config_file={"type": "path"},
             jobs={"type": "int", "default": 2},
             sync={"type": "bool", "default": True},
-            progress_interval={"type": "int", "default": 10},
-            wait_timeout={"type": "int", "default": 0},
-            run_id={"type": "str"},
         ),
         mutually_exclusive=[("delta", "replace")],
         supports_check_mode=True,

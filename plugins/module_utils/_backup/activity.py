@@ -18,6 +18,7 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     COMPLETE,
@@ -65,7 +66,7 @@ class Activity(t.NamedTuple):
 
     def describe(self, backup: Backup) -> str:
         """Say who works on the backup, since when and how far they are."""
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since)) if self.since else "an unknown time"
+        since = utc(self.since) if self.since else "an unknown time"
         percent = self.progress.get("percent")
         far = "" if percent is None else f", {percent:.0f} % copied"
         return (

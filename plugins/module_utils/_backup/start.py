@@ -28,6 +28,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume 
     may_be_abandoned,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import stamp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     FAILED,
     STARTED,
@@ -58,7 +59,7 @@ SERVER_FACTS = (
 
 def default_id(cluster: Cluster, kind: str) -> str:
     """Return a free id: UTC time plus kind, for example ``20261122T081500Z-full``."""
-    base = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + kind
+    base = stamp() + "-" + kind
     names = {backup.id for backup in cluster.unfinished() + cluster.published()}
     return next(name for name in [base] + [f"{base}-{number}" for number in range(2, 10000)] if name not in names)
 

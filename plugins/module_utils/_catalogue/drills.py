@@ -11,18 +11,15 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import calendar
 import math
 import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import parse_utc
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 KEPT_DRILLS = 10
-
-
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 Drill = t.Dict[str, t.Any]
@@ -31,7 +28,7 @@ Drill = t.Dict[str, t.Any]
 def age_of(at: t.Any) -> float:
     """Return the seconds since the time of a drill; infinity for what is no time."""
     try:
-        return time.time() - calendar.timegm(time.strptime(at, TIME_FORMAT))
+        return time.time() - parse_utc(at)
     except (TypeError, ValueError):
         return math.inf
 

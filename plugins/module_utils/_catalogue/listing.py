@@ -15,6 +15,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import look, modified, session_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import age_of, proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     ESSENTIAL,
     Backup,
@@ -137,8 +138,3 @@ def _unfinished(backup: Backup) -> dict[str, t.Any]:
         "percent": activity.progress.get("percent"),
         "age_seconds": round(time.time() - created, 1),
     }
-
-
-def utc(seconds: float) -> str:
-    """Return seconds since the epoch as ISO 8601 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -8,11 +8,11 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import datetime
 import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_us
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
@@ -142,9 +142,3 @@ def _path(archive: DirectoryArchive, timeline: int, stop: int) -> Path:
         if exc.code != "timeline_unreachable":
             raise
         return timeline_path(archive, timeline, stop, "current")
-
-
-def utc_us(time_us: int) -> str:
-    """Return microseconds since the epoch as ISO 8601 in UTC, with microseconds."""
-    epoch = datetime.datetime(1970, 1, 1)
-    return (epoch + datetime.timedelta(microseconds=time_us)).isoformat(timespec="microseconds") + "Z"

@@ -21,13 +21,14 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
-    _make_directory,
-    _remove,
     fsync_path,
+    make_directory,
+    new_directory,
     read_json,
     write_json,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 
 # Without any one of these a directory only looks like a backup.
 ESSENTIAL = ("PG_VERSION", "backup_label", "backup_manifest", os.path.join("global", "pg_control"))
@@ -187,7 +188,7 @@ class Cluster:
     def prepare(self, system_identifier: str) -> None:
         """Make the directories and ``cluster.json``; :meth:`refuse_other` applies."""
         for directory in (self.path, self.in_progress, self.backups):
-            _make_directory(directory)
+            make_directory(directory)
         with self.lock():
             self.refuse_other(system_identifier)
             if self.system_identifier() is None:
@@ -248,11 +249,9 @@ class Cluster:
     def new_backup(self, backup_id: str, metadata: t.Mapping[str, t.Any]) -> Backup:
         """Make ``in_progress/<id>`` with its metadata; the caller holds :meth:`lock`."""
         path = os.path.join(self.in_progress, backup_id)
-        os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)
+        new_directory(path)
         backup = Backup(self, backup_id, published=False)
         backup.save({**metadata, "schema": SCHEMA, "backup_id": backup_id, "cluster": self.name})
-        fsync_path(self.in_progress)
         return backup
 
 
@@ -325,7 +324,7 @@ class Backup:
             if os.path.exists(target):
                 raise BackupError(f"There is a published backup {target} already.", code="backup_exists")
             for name in WORK_FILES:
-                _remove(self.file(name))
+                remove(self.file(name))
             fsync_path(self.path)
             os.rename(self.path, target)
             self.published = True
@@ -343,7 +342,7 @@ class Backup:
             self._rule_out()
         with contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.path), key=lambda one: one == "backup.json"):
-                _remove(self.file(name))
+                remove(self.file(name))
             os.rmdir(self.path)
             fsync_path(self.cluster.in_progress)
 

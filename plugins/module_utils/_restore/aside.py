@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import stamp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unwritable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK
@@ -19,11 +19,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.places
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import EMPTY, state_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
-
-
-def stamp() -> bytes:
-    """Return this moment for a name."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()).encode("ascii")
 
 
 def prepare(plan: Plan) -> None:
@@ -38,7 +33,7 @@ def prepare(plan: Plan) -> None:
         elif plan.params["replace"] and plan.state == EMPTY:
             # The data directory is lost, its tablespaces are not.
             for oid, location in plan.aside:
-                _set_aside(plan.data, oid, location, plan.version(), stamp())
+                _set_aside(plan.data, oid, location, plan.version(), os.fsencode(stamp()))
             plan.aside = []
         if not os.path.isdir(plan.data):
             os.makedirs(plan.data, mode=0o700)
@@ -53,7 +48,7 @@ def prepare(plan: Plan) -> None:
 
 def _move_aside(plan: Plan) -> None:
     """Rename the old data directory, with links that lead to its old tablespaces, which are renamed too."""
-    now = stamp()
+    now = os.fsencode(stamp())
     moved = plan.data + b".replaced-" + now
     for oid, location in plan.aside:
         _set_aside(plan.data, oid, location, plan.version(), now)

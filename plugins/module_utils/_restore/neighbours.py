@@ -51,14 +51,14 @@ def user_of_wal(plan: Plan, real: bytes) -> str:
     """Return who else has its WAL in a directory: a copy made by cp keeps the link to the other cluster's."""
     wanted = _paths.identity(real)
     for server in plan.servers:
-        if wanted is not None and server.wal == wanted and not _is_here(plan, server):
+        if _paths.same(server.wal, wanted) and not _is_here(plan, server):
             return f"the running server in {printable(server.data_directory)}"
     source = os.path.realpath(os.fsencode(plan.content["server"]["data_directory"]))
     return f"the cluster in {printable(source)}" if source != plan.data and directory_of(source) == real else ""
 
 
 def _is_here(plan: Plan, server: _running.Running) -> bool:
-    return server.identity is not None and server.identity == _paths.identity(plan.data)
+    return _paths.same(server.identity, _paths.identity(plan.data))
 
 
 def check_relatives(plan: Plan) -> None:

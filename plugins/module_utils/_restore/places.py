@@ -18,6 +18,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import neighbours as _neighbours
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, Space
@@ -253,9 +254,11 @@ class Places:
         plan = self._plan
         wanted = _paths.identity(real)
         for server in plan.servers:
-            if server.identity is not None and server.identity == _paths.identity(self._data):
+            if _paths.same(server.identity, _paths.identity(self._data)):
                 continue
-            places = {path: known for path, known in server.tablespaces.items() if known == wanted or path == real}
+            places = {
+                path: known for path, known in server.tablespaces.items() if _paths.same(known, wanted) or path == real
+            }
             if places or inside(real, server.data_directory):
                 return f"the running server in {printable(server.data_directory)}"
         source = os.path.realpath(os.fsencode(plan.content["server"]["data_directory"]))
@@ -366,7 +369,7 @@ class Places:
             if size > free:
                 plan.refuse(
                     "disk_full",
-                    f"{size / 1e6:.0f} MB are needed at {printable(place)}, {free / 1e6:.0f} MB are free.",
+                    f"{readable_bytes(size)} are needed at {printable(place)}, {readable_bytes(free)} are free.",
                     "Make room there, or restore to another file system.",
                     needed=size,
                     free=free,

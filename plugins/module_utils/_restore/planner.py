@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.manifest import ManifestFile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import stamp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import neighbours as _neighbours
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
@@ -40,9 +40,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found, Look
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import parse_lsn
-
-# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
-_IN_RECOVERY = (2, 5)
 
 
 def make(cluster: Cluster, params: t.Mapping[str, t.Any]) -> Plan:
@@ -212,8 +209,7 @@ def _find_old_wal(plan: Plan) -> None:
     if plan.wish.get("save_wal_to"):
         plan.save_to = os.fsencode(plan.wish["save_wal_to"])
     elif plan.unarchived and not plan.replaces:
-        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        default = f"{os.fsdecode(plan.data)}.saved_wal-{now}"
+        default = f"{os.fsdecode(plan.data)}.saved_wal-{stamp()}"
         while os.path.lexists(default):
             default += "x"
         plan.save_to = os.fsencode(plan.params["save_wal_to"] or default)
@@ -229,7 +225,7 @@ def _is_archived(plan: Plan, name: str) -> bool:
     if isinstance(plan.archive, _archive.DirectoryArchive):
         return plan.archive.has(name)
     control = plan.old_control()
-    return control is not None and control.state not in _IN_RECOVERY
+    return control is not None and not control.in_recovery
 
 
 def _moved_before(plan: Plan) -> list[bytes]:

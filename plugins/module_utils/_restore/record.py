@@ -14,6 +14,7 @@ import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import is_empty
 
@@ -46,8 +47,7 @@ def read_record(data: bytes) -> dict[str, t.Any]:
     """
     try:
         record = read_json(os.fsdecode(data + b"/" + RECORD))
-        place = os.stat(data)
-        if [record["device"], record["inode"]] != [place.st_dev, place.st_ino]:
+        if not same((record["device"], record["inode"]), identity(data)):
             return {}
         return record if os.path.lexists(data + b"/" + CONTROL) else {}
     except (OSError, ValueError, KeyError):

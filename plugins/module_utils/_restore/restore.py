@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import stamp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     printable,
@@ -29,10 +29,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
     write_file,
     write_json,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import copy as _restore_copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import settings as _restore_settings
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside import _set_aside, _unlink, stamp
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside import _set_aside, _unlink
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK, remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import WAL_SAVED, WISH
@@ -55,7 +56,7 @@ class RestoreJob(Job):
     def _run(self, work: t.Callable[[Recorder], t.Mapping[str, t.Any]], recorder: Recorder) -> None:
         super()._run(work, recorder)
         if recorder.content["state"] == "done":
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _trees.discard(self.folder)
 
 
 class Restore:
@@ -147,13 +148,13 @@ class Restore:
         plan = self._plan
         if not plan.replaces:
             for oid, location in plan.aside:
-                _set_aside(plan.data, oid, location, plan.version(), stamp())
+                _set_aside(plan.data, oid, location, plan.version(), os.fsencode(stamp()))
         self.survey = self._layout.survey(
             {file.entry.path for file in plan.files}, set(plan.directories), plan.specials()
         )
-        for surplus, is_directory in self.survey.surplus:
+        for surplus, _is_directory in self.survey.surplus:
             self._check()
-            remove(surplus, is_directory)
+            remove(surplus)
         return len(self.survey.surplus)
 
     def _make_directories(self) -> None:
@@ -219,7 +220,7 @@ class Restore:
     def _finish(self, result: t.Mapping[str, t.Any]) -> None:
         plan, layout = self._plan, self._layout
         control = _restore_settings.control_of(plan)
-        directory = os.stat(plan.data)
+        device, inode = identity_of(os.stat(plan.data))
         record = os.path.join(os.fsdecode(plan.data), os.fsdecode(RECORD))
         temporary = self._folder + b"/pg_control"
         write_file(temporary, control, self._sync)
@@ -232,8 +233,8 @@ class Restore:
                 "backup_id": self._chosen.backup.id,
                 "restore_as": plan.params["restore_as"],
                 "data_directory": os.fsdecode(plan.data),
-                "device": directory.st_dev,
-                "inode": directory.st_ino,
+                "device": device,
+                "inode": inode,
                 "restored_at": time.time(),
                 "run_id": plan.params["run_id"],
                 "result": dict(result),
@@ -278,5 +279,5 @@ def finished(plan_data: bytes, record: t.Mapping[str, t.Any], digest: str) -> t.
     with contextlib.suppress(BackupError, OSError):
         if os.path.isdir(job.folder):
             with job.hold(0):
-                shutil.rmtree(job.folder, ignore_errors=True)
+                _trees.discard(job.folder)
     return t.cast("dict[str, t.Any]", record["result"])

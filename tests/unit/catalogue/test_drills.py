@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import drills as _proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.listing import catalogue
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Repository
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     FILES,
@@ -37,7 +38,7 @@ def published(folder: pathlib.Path, name: str = "b1") -> Backup:
 
 
 def drill(age: float = 0, ok: bool = True, **more: t.Any) -> dict[str, t.Any]:
-    at = time.strftime(_proven.TIME_FORMAT, time.gmtime(time.time() - age))
+    at = utc(time.time() - age)
     return {"at": at, "ok": ok, "by": "me", "host": "db", "last_transaction_at": f"data {age}", **more}
 
 

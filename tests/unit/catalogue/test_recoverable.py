@@ -11,7 +11,6 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import recoverable as _recoverable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.recoverable import archive_info
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
@@ -278,8 +277,3 @@ def test_damaged_backups(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     answer = info(folder, first.cluster)
     assert [bool(one["problem"]) for one in answer["backups"]] == [True, True]
     assert len(answer["problems"]) == 2
-
-
-def test_times() -> None:
-    assert _recoverable.utc_us(1) == "1970-01-01T00:00:00.000001Z"
-    assert _recoverable.utc_us(1795348694000000) == "2026-11-22T11:58:14.000000Z"
