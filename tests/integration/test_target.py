@@ -20,7 +20,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import choose as _choose
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Chosen
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 
@@ -114,7 +114,7 @@ class World:
 
     # -- what we say, what the server does -----------------------------------------------------------------------
 
-    def choose(self, backup_id: str | None = None, archive: _archive.Archive | None = None, **options: t.Any) -> Chosen:
+    def choose(self, backup_id: str | None = None, archive: _archive.Archive | None = None, **options: t.Any) -> Choice:
         """Return the choice for recovery_target_<options>."""
         names = {f"recovery_target_{name}": value for name, value in options.items()}
         if "immediate" in options:
@@ -122,7 +122,7 @@ class World:
         target = _target.parse_target(names)
         if archive is None:
             archive = _archive.open_archive(str(self.archive), None, SIZE, self.identifier)
-        return _choose.choose(Repository(str(self.repository)).cluster("main"), backup_id, target, archive)
+        return _choose.choose_backup(Repository(str(self.repository)).cluster("main"), backup_id, target, archive)
 
     def refused(self, code: str, *words: str, backup_id: str | None = None, **options: t.Any) -> BackupError:
         """Require that `choose` refuses, with the words in what the administrator reads."""
@@ -148,7 +148,7 @@ class World:
             assert copy.running, copy.log[-1000:]
         return copy
 
-    def reaches(self, numbers: t.Iterable[int], by: str, backup_id: str | None = None, **options: t.Any) -> Chosen:
+    def reaches(self, numbers: t.Iterable[int], by: str, backup_id: str | None = None, **options: t.Any) -> Choice:
         """Require that ``by`` is chosen and that the server, told so, has exactly these numbers."""
         chosen = self.choose(backup_id, **options)
         assert (chosen.backup.id, chosen.wal_missing, chosen.target_checked) == (by, [], True), chosen
@@ -301,7 +301,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
     world.refused("unknown_backup", backup_id="b7")
     world.refused("timeline_unknown", timeline="7")
     with pytest.raises(BackupError, match="no archive is known") as caught:
-        _choose.choose(Repository(str(world.repository)).cluster("main"), None, _target.parse_target({}), None)
+        _choose.choose_backup(Repository(str(world.repository)).cluster("main"), None, _target.parse_target({}), None)
     assert caught.value.details["missing"] == end.content["required_wal"]
 
     contained(world, hidden)
@@ -330,8 +330,8 @@ def contained(world: World, hidden: pathlib.Path) -> None:
     for name in own:
         shutil.copy(world.archive / name, inside)
 
-    def alone(**options: t.Any) -> Chosen:
-        return _choose.choose(cluster, None, _target.parse_target(options), None)
+    def alone(**options: t.Any) -> Choice:
+        return _choose.choose_backup(cluster, None, _target.parse_target(options), None)
 
     assert (alone().wal_needed, alone(recovery_target="immediate").target.kind) == (own, "immediate")
     with pytest.raises(BackupError, match="Without an archive only the end") as caught:

@@ -198,13 +198,13 @@ class Case:
         return {name(number): segment(number) for number in (33, 34)}
 
 
-def chosen(published: Published) -> t.Callable[..., _candidate.Chosen]:
+def chosen(published: Published) -> t.Callable[..., _candidate.Choice]:
     """Return a choice that always falls on this backup."""
 
-    def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _candidate.Chosen:
+    def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _candidate.Choice:
         path = _path.Path(1, [])
         content = published.backup.load()
-        return _candidate.Chosen(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
+        return _candidate.Choice(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
 
     return choose
 

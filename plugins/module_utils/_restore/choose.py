@@ -18,11 +18,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
     Cluster,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import (
-    Attempt,
-    Chosen,
-    Seen,
+    Candidate,
+    Choice,
     time_of,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.search import Searched
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.target import (
     LSN,
     NAME,
@@ -35,7 +35,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive im
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn, parse_lsn
 
 
-def choose(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive: t.Optional[Archive]) -> Chosen:
+def choose_backup(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive: t.Optional[Archive]) -> Choice:
     """Return the backup to recover to ``target`` from: ``backup_id``, or (None, ``latest``) the newest that can.
 
     A backup can when it is published and undamaged, ended before the target, lies in the past of the target timeline,
@@ -49,17 +49,17 @@ def choose(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive
     """
     asked = backup_id not in (None, "", "latest")
     backups = [_asked_for(cluster, str(backup_id))] if asked else _newest_first(cluster)
-    seen: Seen = {}
+    searched: Searched = {}
     refusals = []
     for backup, content in backups:
         try:
-            chosen = Attempt(backup, content, target, archive, seen).run()
+            choice = Candidate(backup, content, target, archive, searched).judge()
         except BackupError as exc:
             if asked or exc.code not in _TRY_OLDER:
                 raise
             refusals.append((backup.id, exc))
         else:
-            return chosen._replace(why=_why(chosen, asked, refusals))
+            return choice._replace(why=_why(choice, asked, refusals))
     raise min((exc for _id, exc in reversed(refusals)), key=lambda exc: _TRY_OLDER.index(exc.code))
 
 
@@ -67,21 +67,21 @@ def choose(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive
 _TRY_OLDER = ("target_before_backup", "target_not_found", "timeline_unreachable")
 
 
-def _why(chosen: Chosen, asked: bool, refusals: t.Sequence[tuple[str, BackupError]]) -> str:
-    backup, target = chosen.backup.id, chosen.target
+def _why(choice: Choice, asked: bool, refusals: t.Sequence[tuple[str, BackupError]]) -> str:
+    backup, target = choice.backup.id, choice.target
     if asked:
         return f"The backup {backup} was asked for."
-    newest = "newest backup" if chosen.target_checked else "newest backup, and the target could not be looked for"
+    newest = "newest backup" if choice.target_checked else "newest backup, and the target could not be looked for"
     why = f"{backup} is the {newest}"
     if target.kind in (TIME, LSN):
-        stop = chosen.content["stop"]
+        stop = choice.content["stop"]
         ended = time_of(stop) if target.kind == TIME else stop["stop_lsn"]
         why += f" that ended (at {ended}) before the target {target.text}"
-    elif target.kind in (XID, NAME) and chosen.target_checked:
-        why += f" that ended before {in_words(target)} ({format_lsn(t.cast(int, chosen.target_lsn))})"
+    elif target.kind in (XID, NAME) and choice.target_checked:
+        why += f" that ended before {in_words(target)} ({format_lsn(t.cast(int, choice.target_lsn))})"
     skipped = [name for name, exc in refusals if exc.code == "timeline_unreachable"]
     if skipped:
-        why += f" and lies in the past of timeline {chosen.path.timeline}, as {', '.join(skipped)} does not"
+        why += f" and lies in the past of timeline {choice.path.timeline}, as {', '.join(skipped)} does not"
     return why + "."
 
 
@@ -91,7 +91,7 @@ def _asked_for(cluster: Cluster, backup_id: str) -> tuple[Backup, dict[str, t.An
         raise BackupError(
             f"The backup {backup_id} in {cluster.path} is not published; it cannot be restored.",
             code="no_backup",
-            hint="pgfleet.basebackup.backup_info tells what it waits for.",
+            hint="pgfleet.basebackup.backup_info shows what it waits for.",
         )
     return backup, _load(backup)
 

@@ -24,7 +24,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, DirectoryArchive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path import Path, path_segment
 
 _HEADER_BYTES = 8192
@@ -65,7 +65,8 @@ def _files(directory: bytes) -> list[str]:
         raise unreadable(directory, exc) from exc
 
 
-def _header(directory: bytes, name: str) -> bytes:
+def read_header(directory: bytes, name: str) -> bytes:
+    """Return the first page of a WAL file. Raises BackupError, code ``unreadable``."""
     place = directory + b"/" + os.fsencode(name)
     try:
         with open(place, "rb") as stream:
@@ -81,7 +82,7 @@ def check_header(directory: bytes, name: str, size: int, system_identifier: int)
     """
     if _segments.is_segment_name(name) and os.path.exists(directory + b"/" + os.fsencode(name)):
         try:
-            _segments.check_segment(_header(directory, name), name, size, system_identifier)
+            _segments.check_segment(read_header(directory, name), name, size, system_identifier)
         except BackupError as exc:
             raise BackupError(
                 f"{exc.msg} ({os.fsdecode(directory)})",
@@ -93,7 +94,7 @@ def check_header(directory: bytes, name: str, size: int, system_identifier: int)
 def _header_fits(directory: bytes, name: str, size: int) -> bool:
     try:
         _timeline, segment = _segments.parse_segment_name(name.partition(".")[0], size)
-        return _segments.parse_segment_header(_header(directory, name)).address == segment * size
+        return _segments.parse_segment_header(read_header(directory, name)).address == segment * size
     except (ValueError, BackupError) as exc:
         if isinstance(exc, BackupError) and exc.code == "unreadable":
             raise
@@ -121,41 +122,13 @@ def usable(
         if segment < _segments.segment_of(start_lsn, size) or path_segment(path, segment, size) != name:
             continue
         try:
-            _segments.check_segment(_header(directory, name), name, size, system_identifier)
+            _segments.check_segment(read_header(directory, name), name, size, system_identifier)
         except BackupError as exc:
             if exc.code == "unreadable":
                 raise
             continue
         found.append(name)
     return found
-
-
-class WithServer(DirectoryArchive):
-    """An archive and, behind it, the segments that only the cluster to be replaced has in ``directories``.
-
-    The target of a recovery is often younger than the last segment that was archived.
-    """
-
-    def __init__(self, archive: DirectoryArchive, directories: t.Sequence[bytes]) -> None:
-        super().__init__(archive.directory, archive.size, archive.system_identifier)
-        self.description = f"{archive.description} and the server's own WAL"
-        self._own: dict[str, str] = {}
-        for directory in directories:
-            for name in unarchived(directory, self.size, archive.has):
-                if _segments.is_segment_name(name) and self._is_ours(directory, name):
-                    self._own.setdefault(name, os.path.join(os.fsdecode(directory), name))
-
-    def _is_ours(self, directory: bytes, name: str) -> bool:
-        found = _segments.parse_segment_header(_header(directory, name)).system_identifier
-        return self.system_identifier in (None, found)
-
-    def names(self) -> frozenset[str]:
-        """Return the names of all files, see DirectoryArchive."""
-        return super().names() | frozenset(self._own)
-
-    def _place(self, name: str) -> t.Optional[tuple[str, str]]:
-        own = self._own.get(name)
-        return super()._place(name) or ((own, "") if own else None)
 
 
 def save(names: t.Sequence[str], directory: bytes, target: bytes, mode: int) -> None:

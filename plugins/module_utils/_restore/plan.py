@@ -17,7 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Chosen
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import (
     CONTROL,
     Layout,
@@ -48,7 +48,7 @@ class Plan:
         self.data = os.path.realpath(os.fsencode(params["data_directory"]))
         self.refusals: list[BackupError] = []
         self.warnings: list[str] = []
-        self.chosen: t.Optional[Chosen] = None
+        self.chosen: t.Optional[Choice] = None
         self.archive: t.Optional[_archive.Archive] = None
         self.layout: t.Optional[Layout] = None
         self.files: list[Found] = []
@@ -78,9 +78,9 @@ class Plan:
         return self.choice.content
 
     @property
-    def choice(self) -> Chosen:
+    def choice(self) -> Choice:
         """What was chosen, for steps that come after the choice."""
-        return t.cast(Chosen, self.chosen)
+        return t.cast(Choice, self.chosen)
 
     @property
     def places(self) -> Layout:

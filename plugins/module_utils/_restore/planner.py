@@ -19,7 +19,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import neighbours as _neighbours
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import settings as _restore_settings
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.choose import choose
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.archives import ArchiveAndServer
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.choose import choose_backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.copy import read_verified
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import (
     WORK,
@@ -101,7 +102,7 @@ def _choose(plan: Plan) -> None:
     if not directory and not command and os.path.isdir(default):
         directory = default
     plan.archive = _archive.open_archive(directory, command, size, int(known) if known else None)
-    plan.chosen = choose(plan.cluster, plan.params["backup_id"], plan.target, _with_server(plan))
+    plan.chosen = choose_backup(plan.cluster, plan.params["backup_id"], plan.target, _with_server(plan))
     plan.warnings += plan.chosen.warnings
     if plan.content.get("kind", "full") != "full":
         raise BackupError(
@@ -115,7 +116,7 @@ def _with_server(plan: Plan) -> t.Optional[_archive.Archive]:
     places = [os.fsencode(place) for place in plan.wish.get("wal_from", [])] + ([own] if own else [])
     uses = plan.params["restore_as"] == "primary" and plan.record.get("restore_as") != "copy"
     if uses and places and isinstance(plan.archive, _archive.DirectoryArchive):
-        return _old_wal.WithServer(plan.archive, places)
+        return ArchiveAndServer(plan.archive, places)
     return plan.archive
 
 

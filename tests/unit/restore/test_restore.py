@@ -31,7 +31,7 @@ def published(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Publis
     made = Published(tmp_path)
     made.content["server"]["catalog_version"] = 202506291
     made.save()
-    monkeypatch.setattr(_restore_plan, "choose", chosen(made))
+    monkeypatch.setattr(_restore_plan, "choose_backup", chosen(made))
     # The tests may run as root, whom PostgreSQL refuses.
     monkeypatch.setattr(_restore_places, "is_root", lambda: False)
     monkeypatch.setattr(_live, "running_servers", list)
