@@ -81,7 +81,7 @@ class Inclusion:
         """Copy, and return the SHA-256. Raises FileNotFoundError when the source was not the same file all the time."""
         source = os.path.join(self._source, name)
         digest = hashlib.sha256()
-        with open(source, "rb", buffering=0) as stream, replacing(target) as copy:
+        with replacing(target) as copy, open(source, "rb", buffering=0) as stream:
             for piece in self._pieces(stream, name, end):
                 digest.update(piece)
                 copy.write(piece)

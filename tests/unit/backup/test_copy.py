@@ -297,7 +297,7 @@ def test_failures_name_file_and_reason(
     assert error.details["errno"] == errno.errorcode[number]
     if code == "disk_full":
         assert 0 < error.details["needed"] <= bench.scan().total_bytes
-        assert "MB are free" in error.hint
+        assert "iB are free" in error.hint
     if name != "fsync":
         assert b"base/5/16400" not in bench.journalled()
     monkeypatch.undo()
