@@ -33,10 +33,7 @@ STATUS_LINE = 8
 
 # pg_ctl looks this long whether the server dies at once; a recovery that takes longer goes on without it.
 START_SECONDS = 5
-
-
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-
 
 # Where the packages of Debian and of the PostgreSQL project put the programs of one major version.
 PACKAGED = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin")
