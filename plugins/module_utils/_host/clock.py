@@ -13,25 +13,30 @@ import datetime
 import time
 import typing as t
 
-_ISO = "%Y-%m-%dT%H:%M:%SZ"
+_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def utc(seconds: float) -> str:
-    """Return seconds since 1970 as ISO 8601, for example ``2026-11-22T03:14:00Z``."""
-    return time.strftime(_ISO, time.gmtime(seconds))
+def utc(seconds: t.Optional[float] = None) -> str:
+    """Return seconds since the epoch, the present ones by default, like ``2026-11-22T11:32:00Z``."""
+    return time.strftime(_FORMAT, time.gmtime(seconds))
 
 
-def utc_us(microseconds: int) -> str:
-    """Return microseconds since 1970 as ISO 8601 with six decimals; also for years that ``time`` does not know."""
-    epoch = datetime.datetime(1970, 1, 1)
-    return (epoch + datetime.timedelta(microseconds=microseconds)).isoformat(timespec="microseconds") + "Z"
+def utc_microseconds(microseconds: int) -> str:
+    """Return microseconds since the epoch like ``2026-11-22T11:32:00.000001Z``."""
+    moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=microseconds)
+    return moment.isoformat(timespec="microseconds") + "Z"
+
+
+def utc_sentence(seconds: float) -> str:
+    """Return seconds since the epoch for a sentence, like ``2026-11-22 11:32:00 UTC``."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def utc_name() -> str:
+    """Return the present time as part of a file name, like ``20261122T113200Z``."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
 
 
 def parse_utc(text: str) -> float:
-    """Return seconds since 1970 of what :func:`utc` made. Raises ValueError."""
-    return float(calendar.timegm(time.strptime(text, _ISO)))
-
-
-def stamp(seconds: t.Optional[float] = None) -> str:
-    """Return a time, by default now, as part of a file name: ``20261122T031400Z``."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+    """Return the seconds since the epoch of what :func:`utc` returned. Raises ValueError for anything else."""
+    return float(calendar.timegm(time.strptime(text, _FORMAT)))

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import pwd
+import stat
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
@@ -177,6 +178,18 @@ def read_json(path: str) -> dict[str, t.Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a JSON object")
     return content
+
+
+def read_small(path: str, most: int) -> bytes:
+    """Read a regular file of at most ``most`` bytes, no link. Raises OSError, also for what is none such."""
+    handle = os.open(path, READ_FLAGS | os.O_NOFOLLOW)
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", path)
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"More than {most} bytes", path)
+    return data
 
 
 def new_directory(path: AnyPath) -> None:

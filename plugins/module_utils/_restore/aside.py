@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import stamp
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unwritable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK
@@ -33,7 +33,7 @@ def prepare(plan: Plan) -> None:
         elif plan.params["replace"] and plan.state == EMPTY:
             # The data directory is lost, its tablespaces are not.
             for oid, location in plan.aside:
-                _set_aside(plan.data, oid, location, plan.version(), os.fsencode(stamp()))
+                _set_aside(plan.data, oid, location, plan.version(), os.fsencode(utc_name()))
             plan.aside = []
         if not os.path.isdir(plan.data):
             os.makedirs(plan.data, mode=0o700)
@@ -48,7 +48,7 @@ def prepare(plan: Plan) -> None:
 
 def _move_aside(plan: Plan) -> None:
     """Rename the old data directory, with links that lead to its old tablespaces, which are renamed too."""
-    now = os.fsencode(stamp())
+    now = os.fsencode(utc_name())
     moved = plan.data + b".replaced-" + now
     for oid, location in plan.aside:
         _set_aside(plan.data, oid, location, plan.version(), now)

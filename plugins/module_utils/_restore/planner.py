@@ -14,7 +14,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.manifest import ManifestFile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import stamp
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import neighbours as _neighbours
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
@@ -94,7 +94,7 @@ def _choose(plan: Plan) -> None:
     size = 16 << 20
     for backup in plan.cluster.published():
         try:
-            size = int(backup.load()["server"]["wal_segment_size"])
+            size = int(backup.load_raw()["server"]["wal_segment_size"])
         except (BackupError, KeyError, TypeError, ValueError):
             continue
     directory, command = plan.params["archive_directory"], plan.params["restore_command"]
@@ -210,7 +210,7 @@ def _find_old_wal(plan: Plan) -> None:
     if plan.wish.get("save_wal_to"):
         plan.save_to = os.fsencode(plan.wish["save_wal_to"])
     elif plan.unarchived and not plan.replaces:
-        default = f"{os.fsdecode(plan.data)}.saved_wal-{stamp()}"
+        default = f"{os.fsdecode(plan.data)}.saved_wal-{utc_name()}"
         while os.path.lexists(default):
             default += "x"
         plan.save_to = os.fsencode(plan.params["save_wal_to"] or default)

@@ -20,7 +20,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import stamp
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     printable,
@@ -148,7 +148,7 @@ class Restore:
         plan = self._plan
         if not plan.replaces:
             for oid, location in plan.aside:
-                _set_aside(plan.data, oid, location, plan.version(), os.fsencode(stamp()))
+                _set_aside(plan.data, oid, location, plan.version(), os.fsencode(utc_name()))
         self.survey = self._layout.survey(
             {file.entry.path for file in plan.files}, set(plan.directories), plan.specials()
         )

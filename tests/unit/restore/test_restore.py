@@ -320,7 +320,7 @@ def test_refusals(case: Case, tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
 def test_other_cluster(case: Case) -> None:
     case.old_cluster()
     case.published.cluster.prepare  # noqa: B018
-    (pathlib.Path(case.published.cluster.path) / "cluster.json").write_text('{"schema": 1, "system_identifier": "1"}')
+    (pathlib.Path(case.published.cluster.path) / "cluster.json").write_text('{"schema": 2, "system_identifier": "1"}')
     assert "other_cluster" in case.refusals(delta=True)
 
 
