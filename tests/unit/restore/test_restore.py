@@ -17,6 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import pa
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import copy as _restore_copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import places as _restore_places
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import planner as _restore_plan
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.report import result_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run import Run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _live
@@ -131,9 +132,12 @@ def test_delta_keeps_what_is_right(case: Case) -> None:
     case.old_cluster()
     kept = {path: (case.data / path).stat().st_ino for path in ("base/5/2600", "PG_VERSION")}
     plan = case.plan(delta=True)
-    assert plan.told(_restore_copy.equal_files(plan.files, plan.layout, plan.survey.existing, 1))["plan"] == {
-        **plan.told()["plan"], "keep_files": 5, "replace_files": 1, "copy_files": 1, "copy_bytes": 8192,
-        "estimated_seconds": 585.1, "keep_bytes": plan.told()["plan"]["bytes"] - 8192,
+    assert plan.layout is not None
+    equal = _restore_copy.equal_files(plan.contents.files, plan.layout, plan.survey.existing, 1)
+    guess = result_of(plan)["plan"]
+    assert result_of(plan, equal)["plan"] == {
+        **guess, "keep_files": 5, "replace_files": 1, "copy_files": 1, "copy_bytes": 8192,
+        "estimated_seconds": 585.1, "keep_bytes": guess["bytes"] - 8192,
     }  # fmt: skip
     result = case.restore(delta=True)
     assert {path: (case.data / path).stat().st_ino for path in kept} == kept
