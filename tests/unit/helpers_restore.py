@@ -129,6 +129,10 @@ class Case:
         assert not plan.refusals, plan.refusals
         if plan.is_done:
             return finished(plan.data, plan.destination.record, plan.digest) or {}
+        return self.carry_out(plan)
+
+    def carry_out(self, plan: Plan) -> dict[str, t.Any]:
+        """Do what a plan says."""
         aside = prepare(plan)
         work = Restore(plan, aside, lambda: None, lambda _bytes, _files: None)
         work.write_request()
