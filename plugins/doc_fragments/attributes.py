@@ -59,3 +59,16 @@ attributes:
     platforms: Linux
     support: full
 """
+
+    # To be listed before DOCUMENTATION: of two fragments that describe an attribute, the first wins.
+    STEP = r"""
+options: {}
+attributes:
+  action_group:
+    description: >-
+      Use C(group/pgfleet.basebackup.basebackup) in C(module_defaults) to set the login defaults for this module, and
+      C(group/pgfleet.basebackup.handle) to set the backup that it works on.
+    membership:
+      - pgfleet.basebackup.basebackup
+      - pgfleet.basebackup.handle
+"""

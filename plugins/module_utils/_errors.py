@@ -16,11 +16,11 @@ class BackupError(Exception):
 
     ``msg`` says which backup or server, what happened and, where PostgreSQL
     spoke, its own words and SQLSTATE. ``hint`` is the next step, best as the
-    exact command. ``code`` is a stable snake_case word for programs, and
-    ``details`` are JSON-able facts that the module returns beside ``msg``.
+    exact command. ``code`` is a stable snake_case word for programs, with an
+    entry in docs/errors.md, and ``details`` are JSON-able facts that the module returns beside ``msg``.
     """
 
-    def __init__(self, msg: str, code: str = "error", hint: str = "", **details: t.Any) -> None:
+    def __init__(self, msg: str, code: str, hint: str = "", **details: t.Any) -> None:
         super().__init__(msg)
         self.msg = msg
         self.code = code
@@ -29,5 +29,7 @@ class BackupError(Exception):
 
     def as_result(self) -> dict[str, t.Any]:
         """Return the keyword arguments for ``fail_json``: ``msg`` (with the hint), ``code``, ``hint``, details."""
-        text = f"{self.msg} {self.hint}" if self.hint else self.msg
+        text = self.msg if self.msg.endswith((".", "!", "?", ";")) else f"{self.msg}."
+        if self.hint:
+            text = f"{text} {self.hint}"
         return {**self.details, "msg": text, "code": self.code, "hint": self.hint}

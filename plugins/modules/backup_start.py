@@ -99,6 +99,7 @@ extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
 attributes:
   idempotent:

@@ -116,7 +116,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
     Connection,
     login_argument_spec,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.settings import Server, as_lines, running
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.settings import Parameters, as_lines, running
 
 
 def main() -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     def work() -> dict[str, object]:
         names = [*params["settings"], *params["names"]]
         with Connection(params) as connection:
-            server = Server(connection, names, params["load"])
+            server = Parameters(connection, names, params["load"])
             changes = server.plan(params["settings"])
             if changes:
                 server.require_rights(changes, params["reload"])

@@ -193,6 +193,9 @@ def test_the_place_of_the_source(site: Site) -> None:
         site.primary, data_directory="", tablespace_directory="", restore_as="primary", port=0, settings={}
     )
     host["pg_recover_login_port"] = site.primary.port
+    # A part of the place's path, which comes from the result of a module; that module must not know the password.
+    host["pg_recover_login_password"] = site.primary.name
+    assert site.primary.name in str(site.primary.data)
     refused = site.world.run("restore", {"db": host}, check=True).ok()
     assert "is not empty" in told(refused, "db")
     assert refused.stats["db"]["changed"] == 0

@@ -109,6 +109,21 @@ def test_primary_found_over_libpq_and_the_password_kept(
     all_is_well(sandbox, fleet.repository, primary, standby, cascade)
 
 
+def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: Fleet, primary: Server) -> None:
+    """Ansible masks it wherever a module's result has it, in the repository's path and the cluster's name too."""
+    note = "{{ pg_backup_handle.directory }} {{ pg_backup_result.directory }}"
+    noted = sandbox.root / "noted"
+    copy = {"ansible.builtin.copy": {"content": note, "dest": str(noted), "mode": "0600"}}
+    hook = fleet.tasks("note", copy)
+    host = fleet.host(primary, login_password="repo", cluster="reports", hook_after_publish=hook)
+    assert "repo" in str(fleet.repository)
+    play = fleet.run({"db": host}).ok()
+    backup = str(fleet.one("reports"))
+    assert noted.read_text() == f"{backup} {backup}"
+    assert "********rts" in str(play.events), "nothing was masked"
+    all_is_well(sandbox, fleet.repository, primary)
+
+
 def environment(pid: int) -> str:
     """Return a process's environment, '' when it is gone."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 import typing as t
 
 import pytest
@@ -67,6 +68,13 @@ def test_arrows(package: str) -> None:
 
 def test_every_package_is_drawn() -> None:
     assert {package_of(name) for name in FILES} == set(ALLOWED)
+
+
+def test_the_page_draws_these_arrows() -> None:
+    """The table in docs/architecture.md has each package and what it may import."""
+    page = (PLUGINS.parent / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| `(_\w+)` \| .* \|([^|]*)\|$", page, re.MULTILINE)
+    assert {name: " ".join(re.findall(r"_\w+", arrows)) for name, arrows in rows} == ALLOWED
 
 
 def test_no_circle() -> None:

@@ -110,7 +110,7 @@ def _published(backup: Backup) -> dict[str, t.Any]:
         entry.update(proven(content))
         lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
         if lost:
-            raise BackupError(f"{', '.join(lost)} is missing.")
+            raise BackupError(f"{', '.join(lost)} is missing.", code="damaged_backup")
     except BackupError as exc:
         entry.update(state="damaged", problem=exc.msg)
     except (KeyError, TypeError, ValueError) as exc:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The last WAL segment: finished on the primary, and proven to be in the archive.
+"""The last WAL segment of a backup: finished on the primary, and archived.
 
 Private to pgfleet.basebackup: no stability is promised.
 
@@ -18,7 +18,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import ARCHIVER
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 
-# Held on the primary between the look and the switch, so that several standbys' handlers switch once.
+# Held on the primary from the check to the switch, so that the handlers of several standbys switch once.
 SWITCH_LOCK = 0x7067666C656574  # "pgfleet"
 
 
@@ -38,10 +38,10 @@ def switch_wal(
 ) -> dict[str, t.Any]:
     """Make sure that the segment which contains, or ends at, ``lsn`` is finished on this primary.
 
-    Without ``lsn`` it is the current segment, and there always is one: a record is written to it first.
+    Without ``lsn`` it is the current segment; a record is written to it first, so that there is one to finish.
 
     Returns ``changed``, ``msg``, ``segment`` and ``current_lsn``. Raises :class:`BackupError` on a standby, and when
-    the server has not written as far as ``lsn``.
+    the server has not written WAL up to ``lsn``.
     """
     if info["role"] != "primary":
         raise BackupError(
@@ -52,7 +52,7 @@ def switch_wal(
     connection.rows("SELECT pg_advisory_lock(%s)", (SWITCH_LOCK,))
     try:
         if lsn is None and not check_mode:
-            # The server does not finish a segment to which nothing was written.
+            # The server does not finish an empty segment.
             connection.rows("SELECT pg_logical_emit_message(false, 'pgfleet.basebackup', 'wal_switch')")
         current = _current(connection)
         lsn = current if lsn is None else lsn
@@ -61,7 +61,7 @@ def switch_wal(
         answer = {"segment": name, "lsn": _segments.format_lsn(lsn), "changed": False}
         if lsn > current:
             raise BackupError(
-                f"The server at {info['address']} has written WAL to {_segments.format_lsn(current)} only,"
+                f"The server at {info['address']} has written WAL up to {_segments.format_lsn(current)} only;"
                 f" {_segments.format_lsn(lsn)} is needed.",
                 code="lsn_in_the_future",
                 hint="It is not the primary that the standby follows, or it lost WAL in a crash.",
@@ -70,7 +70,7 @@ def switch_wal(
             return {
                 **answer,
                 "current_lsn": _segments.format_lsn(current),
-                "msg": f"The WAL segment {name} is finished already.",
+                "msg": f"The WAL segment {name} was already finished.",
             }
         if not check_mode:
             connection.rows("SELECT pg_switch_wal()")
@@ -85,7 +85,7 @@ def switch_wal(
             "msg": f"The WAL would be switched from {name}.",
         }
     if _segments.segment_of(current, size) <= needed:
-        # Nothing was written since the last switch, so there was nothing to finish: no record lies before lsn in it.
+        # Nothing was written after the last switch, so there was nothing to finish: no record in it lies before lsn.
         return {
             **answer,
             "current_lsn": _segments.format_lsn(current),
@@ -106,13 +106,13 @@ def _current(connection: Connection) -> int:
 def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> list[str]:
     """Return those of ``names`` that this server's archiver has not archived yet, in their order.
 
-    Raises :class:`BackupError` when the server archives nothing, so that what it has recycled would pass for archived,
-    and for segments of an older timeline than the server's. It has received them as a standby, which marks them as done
-    without archiving them, and the last one exists as ``.partial`` only.
+    Raises :class:`BackupError` when the server archives nothing, since a recycled segment would then pass for archived.
+    It also raises for segments of an older timeline than the server's: the server received them as a standby, which
+    marks them as done without archiving them, and the last one exists as ``.partial`` only.
     """
     if info["archiving"]["mode"] == "off":
         raise BackupError(
-            f"archive_mode is off on {info['address']}, so the server cannot tell what is archived.",
+            f"archive_mode is off on {info['address']}, so the server does not know what is archived.",
             code="not_the_archiver",
             hint="Name archive_directory or restore_command, so that the archive itself is looked into.",
         )
@@ -124,8 +124,8 @@ def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names
     ]
     if older:
         raise BackupError(
-            f"The WAL file {older[0]} is of an older timeline than that of the server at {info['address']}"
-            f" ({info['timeline']}), which cannot tell whether it was archived.",
+            f"The WAL file {older[0]} belongs to an older timeline than the server at {info['address']}"
+            f" ({info['timeline']}), which does not know whether it was archived.",
             code="older_timeline",
             hint="Name archive_directory or restore_command, so that the archive itself is looked into.",
             missing=older,
@@ -134,7 +134,7 @@ def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names
     status = _status(connection, names)
     open_names = [name for name in names if name not in unfinished and name + ".done" not in status]
     waiting = {name for name in open_names if name + ".ready" in status}
-    # Neither done nor ready: done since the first look, or recycled after it was archived, or not begun.
+    # Neither done nor ready: archived since the first query, or recycled after that, or not begun.
     again = _status(connection, open_names)
     present = {
         row["name"] for row in connection.rows("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", (open_names,))
@@ -156,7 +156,7 @@ def _status(connection: Connection, names: t.Sequence[str]) -> set[str]:
 
 
 def _unfinished(connection: Connection, info: t.Mapping[str, t.Any], names: t.Sequence[str]) -> set[str]:
-    """Return the files that this server has not finished: absent from every list, they would pass for archived."""
+    """Return the files that this server has not finished; absent from every list, they would pass for archived."""
     if info["role"] == "primary":
         current = _current(connection)
     else:
@@ -175,12 +175,12 @@ def _unfinished(connection: Connection, info: t.Mapping[str, t.Any], names: t.Se
 
 
 def archiver_report(connection: Connection) -> dict[str, t.Any]:
-    """Return the archiver's last success and failure, with times, as ``pg_stat_archiver`` has them."""
+    """Return the archiver's last success and failure, with times, from ``pg_stat_archiver``."""
     return connection.row(ARCHIVER)
 
 
 def archives_itself(info: t.Mapping[str, t.Any]) -> bool:
-    """Tell whether this server's own archiver is responsible for the WAL that its backups need.
+    """Return whether this server's own archiver is responsible for the WAL that its backups need.
 
     A standby with ``archive_mode=on`` marks streamed segments as done without archiving them; the primary archives.
     """

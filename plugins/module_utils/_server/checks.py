@@ -17,19 +17,11 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection, readable
 
-# Rows of an unexpected answer that are shown.
+# Most rows of an unexpected answer that are shown.
 SHOWN_ROWS = 20
-
-
 TRUE_WORDS = ("t", "true", "yes", "on", "1")
-
-
 FALSE_WORDS = ("f", "false", "no", "off", "0")
-
-
 KEYS = {"name", "query", "database", "expected"}
-
-
 Cell = t.Optional[str]
 
 
@@ -49,7 +41,7 @@ def _is_same(found: Cell, expected: t.Any) -> bool:
 
 
 def require_checks(checks: t.Sequence[t.Any]) -> None:
-    """Raise :class:`BackupError` unless each check has a ``query``, and nothing but what a check may have."""
+    """Raise :class:`BackupError` unless each check has a ``query`` and no unknown key."""
     for check in checks:
         unknown = sorted(set(check) - KEYS)
         if unknown or not isinstance(check.get("query"), str) or not check["query"].strip():
@@ -62,10 +54,10 @@ def require_checks(checks: t.Sequence[t.Any]) -> None:
 
 
 def judge(rows: t.Sequence[t.Sequence[Cell]], expected: t.Any, given: bool) -> tuple[bool, str]:
-    """Tell whether ``rows`` are as ``expected``, and what is expected, in words.
+    """Return whether ``rows`` are as ``expected``, and the expectation in words.
 
-    Without an expectation (``given`` false) one true value is; a list is that of all rows, each a list or, for one
-    column, a value; anything else is the only value.
+    Without an expectation (``given`` false) the answer must be one true value. A list stands for all rows, each a list
+    or, for one column, a value; anything else is the only value.
     """
     if not given:
         return len(rows) == 1 and len(rows[0]) == 1 and rows[0][0] == "t", "one true value"

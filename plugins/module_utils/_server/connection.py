@@ -5,10 +5,9 @@
 
 Private to pgfleet.basebackup: no stability is promised.
 
-Every connection uses ``client_encoding=SQL_ASCII``, so the server converts nothing, and psycopg2 is told to
-decode SQL_ASCII as latin-1, which maps each byte to one character. :func:`raw` gives the bytes back. Anything
-else damages tablespace paths that are not valid in the client's encoding, and for ``pg_backup_stop`` it does so
-after the backup has ended.
+Every connection uses ``client_encoding=SQL_ASCII``, so the server converts nothing, and psycopg2 decodes
+SQL_ASCII as latin-1, which maps each byte to one character. :func:`raw` returns the bytes. Any other encoding damages
+tablespace paths that are not valid in it, and with ``pg_backup_stop`` it does so after the backup has ended.
 """
 
 from __future__ import annotations
@@ -33,15 +32,10 @@ except ImportError:
 
 
 OLDEST_VERSION = 140000
-
-
 NEWEST_VERSION = 189999
-
-
 CONNECT_TIMEOUT = 10
 
-
-# Parameters that an option or the byte-exact decoding decides, and secrets, which would be logged with the arguments.
+# An option or the byte-exact decoding sets these; sslpassword is a secret, which would be logged with the arguments.
 RESERVED_CONNECT_PARAMS = ("client_encoding", "dbname", "host", "password", "port", "sslpassword", "user")
 
 
@@ -81,7 +75,7 @@ def require_psycopg2() -> None:
 def connection_kwargs(params: t.Mapping[str, t.Any], application_name: str) -> dict[str, t.Any]:
     """Turn login arguments into keyword arguments of ``psycopg2.connect``; they may hold the password.
 
-    Raises :class:`BackupError` for ``connect_params`` that have an argument of their own.
+    Raises :class:`BackupError` for ``connect_params`` that have their own argument.
     """
     extra = dict(params.get("connect_params") or {})
     clash = sorted(set(extra) & set(RESERVED_CONNECT_PARAMS))
@@ -122,7 +116,7 @@ def raw(text: str) -> bytes:
 
 
 def readable(text: t.Optional[str]) -> str:
-    """Return server text for people: UTF-8 where it is that, replacement characters where not."""
+    """Return server text for people, decoded as UTF-8 with replacement characters."""
     return "" if text is None else raw(text).decode("utf-8", "replace")
 
 
@@ -174,15 +168,14 @@ class Connection:
         """Raise :class:`BackupError` unless the server is PostgreSQL 14 to 18."""
         if not OLDEST_VERSION <= self.version <= NEWEST_VERSION:
             raise BackupError(
-                f"The server at {self.address} is PostgreSQL {self.major}; this collection knows the backup"
-                f" rules of 14 to 18.",
+                f"The server at {self.address} is PostgreSQL {self.major}; this collection supports 14 to 18.",
                 code="unsupported_version",
                 hint="Update the collection or back this server up with its own pg_basebackup.",
             )
 
     @property
     def claimed_pid(self) -> int:
-        """The backend's process id as told at connection start; a pooling proxy tells one of its own."""
+        """The backend's process id as sent at connection start; a pooling proxy sends another one."""
         return self._connection.info.backend_pid
 
     @contextlib.contextmanager
@@ -215,7 +208,7 @@ class Connection:
                 tuple(psycopg2.extensions.string_types), "AS_TEXT", lambda value, _cursor: value
             )
             psycopg2.extensions.register_type(as_text, cursor)
-            # psycopg2 is not told, so that it goes on to decode as latin-1, which cannot fail.
+            # psycopg2 does not know of it and still decodes as latin-1, which cannot fail.
             cursor.execute("SET client_encoding = 'UTF8'")
             cursor.execute(query.encode("utf-8", "surrogateescape"))
             return cursor.fetchall() if cursor.description else []

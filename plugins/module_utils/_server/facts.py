@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What we ask a server; read-only, each question answerable with the rights that it needs and no more.
+"""Facts about a server, read-only; each query needs no more rights than its own.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -22,7 +22,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
 # A cascade of standbys is followed this far up before a loop is assumed.
 MAX_CASCADE = 8
 
-
 BASICS = """
 SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS in_recovery,
        s.system_identifier::text, s.pg_control_version, s.catalog_version_no AS catalog_version,
@@ -35,7 +34,6 @@ SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS in_r
 FROM pg_control_system() s, pg_control_init() i, pg_control_checkpoint() c
 """
 
-
 ARCHIVER = """
 SELECT archived_count, last_archived_wal, last_archived_time::text, failed_count, last_failed_wal,
 last_failed_time::text,
@@ -43,12 +41,10 @@ last_failed_time::text,
 FROM pg_stat_archiver
 """
 
-
 SLOTS = """
 SELECT current_setting('max_replication_slots')::int AS max, (SELECT count(*) FROM pg_replication_slots)::int AS used,
        coalesce((SELECT setting::int FROM pg_settings WHERE name = 'idle_replication_slot_timeout'), 0) AS idle_timeout
 """
-
 
 STANDBY = """
 SELECT pg_last_wal_receive_lsn()::text AS receive_lsn, pg_last_wal_replay_lsn()::text AS replay_lsn,
@@ -56,7 +52,6 @@ SELECT pg_last_wal_receive_lsn()::text AS receive_lsn, pg_last_wal_replay_lsn():
             ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8 AS
             replay_lag_seconds
 """
-
 
 TABLESPACES = """
 SELECT oid::bigint, spcname AS name, pg_tablespace_location(oid) AS location
@@ -93,7 +88,7 @@ def backup_functions(major: int) -> tuple[str, str]:
 
 
 def privileges(connection: Connection) -> dict[str, bool]:
-    """Return what the login role may do, each right checked by itself."""
+    """Return the rights of the login role, each checked separately."""
     start, stop = backup_functions(connection.major)
     functions = {
         "backup_start": start,
@@ -127,7 +122,7 @@ def upstream(connection: Connection) -> dict[str, t.Any]:
             parts = psycopg2.extensions.parse_dsn(readable(conninfo))
         except psycopg2.Error:
             return answer
-        # Several hosts may be named; which one is in use only pg_stat_wal_receiver tells.
+        # It may name several hosts; only pg_stat_wal_receiver has the one in use.
         host = (parts.get("host") or parts.get("hostaddr") or "").split(",")[0]
         port = (parts.get("port") or "5432").split(",")[0]
         answer.update(host=host or None, port=int(port) if port.isdigit() else 5432)
@@ -213,7 +208,7 @@ def server_info(connection: Connection) -> dict[str, t.Any]:
     ):
         info[name] = basics[name]
     if not basics["in_recovery"]:
-        # The last checkpoint may still be of the timeline before a promotion.
+        # The last checkpoint may be on the timeline before a promotion.
         info["timeline"] = int(connection.value("SELECT pg_walfile_name(pg_current_wal_lsn())")[:8], 16)
     else:
         standby = connection.row(STANDBY)
@@ -233,8 +228,8 @@ def server_info(connection: Connection) -> dict[str, t.Any]:
 def find_primary(params: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Follow the upstreams from the standby ``info`` over libpq and return the primary's :func:`server_info`.
 
-    The same login arguments are used on the way; the answer has ``login_host`` and ``login_port`` of the primary.
-    Raises :class:`BackupError` naming the server at which the way ended.
+    Each server is asked with the same login arguments; the result has ``login_host`` and ``login_port`` of the primary.
+    Raises :class:`BackupError` naming the last server that was reached.
     """
     current = info
     for _step in range(MAX_CASCADE):
@@ -242,7 +237,7 @@ def find_primary(params: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> 
         host, port = standby.get("upstream_host"), standby.get("upstream_port")
         if not host:
             raise BackupError(
-                f"The standby at {current['address']} does not tell its upstream (no streaming connection,"
+                f"The upstream of the standby at {current['address']} is unknown (no streaming connection,"
                 f" or no right to see it).",
                 code="primary_unknown",
             )
@@ -257,5 +252,5 @@ def find_primary(params: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> 
         if current["role"] == "primary":
             return {**current, "login_host": host, "login_port": port}
     raise BackupError(
-        f"No primary was found within {MAX_CASCADE} steps up from {info['address']}.", code="primary_unknown"
+        f"No primary was found within {MAX_CASCADE} steps upstream of {info['address']}.", code="primary_unknown"
     )

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How far a recovering server is, and waiting for it.
+"""The progress of recovery, and waiting for its target.
 
 Private to pgfleet.basebackup: no stability is promised.
 
@@ -26,14 +26,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl 
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 
-# A server that says it is ready and does not let us in for so long never will; one that a service manager starts may
-# take as long to appear.
+# A server that reports ready but refuses connections for this long never will accept one. A server that a service
+# manager starts may take as long to appear.
 GRACE = 5.0
 
-
-# minRecoveryPointTLI in pg_control, right behind minRecoveryPoint (pg_control.h).
+# minRecoveryPointTLI in pg_control, right after minRecoveryPoint (pg_control.h).
 _MIN_RECOVERY_TIMELINE_OFFSET = 144
-
 
 QUESTION = """
 SELECT r.in_recovery,
@@ -56,12 +54,12 @@ FROM pg_is_in_recovery() r(in_recovery), pg_control_checkpoint() c, pg_control_r
 def _refuse_other(backend_pid: int, data_directory: str) -> None:
     """Raise :class:`BackupError` when the server that answered is not the one that runs on ``data_directory``.
 
-    The working directory of its processes is its data directory. Beside a live server a wrong port is soon named.
+    The working directory of its processes is its data directory. Next to a live server a wrong port is an easy mistake.
     """
     try:
         here = os.path.samefile(f"/proc/{backend_pid}/cwd", data_directory)
     except PermissionError:
-        # Another account's process; what it does cannot be seen.
+        # A process of another account, whose directory cannot be read.
         return
     except OSError:
         here = False
@@ -69,25 +67,25 @@ def _refuse_other(backend_pid: int, data_directory: str) -> None:
         raise BackupError(
             f"The server that answers is not the one on {data_directory}.",
             code="other_server",
-            hint="Let login_port and login_unix_socket, or login_host, name the restored server.",
+            hint="Set login_port and login_unix_socket, or login_host, to the restored server.",
         )
 
 
 def ask(params: t.Mapping[str, t.Any], data_directory: t.Optional[str] = None) -> dict[str, t.Any]:
-    """Return how far the server is, the row of :data:`QUESTION`, with ``running`` and ``reached``.
+    """Return the progress of recovery: the row of :data:`QUESTION`, with ``running`` and ``reached``.
 
-    Raises :class:`BackupError` when it does not answer, and ``other_server`` when another one does.
+    Raises :class:`BackupError` when the server does not answer, and ``other_server`` when another one does.
     """
     for attempt in (1, 2, 3):
         with Connection(params) as connection:
             try:
                 row = connection.row(QUESTION)
                 if data_directory:
-                    # While it is connected its process is there.
+                    # Its process exists as long as the connection.
                     _refuse_other(row["backend_pid"], data_directory)
                 break
             except BackupError as exc:
-                # Recovery ended between two functions of the query.
+                # Recovery ended between two function calls of the query.
                 if exc.details.get("sqlstate") != "55000" or attempt == 3:
                     raise
     row["running"] = True
@@ -124,7 +122,7 @@ def after_shutdown(data_directory: str) -> t.Optional[dict[str, t.Any]]:
 
 
 class Waiter:
-    """Waits until a server is where ``wait_for`` wants it: ``none`` (it answers), ``consistent`` or ``target``."""
+    """Waits until a server has reached ``wait_for``: ``none`` (it answers), ``consistent`` or ``target``."""
 
     def __init__(
         self,
@@ -149,7 +147,7 @@ class Waiter:
         """Return the last answer.
 
         Raises :class:`BackupError`: ``connection_failed``; ``server_gone`` with the end of the log; ``recovery_paused``
-        when replay was paused by something else than the target; ``recovery_timeout``, after which recovery goes on.
+        when something other than the target paused replay; ``recovery_timeout``, after which recovery continues.
         """
         while True:
             answer, silence = None, None
@@ -169,16 +167,16 @@ class Waiter:
             return True
         if answer["paused"] and self.wait_for == "target":
             raise BackupError(
-                f"Replay is paused at {answer['replay_lsn']}, and not because the recovery target was reached.",
+                f"Replay is paused at {answer['replay_lsn']}, but the recovery target was not reached.",
                 code="recovery_paused",
-                hint="Either max_connections or another of the parameters of PostgreSQL's chapter Hot Standby is lower"
-                " than at the source (the log tells), or somebody called pg_wal_replay_pause().",
+                hint="Either max_connections or another parameter of PostgreSQL's chapter Hot Standby is lower than at"
+                " the source (see the server's log), or pg_wal_replay_pause() was called.",
                 **{name: answer[name] for name in ("replay_lsn", "last_transaction_at", "timeline")},
             )
         return self.wait_for == "consistent"
 
     def _unanswered(self, error: BackupError) -> t.Optional[dict[str, t.Any]]:
-        """Judge a server that does not answer by its process; raises where waiting is of no use."""
+        """Judge a server that does not answer by its process; raise when waiting is pointless."""
         if error.code not in ("connection_failed", "query_failed"):
             raise error
         if self.data_directory is None:
@@ -191,7 +189,7 @@ class Waiter:
             answer = after_shutdown(self.data_directory)
             if answer is None and (self._seen or self.wait_for == "none" or now > self._began + GRACE):
                 raise BackupError(
-                    f"The server on {self.data_directory} does not run (any more); {told_by_log(self.log_file)}",
+                    f"The server on {self.data_directory} is not running; {told_by_log(self.log_file)}",
                     code="server_gone",
                     log=log_tail(self.log_file),
                 )
@@ -212,10 +210,10 @@ class Waiter:
         else:
             facts = {name: answer[name] for name in ("replay_lsn", "last_transaction_at", "timeline")}
             where = f"it has replayed to {facts['replay_lsn']}, transactions to {facts['last_transaction_at']}."
-        wish = {"target": "its recovery target", "consistent": "a consistent state"}.get(self.wait_for, "an answer")
+        goal = {"target": "its recovery target", "consistent": "a consistent state"}.get(self.wait_for, "an answer")
         return BackupError(
-            f"The server has not reached {wish} within {self.timeout:g} s; {where}",
+            f"The server has not reached {goal} within {self.timeout:g} s; {where}",
             code="recovery_timeout",
-            hint="Recovery goes on; look again later, or choose a longer timeout.",
+            hint="Recovery continues; check again later, or choose a longer timeout.",
             **facts,
         )

@@ -6,14 +6,14 @@
     pgfleet_wal.py archive [--compress none|gzip|zstd] <directory> %p %f
     pgfleet_wal.py restore <directory> %f %p
 
-``archive`` ends with 0 only when the file is on the disk, whole, under its own name (or with .gz, .zst behind it). The
-same content, stored already, is 0 too; other content under the name is never overwritten and ends with 1.
+``archive`` exits with 0 only when the whole file is on the disk under its own name, or that name with .gz or .zst. If
+the same content is already stored, it exits with 0, too. It never overwrites other content, and then exits with 1.
 
-``restore`` ends with 1 when the archive does not have the file, which is how PostgreSQL learns where the WAL ends. A
-file that is there but damaged or unreadable, or an archive that cannot be looked into, ends with 200: above 125
-PostgreSQL stops the recovery, where 1 would end it early and lose what comes after.
+``restore`` exits with 1 when the archive does not have the file, which is how PostgreSQL learns where the WAL ends. For
+a damaged or unreadable file, or an archive that cannot be entered, it exits with 200: above 125 PostgreSQL stops the
+recovery, where 1 would end it early and lose the later WAL.
 
-Standard library alone, Python 3.8 or newer; zstd and lz4 by their commands. (PostgreSQL, "Continuous Archiving and
+Standard library only, Python 3.8 or newer; zstd and lz4 by their commands. (PostgreSQL, "Continuous Archiving and
 Point-in-Time Recovery".)
 """
 
@@ -38,32 +38,32 @@ UNUSABLE = 200
 
 CHUNK = 1 << 20
 LOCK_SECONDS = 60
-# The archiver must keep up with the server: the levels above take two to ten times as long for a tenth less.
+# The archiver must keep up with the server: higher levels take two to ten times as long to save a tenth.
 GZIP_LEVEL = 1
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
-# By suffix: the module that opens it, or the command that decompresses it. What other programs stored can be fetched.
+# By suffix: the module that opens it, or the command that decompresses it. Files of other programs can be fetched, too.
 MODULES = {"": "io", ".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 COMMANDS = {".zst": "zstd", ".lz4": "lz4"}
 
 NAME = re.compile(r"[0-9A-F]{8}(\.history|[0-9A-F]{16}(\.partial|\.[0-9A-F]{8}\.backup)?)")
 # XLogLongPageHeaderData: magic, flags, timeline, address, remaining length, system identifier, segment size, page size.
 HEADER = struct.Struct("=HHIQI4xQII")
-# What a file system answers that knows no hard links.
+# The errors of file systems without hard links.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 class Refused(Exception):
-    """A reason, for the server's log, why a file is not stored or not fetched."""
+    """The reason, for the server's log, why a file is not stored or not fetched."""
 
 
 def is_segment(name: str) -> bool:
-    """Tell whether ``name`` is that of a complete segment; only those are compressed and have a known size."""
+    """Return whether ``name`` is a complete segment's; only those are compressed and have a known size."""
     return len(name) == 24
 
 
 def find(directory: str, name: str) -> t.Optional[t.Tuple[str, str]]:
     """Return the path and the suffix under which ``name`` is stored, None when it is not. Raises OSError."""
-    # An archive that is not mounted does not have its directory: that must not pass for a missing file.
+    # An archive that is not mounted has no directory: that must not pass for a missing file.
     os.stat(os.path.join(directory, "."))
     for suffix in (*MODULES, *COMMANDS):
         path = os.path.join(directory, name + suffix)
@@ -83,7 +83,7 @@ def pieces(path: str, suffix: str = "") -> t.Iterator[bytes]:
         subprocess = importlib.import_module("subprocess")
         with subprocess.Popen([COMMANDS[suffix], "-dcq", path], stdout=subprocess.PIPE) as process:
             yield from iter(lambda: process.stdout.read(CHUNK), b"")
-    except Exception as exc:  # each format has errors of its own, and they do not name the file
+    except Exception as exc:  # each format has its own errors, and they do not name the file
         raise Refused(f"{path} cannot be read: {exc}") from exc
     if process.returncode != 0:
         raise Refused(f"{path} cannot be read: {COMMANDS[suffix]} ended with {process.returncode}")
@@ -138,14 +138,14 @@ def write(descriptor: int, source: str, compression: str) -> None:
 
 
 def store(directory: str, source: str, name: str, compression: str) -> None:
-    """Give ``name`` to the content of ``source`` when all of it is on the disk. The caller holds the lock."""
-    # One temporary file for each host that archives here: what a crash leaves of it, the next file removes.
+    """Store the content of ``source`` as ``name`` once all of it is on the disk. The caller holds the lock."""
+    # One temporary file for each host that archives here; the next run removes what a crash leaves.
     temporary = os.path.join(directory, f".pgfleet_wal.{os.uname().nodename}.tmp")
     target = os.path.join(directory, name + SUFFIXES[compression])
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
     try:
-        # Always a new file: what a crash left may be a stored file by its second name.
+        # Always a new file: what a crash left may be a hard link to a stored file.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             write(descriptor, source, compression)
@@ -153,7 +153,7 @@ def store(directory: str, source: str, name: str, compression: str) -> None:
         finally:
             os.close(descriptor)
         try:
-            # Unlike rename it never replaces a file, not even that of a host which the lock does not reach.
+            # Unlike rename it never replaces a file, not even one of a host that the lock does not reach.
             os.link(temporary, target)
         except OSError as exc:
             if exc.errno not in NO_LINKS:
@@ -174,7 +174,7 @@ def archive(directory: str, source: str, name: str, compression: str) -> int:
         if stored is None:
             store(directory, source, name, compression if is_segment(name) else "none")
         elif all(one == other for one, other in itertools.zip_longest(pieces(*stored), pieces(source))):
-            # The server may ask again because a crash came before the answer, or before this.
+            # The server repeats the call when it crashed before it recorded the answer, or before this sync.
             sync(stored[0])
             sync(directory)
         else:
@@ -196,7 +196,7 @@ def check_segment(name: str, first: bytes, length: int) -> None:
 
 
 def restore(directory: str, name: str, target: str) -> int:
-    """Fetch ``name`` to the file ``target`` and return 0, or 1 when it is not there. Raises OSError and others."""
+    """Fetch ``name`` to the file ``target`` and return 0, or 1 when it is not stored. Raises OSError and others."""
     stored = find(directory, name)
     if stored is None:
         return ABSENT
@@ -219,7 +219,7 @@ def restore(directory: str, name: str, target: str) -> int:
 
 
 def main(arguments: t.Sequence[str]) -> int:
-    """Run one subcommand and return the exit code; what failed is told on standard error, the server's log."""
+    """Run one subcommand and return the exit code; failures are reported on standard error, the server's log."""
     bad = UNUSABLE if arguments[:1] == ["restore"] else FAILED
     parser = argparse.ArgumentParser("pgfleet_wal.py", description="Archive and restore WAL files.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -236,7 +236,7 @@ def main(arguments: t.Sequence[str]) -> int:
         return restore(options.directory, options.name, options.target)
     except SystemExit as exc:
         return 0 if exc.code in (None, 0) else bad
-    except Exception as exc:  # whatever it is, the exit code must say the right thing to the server
+    except Exception as exc:  # whatever it is, the server needs the right exit code
         print(f"pgfleet_wal.py {' '.join(arguments)}: {exc or type(exc).__name__}", file=sys.stderr)
         return bad
 

@@ -64,7 +64,7 @@ def test_journal(case: Case, monkeypatch: pytest.MonkeyPatch, same_boot: bool) -
     """What is copied is not read again, unless a crash of the machine may have lost what was not flushed."""
 
     def dies(_self: Restore) -> None:
-        raise BackupError("killed")
+        raise BackupError("Killed.", code="copy_killed")
 
     with monkeypatch.context() as patch:
         patch.setattr(Restore, "_write_wal", dies)
