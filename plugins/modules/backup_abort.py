@@ -66,7 +66,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED
 
 
 def main() -> None:

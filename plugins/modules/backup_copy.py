@@ -179,7 +179,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import STARTED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import STARTED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
 
 RESULTS = (
@@ -231,23 +231,23 @@ def main() -> None:
                 finished=False,
                 msg="The files would be copied; the backup is not started yet.",
             )
-        content = backup.load()
-        record = read_progress(backup)
-        if backup.published or content["state"] != STARTED:
+        record = backup.load()
+        progress = read_progress(backup)
+        if backup.published or record.state != STARTED:
             return dict(
                 handle(module), changed=False, finished=True, msg=f"The backup {backup.id} has been stopped already."
             )
-        if record.get("state") == DONE:
-            return done(record, False)
+        if progress.get("state") == DONE:
+            return done(progress, False)
         require_alive(session_of(backup).ask("status", renew=not module.check_mode))
         if module.check_mode:
-            scan = scan_source(content, params["follow_symlinks"])
+            scan = scan_source(record.server, params["follow_symlinks"])
             msg = f"{scan.total_files} files, {scan.total_bytes} bytes would be copied."
             return dict(handle(module), changed=True, finished=False, msg=msg)
         job = job_of(backup)
         if not job.is_running():
             try:
-                launch(backup, content, params)
+                launch(backup, record.server, params)
             except BackupError as exc:
                 # Another call may have been faster.
                 if exc.code != "busy" or not job.is_running():

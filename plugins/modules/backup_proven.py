@@ -107,15 +107,18 @@ result:
   returned: success
 """
 
-import time
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import TIME_FORMAT, record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     cluster_of,
     handle,
     run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import (
+    drill_result,
+    parse_drill,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
@@ -150,12 +153,12 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         backup = cluster_of(module).get(module.params["backup_id"])
-        drill = dict(module.params["result"])
-        drill["at"] = drill["at"] or time.strftime(TIME_FORMAT, time.gmtime())
+        result = module.params["result"]
+        drill = parse_drill({**result, "at": result["at"] or utc()})
         changed = record(backup, drill, module.check_mode)
         what = "is recorded already" if not changed else "would be recorded" if module.check_mode else "is recorded"
-        msg = f"The drill of {drill['at']} {what} in the backup {backup.id}."
-        return dict(handle(module), changed=changed, result=drill, msg=msg)
+        msg = f"The drill of {drill.at} {what} in the backup {backup.id}."
+        return dict(handle(module), changed=changed, result=drill_result(drill), msg=msg)
 
     run(module, work)
 

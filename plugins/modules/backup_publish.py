@@ -89,14 +89,14 @@ def main() -> None:
             msg = f"The backup {backup.id} is published already."
             return dict(handle(module), changed=False, state="published", directory=backup.path, msg=msg)
         if module.check_mode:
-            content = backup.load()
+            record = backup.load()
             try:
-                refuse_unproven(backup, content, module.params["proof"])
+                refuse_unproven(backup, record, module.params["proof"])
             except BackupError as exc:
                 if exc.code != "not_stopped":
                     raise
             msg = f"The backup {backup.id} would be published."
-            return dict(handle(module), changed=True, state=content["state"], directory=backup.path, msg=msg)
+            return dict(handle(module), changed=True, state=record.state, directory=backup.path, msg=msg)
         changed = publish(backup, module.params["proof"])
         msg = f"The backup {backup.id} is published{'' if changed else ' already'}." + tell_wal(backup.load())
         return dict(handle(module), changed=changed, state="published", directory=backup.path, msg=msg)

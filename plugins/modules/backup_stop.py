@@ -149,7 +149,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED, STARTED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED, STARTED
 
 
 def main() -> None:
@@ -174,13 +174,13 @@ def main() -> None:
         backup = backup_of(module)
         if backup is None:
             return dict(handle(module), changed=True, msg="The backup would be stopped; it is not started yet.")
-        content = backup.load()
-        if content["state"] == FAILED:
-            raise BackupError(f"The backup {backup.id} is void: {content.get('error')}", code="void")
-        if content["state"] != STARTED:
+        record = backup.load()
+        if record.state == FAILED:
+            raise BackupError(f"The backup {backup.id} is void: {record.error}", code="void")
+        if record.state != STARTED:
             if not module.check_mode:
-                release(backup, content)
-            return result(backup, content, False, f"The backup {backup.id} was stopped already.")
+                release(backup, record)
+            return result(backup, record, False, f"The backup {backup.id} was stopped already.")
         if module.check_mode:
             activity = look(backup)
             if activity.state == FAILED:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: server_state
-short_description: Start or stop a server that no service manager looks after
+short_description: Start, stop or restart a server that no service manager controls
 version_added: 0.2.0
 description:
-  - Starts the server of a data directory by C(pg_ctl), or stops it. For a restored server before its service takes
-    over, and for a drill.
+  - Starts the server of a data directory by C(pg_ctl), stops it, or restarts it. For a restored server before its
+    service takes over, for a drill, and for a server without a service.
   - A server is told by its working directory, never by the number in C(postmaster.pid) alone, which after a reboot may
     be that of another server.
 options:
@@ -24,8 +24,10 @@ options:
       - V(started) makes sure that the server runs. It may still be in recovery at the return; wait with
         M(pgfleet.basebackup.recovery_info).
       - V(stopped) makes sure that none runs, also where there is no data directory.
+      - V(restarted) (since 0.3.0) stops a running server, starts it with the same command line and the same log file,
+        and waits until it accepts connections. One that does not run is started as with V(started).
     type: str
-    choices: [started, stopped]
+    choices: [started, stopped, restarted]
     required: true
   mode:
     description:
@@ -35,14 +37,15 @@ options:
     choices: [smart, fast, immediate]
     default: fast
   timeout:
-    description: Seconds to wait for the server's end.
+    description:
+      - Seconds to wait for the server's end, and with O(state=restarted) as long again until it accepts connections.
     type: float
     default: 300
   bin_directory:
     description:
       - Directory of PostgreSQL's programs. Without it they are looked for by C(PATH), in
         C(/usr/lib/postgresql/<major>/bin) and in C(/usr/pgsql-<major>/bin); the major version must be that of the data
-        directory.
+        directory. A running server is restarted with the programs that it runs from.
     type: path
   config_file:
     description: The C(postgresql.conf), where it lies outside the data directory. By default that in the directory.
@@ -50,10 +53,16 @@ options:
   log_file:
     description:
       - What the server writes until its own logging begins. The default is C(startup.log) in O(data_directory).
+      - A server that is restarted keeps the file that it writes to.
     type: path
 extends_documentation_fragment:
   - pgfleet.basebackup.login
   - pgfleet.basebackup.attributes
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - With O(state=restarted) each call restarts the server.
 notes:
   - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
     action group.
@@ -79,6 +88,11 @@ EXAMPLES = r"""
     state: stopped
     mode: fast
     timeout: 600
+
+- name: Restart a server without a service, for a parameter that needs it
+  pgfleet.basebackup.server_state:
+    data_directory: /var/lib/postgresql/18/main
+    state: restarted
 """
 
 RETURN = r"""
@@ -97,16 +111,16 @@ data_directory:
 bin_directory:
   description: Where PostgreSQL's programs are.
   type: str
-  returned: when O(state=started)
+  returned: when O(state=started), or O(state=restarted) outside check mode
 log_file:
   description: The log that the server begins with.
   type: str
-  returned: when O(state=started)
+  returned: when O(state=started), or O(state=restarted) outside check mode
 log:
   description: The last lines of the log.
   type: list
   elements: str
-  returned: when the server does not start
+  returned: when the server does not start or does not accept connections in time
 """
 
 import os
@@ -119,6 +133,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl 
     find_programs,
     major_of,
     postmaster,
+    restart,
     start,
     stop,
 )
@@ -130,7 +145,7 @@ def main() -> None:
         argument_spec=dict(
             login_argument_spec(),
             data_directory={"type": "path", "required": True},
-            state={"type": "str", "choices": ["started", "stopped"], "required": True},
+            state={"type": "str", "choices": ["started", "stopped", "restarted"], "required": True},
             mode={"type": "str", "choices": ["smart", "fast", "immediate"], "default": "fast"},
             timeout={"type": "float", "default": 300.0},
             bin_directory={"type": "path"},
@@ -163,10 +178,21 @@ def main() -> None:
         msg = f"The server on {directory} {what}."
         return {"changed": changed, "running": False, "was_running": changed, "data_directory": directory, "msg": msg}
 
+    def restarted() -> dict[str, object]:
+        server = postmaster(directory)
+        if server is None:
+            return started()
+        answer = {"changed": True, "running": True, "was_running": True, "data_directory": directory}
+        if module.check_mode:
+            return dict(answer, msg=f"The server on {directory} would be restarted.")
+        after = restart(directory, server, params["bin_directory"], params["mode"], params["timeout"])
+        found = {"bin_directory": after.programs, "log_file": after.log_file}
+        return dict(answer, **found, msg=f"The server on {directory} was restarted.")
+
     def work() -> dict[str, object]:
         if not os.path.isabs(directory):
             raise BackupError(f"data_directory must be an absolute path, not {directory}.", code="bad_path")
-        return started() if params["state"] == "started" else stopped()
+        return {"started": started, "stopped": stopped, "restarted": restarted}[params["state"]]()
 
     run(module, work)
 

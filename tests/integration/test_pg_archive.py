@@ -137,7 +137,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
         found = result(made, name)
         assert (found["changed"], found["proven"], found["restart_required"]) == (True, True, False), found
         assert "fetched back by restore_command" in found["msg"]
-        assert changes(made, name)[-2:] == ["Restart with pg_ctl", "Finish the current WAL segment"]
+        assert changes(made, name)[-2:] == ["Restart the server", "Finish the current WAL segment"]
         assert found["segment"] + (".zst" if name == "packed" else "") in wal_of(archives, name)
         assert (archives.repository / name / "pgfleet_wal.py").stat().st_mode & 0o777 == 0o700
     # Not allowed to restart: what can be done is done, and what waits is told, also the second time.

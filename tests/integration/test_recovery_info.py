@@ -163,3 +163,37 @@ def test_the_process_of_another_server_is_left_alone(sandbox: Sandbox, major: in
     assert result["changed"] is True
     assert primary.pid is None
     shutil.rmtree(stale)
+
+
+@pytest.mark.majors(14, 18)
+def test_restart(sandbox: Sandbox, major: int) -> None:
+    """Command line and log stay; what does not start or does not stop is named; a stopped one is started."""
+    server = sandbox.primary(major)
+    command = pathlib.Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    before, lines = server.pid, len(server.log.splitlines())
+    assert state(server, "restarted", check=True)["changed"] is True
+    assert server.pid == before
+    unused = str(sandbox.root / "unused.log")
+    done = state(server, "restarted", log_file=unused, bin_directory=None)
+    assert (done["changed"], done["running"], done["was_running"]) == (True, True, True), done
+    assert done["bin_directory"] == str(binaries.prefix(major) / "bin")
+    assert done["log_file"] == str(server.log_file)
+    assert server.pid != before
+    assert pathlib.Path(f"/proc/{server.pid}/cmdline").read_bytes() == command
+    assert len(server.log.splitlines()) > lines
+    assert not pathlib.Path(unused).exists()
+
+    with server.connect():
+        pid = server.pid
+        held = state(server, "restarted", mode="smart", timeout=1)
+        assert (held["code"], server.pid) == ("stop_timeout", pid)
+    wait_until(lambda: server.pid is None, "the smart shutdown that was asked for ends")
+    assert state(server, "restarted", check=True)["was_running"] is False
+    started = state(server, "restarted")
+    assert (started["changed"], started["was_running"], server.value("SELECT 1")) == (True, False, 1)
+
+    server.conf(shared_buffers="a lot")
+    broken = state(server, "restarted")
+    assert broken["code"] == "start_failed"
+    assert "shared_buffers" in broken["msg"]
+    assert server.pid is None

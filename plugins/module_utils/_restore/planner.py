@@ -96,7 +96,7 @@ def _open_archive(cluster: Cluster, params: t.Mapping[str, t.Any]) -> t.Optional
     size = 16 << 20
     for backup in cluster.published():
         try:
-            size = int(backup.load()["server"]["wal_segment_size"])
+            size = int(backup.load_raw()["server"]["wal_segment_size"])
         except (BackupError, KeyError, TypeError, ValueError):
             continue
     directory, command = params["archive_directory"], params["restore_command"]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process of a server on this host: whether it lives, starting and stopping it.
+"""The process of a server on this host: whether it lives; starting, stopping and restarting it.
 
 Private to pgfleet.basebackup: no stability is promised.
 
@@ -12,6 +12,7 @@ signal would stop that one.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -43,6 +44,14 @@ class Postmaster(t.NamedTuple):
 
     pid: int
     status: str
+
+
+class Restarted(t.NamedTuple):
+    """A restarted server, the directory of its programs, and the file that it writes to before its own logging."""
+
+    process: Postmaster
+    programs: str
+    log_file: str
 
 
 def postmaster(data_directory: str) -> t.Optional[Postmaster]:
@@ -129,15 +138,19 @@ def find_programs(major: int, given: t.Optional[str] = None) -> str:
     )
 
 
+def _refuse_root() -> None:
+    if os.geteuid() == 0:
+        raise BackupError(
+            "PostgreSQL does not run as root.", code="root", hint="Use become_user with the server's user."
+        )
+
+
 def start(data_directory: str, programs: str, config_file: t.Optional[str], log_file: str) -> t.Optional[Postmaster]:
     """Start the server by ``pg_ctl`` and return it; None when its recovery has reached a target and shut it down.
 
     It may still be recovering at the return. Raises :class:`BackupError` with the end of its log when it died.
     """
-    if os.geteuid() == 0:
-        raise BackupError(
-            "PostgreSQL does not run as root.", code="root", hint="Use become_user with the server's user."
-        )
+    _refuse_root()
     if not os.path.exists(os.path.join(data_directory, "global", "pg_control")):
         raise BackupError(
             f"{data_directory} has no global/pg_control: it was not restored to the end.",
@@ -162,6 +175,58 @@ def start(data_directory: str, programs: str, config_file: t.Optional[str], log_
             log=log_tail(log_file),
         )
     return process
+
+
+def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], mode: str, timeout: float) -> Restarted:
+    """Restart a running server by ``pg_ctl`` with its own command line, and wait until it accepts connections.
+
+    It keeps writing to the log file that it has; ``programs`` are by default those that it runs from. Each half may
+    take ``timeout`` seconds. Raises :class:`BackupError` when it does not stop, or not start.
+    """
+    _refuse_root()
+    try:
+        running_from = os.path.dirname(os.readlink(f"/proc/{server.pid}/exe"))
+        output = os.readlink(f"/proc/{server.pid}/fd/2")
+    except OSError as exc:
+        raise BackupError(
+            f"The server on {data_directory} (process {server.pid}) cannot be examined: {exc.strerror}.",
+            code="not_the_server_user",
+            hint="Run this as the operating system user of the server.",
+        ) from exc
+    # With a pipe or a log that was removed pg_ctl would leave the server this module's own output, and wait for it.
+    log_file = output if os.path.isfile(output) else os.devnull
+    programs = programs or running_from
+    command = [os.path.join(programs, "pg_ctl"), "restart", "-D", data_directory, "-l", log_file, "-s", "-w"]
+    # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
+    done = subprocess.run(
+        [*command, "-m", mode, "-t", str(math.ceil(timeout))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    process = postmaster(data_directory)
+    said = " ".join(done.stdout.decode("utf-8", "replace").split())
+    if process and process.pid == server.pid:
+        raise BackupError(
+            f"The server on {data_directory} (process {server.pid}) was not restarted: {said}",
+            code="stop_timeout",
+            hint="Its clients may hold it: try mode=fast, then mode=immediate, or a longer timeout.",
+        )
+    if process is None:
+        raise BackupError(
+            f"The server on {data_directory} was stopped and does not start: {said} - {told_by_log(log_file)}",
+            code="start_failed",
+            log=log_tail(log_file),
+        )
+    if done.returncode != 0:
+        raise BackupError(
+            f"The server on {data_directory} was restarted and does not accept connections yet: {said}",
+            code="start_timeout",
+            hint="It may still be recovering: see its log, or use a longer timeout.",
+            log=log_tail(log_file),
+        )
+    return Restarted(process, programs, log_file)
 
 
 def stop(data_directory: str, mode: str, timeout: float) -> bool:

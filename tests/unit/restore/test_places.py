@@ -48,7 +48,7 @@ def test_refusals(case: Case, tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
 
 def test_other_cluster(case: Case) -> None:
     case.old_cluster()
-    (pathlib.Path(case.published.cluster.path) / "cluster.json").write_text('{"schema": 1, "system_identifier": "1"}')
+    (pathlib.Path(case.published.cluster.path) / "cluster.json").write_text('{"schema": 2, "system_identifier": "1"}')
     assert "other_cluster" in case.refusals(delta=True)
 
 

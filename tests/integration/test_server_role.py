@@ -1,0 +1,79 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The private role that stops, starts and restarts a server for the others: which of the three ways it takes."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing as t
+
+import pytest
+
+from tests.harness import binaries
+from tests.harness.playbook import Play, host_vars, run_playbook
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import Server, wait_until
+from tests.harness.user import own_file
+
+
+@pytest.fixture
+def server(sandbox: Sandbox, major: int) -> Server:
+    """A server that runs."""
+    return sandbox.primary(major, archive=False)
+
+
+def place(sandbox: Sandbox) -> pathlib.Path:
+    """Return the directory of the playbook."""
+    return sandbox.directory("play") if not (sandbox.root / "play").exists() else sandbox.root / "play"
+
+
+def call(sandbox: Sandbox, server: Server, tasks_from: str, **variables: t.Any) -> Play:
+    """Include the role in a play."""
+    settings = {"data_directory": str(server.data), "log_file": str(server.log_file), **variables}
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "become": True,
+        "become_user": "{{ pg_backup_become_user }}",
+        "environment": binaries.environment(server.major),
+        "tasks": [
+            {
+                "ansible.builtin.include_role": {"name": "pgfleet.basebackup._server", "tasks_from": tasks_from},
+                "vars": {f"_server_{name}": value for name, value in settings.items()},
+            }
+        ],
+    }
+    playbook = own_file(place(sandbox) / "playbook.yml", json.dumps([play]), mode=0o644)
+    return run_playbook(playbook, {"main": host_vars(server)}, directory=sandbox.root)
+
+
+def ran(play: Play) -> list[str]:
+    """Return the tasks that were not skipped, without the check of the arguments and the includes."""
+    internal = [f"ansible.builtin.{name}" for name in ("include_role", "include_tasks", "validate_argument_spec")]
+    events = [event for event in play.of("main") if event["outcome"] != "skipped"]
+    return [event["task"].rpartition(" | ")[2] for event in events if event["action"] not in internal]
+
+
+def test_without_a_service(sandbox: Sandbox, server: Server) -> None:
+    programs = str(binaries.prefix(server.major) / "bin")
+    first = server.pid
+    assert ran(call(sandbox, server, "restart").ok()) == ["Restart the server"]
+    wait_until(lambda: server.pid not in (None, first), "another process")
+    assert ran(call(sandbox, server, "stop").ok()) == ["Stop the server"]
+    assert server.pid is None
+    assert ran(call(sandbox, server, "start", bin_directory=programs).ok()) == ["Start the server"]
+    assert server.value("SELECT 1") == 1
+
+
+def test_own_tasks_come_first_and_the_service_next(sandbox: Sandbox, server: Server) -> None:
+    """The user's file may be named as the role's own, which must not include itself."""
+    pid = server.pid
+    for tasks_from in ("start", "stop", "restart"):
+        own_file(place(sandbox) / f"{tasks_from}.yml", "- name: mine\n  ansible.builtin.debug:\n", mode=0o644)
+        own = call(sandbox, server, tasks_from, hook=f"{tasks_from}.yml", service="no-such-service")
+        assert ran(own.ok()) == ["pgfleet.basebackup._server : mine"]
+        failed = call(sandbox, server, tasks_from, service="no-such-service", become=False)
+        assert [event["action"] for event in failed.of("main", "failed")] == ["ansible.builtin.service"]
+    assert server.pid == pid
