@@ -19,7 +19,7 @@ options:
     description:
       - Duration after which the call returns with RV(ignore:finished=false) while the work continues; V(0) waits until
         it is done.
-      - Set by the action plugin of this name; of use only where the module is run without it.
+      - The action plugin of this name sets it. Set it only if you run the module without that plugin.
     type: str
     default: "0"
 attributes:
@@ -40,6 +40,6 @@ options:
     description:
       - Name of the task's run, by which a later call of the same task finds its work again. Any text that no other task
         uses.
-      - Set by the action plugin of this name.
+      - The action plugin of this name sets it.
     type: str
 """
