@@ -145,7 +145,7 @@ def _check_record(plan: Plan) -> None:
 def _look(plan: Plan) -> None:
     """Look at the backup as far as its files need not be read."""
     backup, content = plan.choice.backup, plan.content
-    look = Look(backup, content)
+    look = Look(backup, backup.load())
     if look.bad_files:
         first = look.bad_files[0]
         plan.refuse(
