@@ -10,7 +10,6 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
 
 MAJORS = [14, 15, 16, 17, 18]
 CATALOG = 202506291
@@ -97,7 +96,3 @@ def test_temporary_relation_names(name: str, expected: bool) -> None:
 def test_database_directories(path: str, expected: bool) -> None:
     version = _datadir.version_directory(18, CATALOG)
     assert _datadir.is_database_directory(os.fsencode(path), version) is expected
-
-
-def test_paths_in_messages() -> None:
-    assert _host_files.printable(b"caf\xe9") == "caf\\xe9"
