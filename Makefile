@@ -28,13 +28,13 @@ help:
 	@echo 'make lock         resolve requirements/ anew'
 	@echo 'make clean        remove what these made here; the cache of PostgreSQL binaries stays'
 
-.venv/stamp .venv-oldest/stamp: tests/harness/bootstrap.sh $(wildcard requirements/core-*.txt)
-	@sh tests/harness/bootstrap.sh $(@D)
+.venv/stamp .venv-oldest/stamp: tools/bootstrap.sh $(wildcard requirements/core-*.txt)
+	@sh tools/bootstrap.sh $(@D)
 
 # It touches nothing outside the clone and its cache, hence not pip's either.
 demo demo-down: export PIP_NO_CACHE_DIR := 1
 demo demo-down: .venv/stamp
-	@$(PY) -m tests.harness.demo $(if $(filter demo-down,$@),down,up)
+	@$(PY) -m tools.demo $(if $(filter demo-down,$@),down,up)
 
 test:
 	$(MAKE) lint
@@ -48,7 +48,7 @@ lint: .venv/stamp
 	ruff check .
 	ruff format --check .
 	MYPYPATH=$(COLLECTIONS) mypy -p $(COLLECTION).plugins
-	mypy -p tests.harness
+	mypy -p tests.harness -p tools
 	yamllint --strict .
 	ansible-lint --offline --strict
 	antsibull-changelog lint
@@ -65,10 +65,10 @@ integration: .venv/stamp
 	$(PYTEST) tests/integration -n 2 --dist worksteal $(ARGS)
 
 molecule: .venv/stamp
-	$(PY) -m tests.harness.molecule $(ARGS)
+	$(PY) -m tools.molecule $(ARGS)
 
 sanity: .venv/stamp
-	$(PY) -m tests.harness.sanity $(ARGS)
+	$(PY) -m tools.sanity $(ARGS)
 
 oldest: .venv-oldest/stamp
 	.venv-oldest/bin/python -m pytest tests/unit -n 2 --dist worksteal
@@ -78,7 +78,7 @@ soak: .venv/stamp
 	PGFLEET_SOAK=$(or $(SOAK),300) $(if $(SEED),PGFLEET_SEED=$(SEED)) $(PYTEST) tests/integration/test_property.py -s $(ARGS)
 
 bench: .venv/stamp
-	$(PY) -m tests.harness.bench $(ARGS)
+	$(PY) -m tools.bench $(ARGS)
 
 build: .venv/stamp
 	ansible-galaxy collection build --force

@@ -7,38 +7,37 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup_abort
-short_description: Give up an unfinished base backup
+short_description: Abandon an unfinished base backup
 version_added: 0.1.0
 description:
   - Ends the session, waits until the copy has stopped, and removes the unfinished backup, or keeps it marked as failed.
-  - A published backup is never touched. A backup that does not exist, or that another run has taken over, is left
-    alone.
+  - A published backup is never touched. Nothing is done for a backup that does not exist or that another run has taken
+    over.
 options:
   keep:
     description:
-      - Keep the files, marked as failed, for a look. They are no backup and cannot become one.
+      - Keep the files for inspection, marked as failed. They are not a backup and cannot become one.
       - They stay until this module is called without O(keep).
     type: bool
     default: false
   timeout:
-    description: Seconds to wait for the session and the copy to end.
-    type: int
-    default: 60
+    description: How long to wait for the session and the copy to end, a duration.
+    type: str
+    default: 1 minute
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.handle.backup_id
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 author:
   - pgfleet.basebackup contributors (@pgfleet)
 """
 
 EXAMPLES = r"""
-- name: Give the backup up
+- name: Abandon the backup
   pgfleet.basebackup.backup_abort:
     repository: /srv/backups
     cluster: main
@@ -47,7 +46,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: V(absent), V(failed) with O(keep=true), V(published) or V(taken_over) when it was left alone.
+  description: V(absent); V(failed) with O(keep=true); V(published) or V(taken_over) if nothing was done.
   type: str
   returned: success
   sample: absent
@@ -61,19 +60,20 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activit
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_of,
+    duration,
     handle,
     handle_argument_spec,
-    require_positive,
+    read_durations,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec=dict(
-            handle_argument_spec(), keep={"type": "bool", "default": False}, timeout={"type": "int", "default": 60}
+            handle_argument_spec(), keep={"type": "bool", "default": False}, timeout=duration("1 minute")
         ),
         supports_check_mode=True,
     )
@@ -83,7 +83,7 @@ def main() -> None:
         return dict(handle(module), changed=changed, state=state, msg=msg)
 
     def work() -> dict[str, object]:
-        require_positive(params, "timeout")
+        read_durations(params, positive="timeout")
         backup = cluster_of(module).find(params["backup_id"])
         if backup is None:
             return answer(False, "absent", f"There is no backup {params['backup_id']}.")

@@ -10,13 +10,13 @@ module: backup_copy
 short_description: Copy the files of a started base backup
 version_added: 0.1.0
 description:
-  - Copies the data directory and all tablespaces of the running server into the backup, leaving out what PostgreSQL's
-    own base backup leaves out. Each file is copied to the size that it has when it is opened; C(global/pg_control)
-    comes last.
-  - The copying process is detached on the database host and renews the session's lease. When the task, the connection
-    or the controller dies, it goes on; the same call later finds it, or goes on where it stood and keeps the files
-    already copied. When the session is lost, the copy stops at once.
-  - While it runs, the progress is shown on the controller.
+  - Copies the data directory and all tablespaces of the running server into the backup, except what PostgreSQL's own
+    base backup omits. Each file is copied up to the size that it has when it is opened. C(global/pg_control) comes
+    last.
+  - The copying process is detached on the database host and renews the session's lease. It continues when the task, the
+    connection or the controller dies. The same call later finds the process, or resumes the copy and keeps the files
+    already copied. If the session is lost, the copy stops at once.
+  - The controller shows the progress while the copy runs.
 options:
   jobs:
     description: Number of files that are copied at the same time.
@@ -24,55 +24,34 @@ options:
     default: 2
   checksum_algorithm:
     description:
-      - Algorithm of the checksums in C(backup_manifest). Each file is read once for copy and checksum.
-      - V(CRC32C) needs the Python package C(crc32c) on the database host. V(NONE) copies without checksums, in
-        the kernel.
+      - Algorithm of the checksums in C(backup_manifest). Each file is read once for both copy and checksum.
+      - V(CRC32C) needs the Python package C(crc32c) on the database host. V(NONE) copies without checksums; the kernel
+        copies.
     type: str
     choices: [SHA224, SHA256, SHA384, SHA512, CRC32C, NONE]
     default: SHA256
   sync:
     description:
-      - Flush files and directories to disk before the copy counts as done. Without it a crash of the host can damage
-        the backup unnoticed; only for tests.
+      - Flush files and directories to disk before the copy counts as done. Disable only in tests, because a crash of
+        the host could then damage the backup unnoticed.
     type: bool
     default: true
   follow_symlinks:
     description:
-      - Copy what symbolic links in the data directory point to, for example a C(postgresql.conf) kept elsewhere. By
-        default such links are left out, as PostgreSQL does, and reported. Tablespaces and C(pg_wal) are not meant here.
+      - Copy the targets of symbolic links in the data directory, for example a C(postgresql.conf) kept elsewhere. By
+        default such links are omitted, as PostgreSQL does, and reported. This does not apply to tablespaces and
+        C(pg_wal).
     type: bool
     default: false
-  progress_interval:
-    description:
-      - Seconds between two lines of progress on the controller; V(0) shows none.
-    type: int
-    default: 10
-  wait_timeout:
-    description:
-      - Seconds after which the call returns with RV(finished=false) while the copy goes on; V(0) waits until it is
-        done.
-      - Set by the action plugin of this name; of use only where the module is run without it.
-    type: int
-    default: 0
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.handle.backup_id
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.detached
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
-attributes:
-  action:
-    description:
-      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
-    support: full
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: full
-    details:
-      - Without live progress.
 seealso:
   - module: pgfleet.basebackup.backup_start
   - module: pgfleet.basebackup.backup_stop
@@ -106,12 +85,12 @@ bytes:
   returned: when finished
   sample: 39845888
 seconds:
-  description: How long the copy took, in its last process.
+  description: Duration of the copy in its last process.
   type: float
   returned: when finished
   sample: 0.21
 bytes_per_second:
-  description: The rate of that.
+  description: The rate during that time.
   type: int
   returned: when finished
   sample: 189742323
@@ -121,7 +100,7 @@ reused_files:
   returned: when finished
   sample: 0
 vanished_files:
-  description: Files that were dropped by the server before they could be copied, which is normal.
+  description: Files that the server removed before they could be copied, which is normal.
   type: int
   returned: when finished
   sample: 0
@@ -138,14 +117,14 @@ special_files:
       description: V(symlink), V(fifo), V(socket) or V(device).
       type: str
     target:
-      description: Where a link points.
+      description: Target of a link.
       type: str
   sample:
     - kind: symlink
       path: postgresql.conf
       target: /etc/postgresql/postgresql.conf
 progress:
-  description: How far the copy is.
+  description: Progress of the copy.
   type: dict
   returned: when not finished
   contains:
@@ -174,12 +153,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE, progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
+    detached_argument_spec,
     handle,
     handle_argument_spec,
+    read_durations,
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import STARTED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import STARTED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
 
 RESULTS = (
@@ -199,6 +180,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             handle_argument_spec(),
+            **detached_argument_spec(),
             jobs={"type": "int", "default": 2},
             checksum_algorithm={
                 "type": "str",
@@ -207,8 +189,6 @@ def main() -> None:
             },
             sync={"type": "bool", "default": True},
             follow_symlinks={"type": "bool", "default": False},
-            progress_interval={"type": "int", "default": 10},
-            wait_timeout={"type": "int", "default": 0},
         ),
         supports_check_mode=True,
     )
@@ -221,6 +201,7 @@ def main() -> None:
         return dict(handle(module), **answer, finished=True, changed=changed, msg=msg)
 
     def work() -> dict[str, object]:
+        read_durations(params, may_be_zero="progress_interval wait_timeout")
         require_positive(params, "jobs")
         new_hash(params["checksum_algorithm"])
         backup = backup_of(module)
@@ -231,23 +212,23 @@ def main() -> None:
                 finished=False,
                 msg="The files would be copied; the backup is not started yet.",
             )
-        content = backup.load()
-        record = read_progress(backup)
-        if backup.published or content["state"] != STARTED:
+        record = backup.load()
+        progress = read_progress(backup)
+        if backup.published or record.state != STARTED:
             return dict(
                 handle(module), changed=False, finished=True, msg=f"The backup {backup.id} has been stopped already."
             )
-        if record.get("state") == DONE:
-            return done(record, False)
+        if progress.get("state") == DONE:
+            return done(progress, False)
         require_alive(session_of(backup).ask("status", renew=not module.check_mode))
         if module.check_mode:
-            scan = scan_source(content, params["follow_symlinks"])
+            scan = scan_source(record.server, params["follow_symlinks"])
             msg = f"{scan.total_files} files, {scan.total_bytes} bytes would be copied."
             return dict(handle(module), changed=True, finished=False, msg=msg)
         job = job_of(backup)
         if not job.is_running():
             try:
-                launch(backup, content, params)
+                launch(backup, record.server, params)
             except BackupError as exc:
                 # Another call may have been faster.
                 if exc.code != "busy" or not job.is_running():

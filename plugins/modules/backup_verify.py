@@ -10,25 +10,25 @@ module: backup_verify
 short_description: Check that a published base backup is undamaged
 version_added: 0.2.0
 description:
-  - Reads a published backup and fails when it is damaged, naming every bad file. Nothing is changed; a repository that
-    can only be read will do.
-  - Neither a server nor PostgreSQL's programs are needed. Where C(pg_verifybackup) is installed it can be run too.
-  - The work is a detached process on the host, and its progress is shown on the controller. When nobody has asked for
-    it for 15 minutes it ends.
+  - Reads a published backup and fails if it is damaged, naming every bad file. Nothing is changed; read access to the
+    repository is enough.
+  - Neither a server nor PostgreSQL's programs are needed. If C(pg_verifybackup) is installed, it can be run too.
+  - A detached process on the host does the work, and the controller shows its progress. The process ends when no call
+    has asked for it for 15 minutes.
 options:
   backup_id:
-    description: The backup. V(latest) is the published one that ended last.
+    description: The backup. V(latest) is the published backup that ended last.
     type: str
     default: latest
   levels:
     description:
-      - What is looked at. V(quick) is part of the others.
-      - V(quick) looks at the metadata, C(backup_label), C(tablespace_map), C(global/pg_control), C(backup_manifest), at
-        the links to the tablespaces, and at the presence and size of every file.
-      - V(full) also reads every file, with the WAL that the backup was made with, and compares its checksum.
-      - V(wal) also reads the WAL that a restore needs, in the backup when it was made with its WAL, else in the
-        archive. Each segment must belong to the cluster, and its records must follow each other as far as the backup
-        needs them; checksums of single WAL records are not computed.
+      - What is checked. The other levels include V(quick).
+      - V(quick) checks the metadata, C(backup_label), C(tablespace_map), C(global/pg_control), C(backup_manifest), the
+        links to the tablespaces, and the presence and size of every file.
+      - V(full) also reads every file, including the WAL that the backup includes, and compares its checksum.
+      - V(wal) also reads the WAL that a restore needs, from the backup if that includes its WAL, else from the archive.
+        Each segment must belong to the cluster, and its records must follow each other as far as the backup needs them;
+        checksums of single WAL records are not computed.
     type: list
     elements: str
     choices: [quick, full, wal]
@@ -37,64 +37,33 @@ options:
     description: Number of files that are read at the same time.
     type: int
     default: 2
-  archive_directory:
-    description:
-      - Directory of the WAL archive, with files under their own names, plain or compressed (C(.gz), C(.bz2), C(.xz),
-        C(.zst), C(.lz4)).
-      - Without it and without O(restore_command), the C(wal) directory of the cluster in the repository is taken.
-    type: path
-  restore_command:
-    description:
-      - Shell command that fetches a WAL file, with C(%f) and C(%p) as in PostgreSQL's C(restore_command), for example
-        C(cp /srv/wal/%f %p). Without it the directory is looked into.
-    type: str
   pg_verifybackup:
     description:
-      - Also run PostgreSQL's own C(pg_verifybackup), with checksums when O(levels) has V(full). The backup fails when
-        either finds something.
+      - Also run PostgreSQL's own C(pg_verifybackup), with checksums if O(levels) has V(full). The backup fails if
+        either finds a problem.
       - It accepts some damage that this module finds, for example a changed C(postgresql.auto.conf), an added
-        C(recovery.signal), or WAL that does not belong into C(pg_wal).
+        C(recovery.signal), or WAL that does not belong in C(pg_wal).
     type: bool
     default: false
   bin_directory:
     description:
       - Directory of PostgreSQL's programs, of the major version of the backup.
-      - By default the usual places of packages and C(PATH) are searched.
+      - By default the module searches C(PATH) and the usual directories of packages.
     type: path
-  progress_interval:
-    description:
-      - Seconds between two lines of progress on the controller; V(0) shows none.
-    type: int
-    default: 10
-  wait_timeout:
-    description:
-      - Seconds after which the call returns with RV(finished=false) while the verification goes on, to be asked for
-        with the same O(run_id). V(0) verifies in the module itself.
-      - Set by the action plugin of this name; of use only where the module is run without it.
-    type: int
-    default: 0
-  run_id:
-    description:
-      - Name of the verification, to be found again by the next call. Any text that no other task uses.
-      - Set by the action plugin of this name. Required with O(wait_timeout).
-    type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
+  - pgfleet.basebackup.archive
+  - pgfleet.basebackup.archive.command
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.detached
+  - pgfleet.basebackup.detached.run_id
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
 notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
-attributes:
-  action:
-    description:
-      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
-    support: full
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: full
-    details:
-      - Without live progress.
+  - Without O(archive_directory) and O(restore_command) the WAL is taken from the C(wal) directory of the cluster in the
+    repository.
+  - With O(wait_timeout) above 0 O(run_id) is required; without it the verification is not detached.
 seealso:
   - module: pgfleet.basebackup.backup_info
   - module: pgfleet.basebackup.backup_restore
@@ -156,14 +125,14 @@ bad_files:
           V(history_missing), V(bad_segment), V(bad_history), V(pg_verifybackup).
       type: str
     msg:
-      description: The same for people.
+      description: The same as a sentence.
       type: str
   sample:
     - msg: It has 8192 bytes; 16384 were backed up.
       path: base/5/1259
       problem: size
 files:
-  description: Number of files that have their right size, all of which V(full) reads.
+  description: Number of files that have the right size; V(full) reads all of them.
   type: int
   returned: when finished
   sample: 1301
@@ -173,7 +142,7 @@ bytes:
   returned: when finished
   sample: 39845888
 unchecked_files:
-  description: Number of those of which only the size could be checked, because the backup was made without checksums.
+  description: Number of files for which only the size could be checked, because the backup was made without checksums.
   type: int
   returned: when finished, with the level V(full)
   sample: 0
@@ -183,23 +152,23 @@ wal_files:
   returned: when finished and WAL was read
   sample: 2
 seconds:
-  description: How long it took.
+  description: Duration in seconds.
   type: float
   returned: when finished
   sample: 0.21
 pg_verifybackup:
-  description: What PostgreSQL's program said.
+  description: The result of PostgreSQL's program.
   type: dict
   returned: when finished, with O(pg_verifybackup=true)
   contains:
     ok:
-      description: Whether it found the backup good.
+      description: Whether it accepted the backup.
       type: bool
     output:
       description: Its output.
       type: str
 progress:
-  description: How far the verification is.
+  description: Progress of the verification.
   type: dict
   returned: when not finished
   contains:
@@ -224,8 +193,11 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    archive_argument_spec,
     cluster_argument_spec,
+    detached_argument_spec,
     handle,
+    read_durations,
     require_positive,
     run,
 )
@@ -246,16 +218,13 @@ def main() -> None:
         argument_spec=dict(
             cluster_argument_spec(),
             **login_argument_spec(),
+            **archive_argument_spec(),
+            **detached_argument_spec(run_id=True),
             backup_id={"type": "str", "default": "latest"},
             levels={"type": "list", "elements": "str", "choices": ["quick", "full", "wal"], "default": ["quick"]},
             jobs={"type": "int", "default": 2},
-            archive_directory={"type": "path"},
-            restore_command={"type": "str"},
             pg_verifybackup={"type": "bool", "default": False},
             bin_directory={"type": "path"},
-            progress_interval={"type": "int", "default": 10},
-            wait_timeout={"type": "int", "default": 0},
-            run_id={"type": "str"},
         ),
         mutually_exclusive=[("archive_directory", "restore_command")],
         supports_check_mode=True,
@@ -266,6 +235,7 @@ def main() -> None:
         """Without a detached process the task itself is what can be ended."""
 
     def work() -> dict[str, object]:
+        read_durations(params, may_be_zero="progress_interval wait_timeout")
         require_positive(params, "jobs")
         wish = Wish(**{name: params[name] for name in Wish._fields})
         cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])

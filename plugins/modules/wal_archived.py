@@ -10,14 +10,14 @@ module: wal_archived
 short_description: Wait until the WAL that a base backup needs is archived
 version_added: 0.1.0
 description:
-  - Waits until each file of O(required_wal) is archived, and fails after O(timeout), naming the first that is
-    missing. Nothing is lost then; the same call later goes on.
-  - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the rules
-    of the server itself. That is the primary, or a standby with C(archive_mode=always). A standby with
-    C(archive_mode=on) marks streamed segments as done without archiving them, and is refused. So are segments of an
-    older timeline than the server's, which it may have received in that way.
-  - With O(archive_directory) or O(restore_command) each file is fetched and its size, position and system identifier
-    are checked, which is the stronger proof. No server is asked then.
+  - Waits until each file of O(required_wal) is archived, and fails after O(timeout), naming the first missing one.
+    Nothing is lost then; the same call later continues to wait.
+  - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the
+    server's own rules. That is the primary, or a standby with C(archive_mode=always). A standby with C(archive_mode=on)
+    marks streamed segments as done without archiving them, and is refused. Segments of an older timeline than the
+    server's are refused as well, because the server may have received them in that way.
+  - With O(archive_directory) or O(restore_command) it fetches each file and checks its size, position and system
+    identifier, which is the stronger proof. It then asks no server.
 options:
   required_wal:
     description: The files, as returned by M(pgfleet.basebackup.backup_stop).
@@ -32,29 +32,23 @@ options:
       - Size of a WAL segment in bytes. Only for O(archive_directory) and O(restore_command); the server knows its own.
     type: int
     default: 16777216
-  archive_directory:
-    description:
-      - Directory of the archive on the host that runs the module, with files under their own names, plain or with
-        C(.gz), C(.bz2), C(.xz), C(.zst), C(.lz4); the last two need the commands C(zstd) and C(lz4).
-    type: path
-  restore_command:
-    description:
-      - A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p); it is run on the host that runs the
-        module.
-      - It is kept in the backup's record as part of the proof, so it must hold no secret.
-    type: str
   timeout:
-    description: Seconds to wait.
-    type: int
-    default: 600
+    description: How long to wait, a duration; V(0) checks once.
+    type: str
+    default: 10 minutes
   interval:
-    description: Seconds between two looks.
-    type: float
-    default: 1.0
+    description: Duration between two checks.
+    type: str
+    default: 1 second
 extends_documentation_fragment:
+  - pgfleet.basebackup.archive
+  - pgfleet.basebackup.archive.command
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
+notes:
+  - O(restore_command) is stored in the backup's record as part of the proof, so it must not contain a secret.
 seealso:
   - module: pgfleet.basebackup.backup_publish
 author:
@@ -80,12 +74,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 proof:
-  description: What M(pgfleet.basebackup.backup_publish) wants to see.
+  description: The proof that M(pgfleet.basebackup.backup_publish) requires.
   type: dict
   returned: success
   contains:
     archived:
-      description: The files that are proven.
+      description: The files that are proven to be archived.
       type: list
       elements: str
     method:
@@ -98,24 +92,29 @@ proof:
       description: The cluster's identifier.
       type: str
     proven_at:
-      description: When, in seconds since the epoch.
+      description: Time of the proof, in seconds since the epoch.
       type: float
 missing:
   description: Files that are not archived.
   type: list
   elements: str
-  returned: on time-out, and in check mode
+  returned: on timeout, and in check mode
 archiver:
   description: The archiver's last success and failure, as in M(pgfleet.basebackup.server_info).
   type: dict
-  returned: on time-out, when a server was asked
+  returned: on timeout, if a server was asked
 """
 
 import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    archive_argument_spec,
+    duration,
+    read_durations,
+    run,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import (
     archiver_report,
     archiver_words,
@@ -141,13 +140,12 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             login_argument_spec(),
+            **archive_argument_spec(),
             required_wal={"type": "list", "elements": "str", "required": True},
             system_identifier={"type": "str"},
             wal_segment_size={"type": "int", "default": 16777216},
-            archive_directory={"type": "path"},
-            restore_command={"type": "str"},
-            timeout={"type": "int", "default": 600},
-            interval={"type": "float", "default": 1.0},
+            timeout=duration("10 minutes"),
+            interval=duration("1 second"),
         ),
         mutually_exclusive=[("archive_directory", "restore_command")],
         required_by={"archive_directory": ["system_identifier"], "restore_command": ["system_identifier"]},
@@ -155,11 +153,10 @@ def main() -> None:
     )
     params = module.params
     names = params["required_wal"]
-    timeout = 0 if module.check_mode else params["timeout"]
 
     def late(missing: list[str], where: str, advice: str, **details: object) -> BackupError:
         return BackupError(
-            f"The WAL file {missing[0]} was not archived within {timeout} s ({len(missing)} of {len(names)}"
+            f"The WAL file {missing[0]} was not archived within {params['timeout']:g} s ({len(missing)} of {len(names)}"
             f" are missing); {where}",
             code="wal_not_archived",
             hint=f"{advice} The backup is kept; run it again to go on waiting.",
@@ -177,7 +174,7 @@ def main() -> None:
         source = params[method]
         look = missing_in_directory if params["archive_directory"] else missing_by_command
         missing = wait_archived(
-            lambda wanted: look(source, wanted, size, identifier), names, timeout, params["interval"]
+            lambda wanted: look(source, wanted, size, identifier), names, params["timeout"], params["interval"]
         )
         if missing:
             raise late(missing, f"looked for by {method}: {source}.", "Look at what fills the archive.")
@@ -196,7 +193,7 @@ def main() -> None:
                     hint="Ask the primary, or name archive_directory or restore_command.",
                 )
             missing = wait_archived(
-                lambda wanted: missing_on_server(connection, info, wanted), names, timeout, params["interval"]
+                lambda wanted: missing_on_server(connection, info, wanted), names, params["timeout"], params["interval"]
             )
             if missing:
                 report = archiver_report(connection)
@@ -210,7 +207,9 @@ def main() -> None:
             return "server", info["address"], info["system_identifier"]
 
     def work() -> dict[str, object]:
-        require_positive(params, "interval")
+        read_durations(params, positive="interval", may_be_zero="timeout")
+        if module.check_mode:
+            params["timeout"] = 0
         by_archive = params["archive_directory"] or params["restore_command"]
         try:
             method, source, identifier = from_archive() if by_archive else from_server()

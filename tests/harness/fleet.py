@@ -22,7 +22,7 @@ import subprocess
 import typing as t
 
 from . import binaries
-from .sandbox import FAST, archive_command, template
+from .sandbox import FAST, archive_command, slot_name, template
 from .servers import Server, children_of, wait_until
 from .user import me, run
 
@@ -276,7 +276,10 @@ class HostServer(Server):
         assert upstream
         conninfo = f"host={upstream.name} user=replicator application_name={self.name}"
         password = {"PGPASSWORD": replication_password}
-        self.tool("pg_basebackup", "-D", self.data, "-R", "-c", "fast", "--no-sync", "-d", conninfo, env=password)
+        slot = ["-C", "-S", slot_name(self.name)]
+        self.tool(
+            "pg_basebackup", "-D", self.data, "-R", *slot, "-c", "fast", "--no-sync", "-d", conninfo, env=password
+        )
         self.start()
         streaming = f"SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND application_name = '{self.name}'"
         wait_until(lambda: upstream.sql(streaming), f"{self.name} streams")

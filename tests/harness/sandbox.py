@@ -224,9 +224,9 @@ class Sandbox:
     ) -> Server:
         """Return a streaming standby of ``upstream`` (itself a primary or a standby), once it streams.
 
-        It shares the upstream's archive; with ``archive_mode="always"`` it gets an archive of its own. Existing
-        tablespaces are mapped into its own directory. Its primary_conninfo names 127.0.0.1 and holds the password, or
-        names the socket directory without ``tcp``.
+        It shares the upstream's archive; with ``archive_mode="always"`` it gets its own. Existing tablespaces are
+        mapped into its own directory. Its primary_conninfo names 127.0.0.1 and holds the password, or names the socket
+        directory without ``tcp``. A replication slot of its name keeps the WAL on the upstream while it is away.
         """
         server = self._new(
             upstream.major, name, upstream=upstream, archive=upstream.archive, password=upstream.password
@@ -242,7 +242,7 @@ class Sandbox:
         conninfo = f"host={host} port={upstream.port} user={upstream.user} application_name={server.name}"
         upstream.tool(
             "pg_basebackup", "-D", server.data, "-R", "-c", "fast", "--no-sync", "-X", "stream", *mappings,
-            "-d", conninfo, env={"PGPASSWORD": upstream.password} if tcp else {},
+            "-C", "-S", slot_name(server.name), "-d", conninfo, env={"PGPASSWORD": upstream.password} if tcp else {},
         )  # fmt: skip
         own: dict[str, Setting] = {"archive_mode": archive_mode if upstream.archive else "off"}
         if archive_mode == "always":
@@ -254,9 +254,15 @@ class Sandbox:
                 "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND application_name = %s", [server.name]
             ),
             f"{server.name} streams from {upstream.name}: {server.log[-500:]}",
+            timeout=120,
         )
-        server.catch_up()
+        server.catch_up(timeout=120)
         return server
+
+
+def slot_name(standby: str) -> str:
+    """Return the name of the replication slot that a standby streams from."""
+    return standby.replace("-", "_")
 
 
 def archive_command(archive: pathlib.Path) -> str:

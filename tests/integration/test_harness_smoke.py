@@ -43,6 +43,18 @@ def test_pg_basebackup_of_a_standby_restores(
     assert data_checksum(primary) == expected
 
 
+def test_a_standby_that_was_away_finds_its_wal(primary: Server, standby: Server) -> None:
+    """Whatever the primary wrote and recycled meanwhile, so that both can be restarted at any speed."""
+    standby.stop()
+    primary.pgbench_init(5)
+    primary.switch_wal()
+    primary.sql("CHECKPOINT")
+    primary.restart()
+    standby.start()
+    standby.catch_up()
+    assert "has already been removed" not in standby.log
+
+
 @pytest.mark.oldest_core
 def test_the_same_module_in_process_by_interpreter_and_in_a_play(
     sandbox: Sandbox, primary: Server, standby: Server, modules: Modules

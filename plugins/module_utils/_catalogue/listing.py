@@ -15,13 +15,16 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import look, modified, session_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import age_of, proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord, WalProof
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
-    ESSENTIAL,
     Backup,
     Cluster,
+    Published,
     Repository,
-    wal_of,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 
 
 def catalogue(
@@ -49,10 +52,7 @@ def _cluster(
         problem = exc.msg
     # Before the published ones, so that a backup which is published meanwhile is seen in any case.
     unfinished = [_unfinished(backup) for backup in cluster.unfinished()]
-    backups = sorted(
-        (_published(backup) for backup in cluster.published()),
-        key=lambda one: (one["stopped_at"] or "", one["backup_id"]),
-    )
+    backups = [_published(one) for one in cluster.published_in_order()]
     if proven_max_age is not None:
         for one in backups:
             one["proven_recently"] = age_of(one["proven_at"]) < proven_max_age
@@ -75,54 +75,61 @@ def _cluster(
     }
 
 
-def _published(backup: Backup) -> dict[str, t.Any]:
-    entry: dict[str, t.Any] = {"backup_id": backup.id, "directory": backup.path, "state": "published", "problem": None}
-    details = (
-        "system_identifier kind label version from_standby start_lsn stop_lsn timeline started_at"
-        " stopped_at age_seconds"
-        " bytes files copy_seconds required_wal wal wal_proven_by data_directory"
-        " proven_at proven_by proven_until last_drill proven_recently"
-    )
-    entry.update(dict.fromkeys(details.split()))
-    try:
-        content = backup.load()
-        start, stop, copy, server = (content[part] for part in ("start", "stop", "copy", "server"))
-        entry.update(
-            system_identifier=server["system_identifier"],
-            kind=content["kind"],
-            label=content["label"],
-            version=server["version"],
-            data_directory=server["data_directory"],
-            from_standby=start["from_standby"],
-            start_lsn=start["start_lsn"],
-            stop_lsn=stop["stop_lsn"],
-            timeline=stop["timeline"],
-            started_at=utc(start["started_at"]),
-            stopped_at=utc(stop["stopped_at"]),
-            age_seconds=time.time() - stop["stopped_at"],
-            bytes=copy["bytes"],
-            files=copy["files"],
-            copy_seconds=copy["seconds"],
-            required_wal=content["required_wal"],
-            wal=wal_of(content),
-            wal_proven_by=f"{content['wal_proof']['method']} {content['wal_proof']['source']}".strip(),
-        )
-        entry.update(proven(content))
-        lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
-        if lost:
-            raise BackupError(f"{', '.join(lost)} is missing.", code="damaged_backup")
-    except BackupError as exc:
-        entry.update(state="damaged", problem=exc.msg)
-    except (KeyError, TypeError, ValueError) as exc:
-        entry.update(state="damaged", problem=f"backup.json is not what was written: {exc!r}")
-    return entry
+# What the catalogue says of a backup; of a damaged one each may be null.
+_DETAILS = (
+    *("system_identifier", "kind", "label", "version", "from_standby", "start_lsn", "stop_lsn", "timeline"),
+    *("started_at", "stopped_at", "age_seconds", "bytes", "files", "copy_seconds", "required_wal", "wal"),
+    *("wal_proven_by", "data_directory", "proven_at", "proven_by", "proven_until", "last_drill", "proven_recently"),
+)
+
+
+def _published(one: Published) -> dict[str, t.Any]:
+    backup, record = one.backup, one.record
+    problem = one.error.msg if one.error else None
+    if record:
+        lost = backup.layout().lost()
+        problem = f"{', '.join(map(printable, lost))} is missing." if lost else None
+    return {
+        "backup_id": backup.id,
+        "directory": backup.path,
+        "state": "damaged" if problem else "published",
+        "problem": problem,
+        **dict.fromkeys(_DETAILS),
+        **(_details(record) if record else {}),
+    }
+
+
+def _details(record: BackupRecord) -> dict[str, t.Any]:
+    start, stop, copy, server = record.start, record.stop, record.copy, record.server
+    proof = t.cast(WalProof, record.wal_proof)
+    return {
+        "system_identifier": server.system_identifier,
+        "kind": record.kind,
+        "label": record.label,
+        "version": server.version,
+        "data_directory": server.data_directory,
+        "from_standby": start.from_standby,
+        "start_lsn": format_lsn(start.lsn),
+        "stop_lsn": format_lsn(stop.lsn),
+        "timeline": stop.timeline,
+        "started_at": utc(start.started_at),
+        "stopped_at": utc(stop.stopped_at),
+        "age_seconds": time.time() - stop.stopped_at,
+        "bytes": copy.bytes,
+        "files": copy.files,
+        "copy_seconds": copy.seconds,
+        "required_wal": list(record.required_wal),
+        "wal": record.wal,
+        "wal_proven_by": f"{proof.method} {proof.source}".strip(),
+        **proven(record),
+    }
 
 
 def _unfinished(backup: Backup) -> dict[str, t.Any]:
     activity = look(backup)
     try:
-        created = float(backup.load()["created_at"])
-    except (BackupError, KeyError, TypeError, ValueError):
+        created = backup.load().created_at
+    except BackupError:
         created = modified(backup.path)
     return {
         "backup_id": backup.id,
@@ -137,8 +144,3 @@ def _unfinished(backup: Backup) -> dict[str, t.Any]:
         "percent": activity.progress.get("percent"),
         "age_seconds": round(time.time() - created, 1),
     }
-
-
-def utc(seconds: float) -> str:
-    """Return seconds since the epoch as ISO 8601 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

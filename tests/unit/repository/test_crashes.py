@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import repository as _repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
@@ -29,6 +30,8 @@ from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     files_below,
     make_backup,
     make_cluster,
+    metadata,
+    record_of,
 )
 
 
@@ -36,24 +39,6 @@ from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for the disk: what a test lets crash is a process."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
-    old, new = {"state": "old", "much": "x" * 10000}, {"state": "new"}
-
-    def prepare(folder: pathlib.Path) -> str:
-        path = str(folder / "x.json")
-        _host_files.write_json(path, old)
-        return path
-
-    seen = set()
-    for where, path in crashes(tmp_path, prepare, lambda path: _host_files.write_json(path, new)):
-        content = _host_files.read_json(path)
-        assert content in (old, new), where
-        seen.add(content["state"])
-        _host_files.write_json(path, new)
-        assert (_host_files.read_json(path), os.listdir(os.path.dirname(path))) == (new, ["x.json"]), where
-    assert seen == {"old", "new"}
 
 
 def test_content_is_durable_before_it_counts(tmp_path: pathlib.Path) -> None:
@@ -96,11 +81,11 @@ def test_publish_after_a_crash_anywhere(tmp_path: pathlib.Path) -> None:
         outcomes.add(backup.published)
         if not backup.published:
             assert wanted <= files_below(backup.path), where
-            with backup.work():
+            with backup.hold():
                 backup.publish()
         assert (fresh.unfinished(), [one.id for one in fresh.published()]) == ([], ["b1"]), where
         assert files_below(fresh.get("b1").path) == wanted, where
-        assert fresh.get("b1").load()["state"] == "complete", where
+        assert fresh.get("b1").load().state == "complete", where
     assert outcomes == {False, True}
 
 
@@ -132,7 +117,7 @@ def test_remove_after_a_crash_anywhere(tmp_path: pathlib.Path, full: bool) -> No
 def _could_be_published(backup: Backup) -> bool:
     """Whether publish would take it: see _publish.refuse_unproven."""
     try:
-        return backup.load()["state"] == "complete" and os.path.isfile(backup.file("data", "backup_label"))
+        return backup.load().state == "complete" and os.path.isfile(backup.file("data", "backup_label"))
     except BackupError:
         return False
 
@@ -144,7 +129,7 @@ def disk_full() -> t.Iterator[None]:
     def refuse(path: str, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
-    with mock.patch.object(_host_files, "write_bytes", refuse):
+    with mock.patch.object(_repository, "write_bytes", refuse):
         yield
 
 
@@ -153,12 +138,12 @@ def test_start_after_a_crash_anywhere(tmp_path: pathlib.Path) -> None:
 
     def work(cluster: Cluster) -> None:
         with cluster.lock():
-            cluster.new_backup("b1", {"state": "started"})
+            cluster.new_backup(record_of(metadata()))
 
     for where, cluster in crashes(tmp_path, make_cluster, work):
         for backup in cluster.unfinished():
             with contextlib.suppress(BackupError):
-                assert backup.load()["state"] == "started"
+                assert backup.load().state == "started"
             backup.remove()
         assert os.listdir(cluster.in_progress) == [], where
         work(cluster)
@@ -207,7 +192,7 @@ def test_remove_and_publish_at_once(tmp_path: pathlib.Path, first: str) -> None:
                     work[first](Backup(cluster, "b1", published=False))
         for backup in cluster.published():
             assert files_below(backup.path) - {"lock"} == FILES | {"backup.json"}, folder.name
-            assert backup.load()["state"] == "complete", folder.name
+            assert backup.load().state == "complete", folder.name
         outcomes.add(bool(cluster.published()))
         if not begun:
             break

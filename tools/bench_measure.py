@@ -14,8 +14,8 @@ import sys
 import time
 import typing as t
 
-from .sandbox import Sandbox
-from .servers import Server
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import Server
 
 MB = 1_000_000
 

@@ -7,7 +7,7 @@
 # be a broken shim; the newest that works makes .venv, the oldest .venv-oldest.
 set -eu
 venv=$1
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/.."
 
 # An environment, above all the one to be made, is no base for another.
 probe='import ensurepip, ssl, sys, venv; v = sys.version_info; assert sys.prefix == sys.base_prefix

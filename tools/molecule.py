@@ -17,10 +17,10 @@ import sys
 
 import yaml
 
-from . import binaries
-from .modules import CLONE
-from .playbook import ansible_environment, bin_path, host_vars
-from .sandbox import Sandbox
+from tests.harness import binaries
+from tests.harness.modules import CLONE
+from tests.harness.playbook import ansible_environment, bin_path, host_vars
+from tests.harness.sandbox import Sandbox
 
 
 def main() -> int:

@@ -19,12 +19,13 @@ import subprocess
 import sys
 import time
 
+from tests.harness.playbook import host_vars, run_playbook
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import Server
+from tests.harness.user import own_directory
+
 from .bench_measure import MB, Bench, Contender, Run, Target, cp, pg_basebackup
 from .bench_restore import measure_restore
-from .playbook import host_vars, run_playbook
-from .sandbox import Sandbox
-from .servers import Server
-from .user import own_directory
 
 COLLECTIONS = pathlib.Path(sys.prefix) / "collections"
 ENGINE = """

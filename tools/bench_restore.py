@@ -11,11 +11,12 @@ import pathlib
 import random
 import typing as t
 
-from . import binaries
+from tests.harness import binaries
+from tests.harness.modules import Modules, payload, run_module_as
+from tests.harness.servers import Server
+from tests.harness.user import run
+
 from .bench_measure import MB, Bench, Contender, Run, Target, cp, pg_basebackup
-from .modules import Modules, payload, run_module_as
-from .servers import Server
-from .user import run
 
 # The module with its work in its own process, which waits for the workers, so that their memory is known.
 ENGINE: t.Final = """

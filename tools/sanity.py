@@ -14,8 +14,8 @@ import typing as t
 
 from ansible_test._internal import python_requirements
 
-from . import binaries
-from .modules import CLONE
+from tests.harness import binaries
+from tests.harness.modules import CLONE
 
 CACHE: t.Final = CLONE / ".cache" / "sanity"
 

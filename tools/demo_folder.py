@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the demo lies and how it is shown: its folder, the processes in it, headings and tables."""
+"""Where the demo lies: its folder, and the processes in it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import shlex
 import shutil
 import signal
-import time
 import typing as t
 
-from . import binaries
-from .modules import CLONE
-from .servers import is_alive, wait_until
-from .user import run, server_user
+from tests.harness import binaries
+from tests.harness.modules import CLONE
+from tests.harness.servers import is_alive, wait_until
+from tests.harness.user import run, server_user
 
 # The path of a Unix socket has at most 107 bytes; Ansible's is <folder>/tmp/pymp-12345678/listener-12345678
 LONGEST_PATH: t.Final = 70
@@ -26,9 +24,6 @@ LONGEST_PATH: t.Final = 70
 
 class DemoError(Exception):
     """A step went wrong; the text says what to do."""
-
-
-# -- the folder ------------------------------------------------------------------------------------------------------
 
 
 def places() -> tuple[pathlib.Path, pathlib.Path]:
@@ -86,8 +81,9 @@ def end_processes(folder: pathlib.Path) -> None:
                 server = pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == "postgres"
                 os.kill(pid, signal.SIGQUIT if server and number == signal.SIGTERM else number)
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not processes(folder), f"nothing runs in {folder}", timeout=10)
+            wait_until(lambda: not processes(folder), f"nothing runs in {folder}", timeout=20)
             return
+    raise DemoError(f"Processes {', '.join(map(str, processes(folder)))} in {folder} do not end.")
 
 
 def down() -> list[pathlib.Path]:
@@ -95,49 +91,14 @@ def down() -> list[pathlib.Path]:
     there = [path for path in places() if path.exists()]
     for path in there:
         end_processes(path)
-        shutil.rmtree(path)
+        _remove(path)
     return there
 
 
-# -- what is shown ---------------------------------------------------------------------------------------------------
+def _remove(path: pathlib.Path) -> None:
+    def removed() -> bool:
+        shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
 
-
-class Show:
-    """Numbered headings and indented lines."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Time since the beginning."""
-        return time.monotonic() - self.started
-
-    def heading(self, text: str) -> None:
-        """Begin the next step."""
-        self.step += 1
-        print(f"\n{self.step}. {text}  [{self.seconds:.0f} s]", flush=True)
-
-    @staticmethod
-    def say(text: str = "") -> None:
-        """Print something of this step."""
-        for line in text.splitlines() or [""]:
-            print(f"   {line}".rstrip(), flush=True)
-
-    def command(self, *args: str | os.PathLike[str]) -> None:
-        """Print a command that could be repeated by hand."""
-        self.say(f"$ {shlex.join([os.fspath(arg) for arg in args])}")
-
-
-def table(rows: t.Sequence[t.Sequence[str]]) -> str:
-    """Return rows, the first of them a heading, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def shortened(path: str | os.PathLike[str]) -> str:
-    """Return a path relative to the clone, in which the commands shown are run, if it is in there."""
-    absolute = pathlib.Path(path)
-    return str(absolute.relative_to(CLONE)) if absolute.is_relative_to(CLONE) else str(absolute)
+    # The last processes of a server that was killed may still write for a moment.
+    wait_until(removed, f"{path} is removed", timeout=20)
