@@ -78,18 +78,13 @@ options:
     choices: [manual, planned, done]
     default: manual
   timeout:
-    description: How long to wait for a segment to be archived, and for a restart, for example V(120) seconds or V(5m).
+    description: How long to wait for a segment to be archived, and for a restart, for example V(5 minutes).
     type: str
-    default: "120"
-  variable_prefix:
-    description:
-      - What messages put before the names of options. The role P(pgfleet.basebackup.pg_archive#role) sets it, so that
-        messages name its variables.
-    type: str
-    default: ""
+    default: 2 minutes
 extends_documentation_fragment:
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes
 attributes:
   check_mode:
@@ -226,8 +221,13 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.preflight import repository_problems
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import cluster_argument_spec, run, seconds
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    cluster_argument_spec,
+    duration,
+    read_durations,
+    run,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import archiving as _archiving
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archive_proof import (
     Proof,
@@ -250,13 +250,10 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> _archiving.Wanted:
     home = os.path.join(params["repository"], params["cluster"])
     directory = params["directory"] or os.path.join(home, "wal")
     if not os.path.isabs(directory):
-        name = params["variable_prefix"] + "directory"
-        raise BackupError(f"{name} must be an absolute path, not {directory}.", code="bad_path")
+        raise BackupError(f"{option('directory')} must be an absolute path, not {directory}.", code="bad_path")
     names = ("method", "compression", "archive_mode")
     options = {name: params[name] for name in names}
-    return _archiving.Wanted(
-        home, directory, restore_command=params["restore_command"] or "", prefix=params["variable_prefix"], **options
-    )
+    return _archiving.Wanted(home, directory, restore_command=params["restore_command"] or "", **options)
 
 
 class Run:
@@ -320,7 +317,7 @@ class Run:
                 self.info,
                 self.archiving.restore_command,
                 force=changed or self.params["restart"] == "done",
-                timeout=seconds(self.params["timeout"], self.params["variable_prefix"] + "timeout"),
+                timeout=self.params["timeout"],
                 means=self.archiving.means(),
             )
         except BackupError as exc:
@@ -370,8 +367,8 @@ class Run:
         needed = f"A restart is needed for {', '.join(pending)}"
         if self.params["restart"] == "planned":
             return f"{needed}; it would be made." if self.check_mode else f"{needed}; it is made next."
-        prefix = self.params["variable_prefix"]
-        allow = f", or allow it: {prefix}restart=true" if prefix else ""
+        variable = option("restart")
+        allow = "" if variable == "restart" else f", or allow it: {variable}=true"
         return f"{needed}; until then the WAL is not archived this way. Restart the server{allow}."
 
 
@@ -387,16 +384,15 @@ def main() -> None:
             archive_mode={"type": "str", "choices": ["on", "always"], "default": "on"},
             restore_command={"type": "str"},
             restart={"type": "str", "choices": ["manual", "planned", "done"], "default": "manual"},
-            timeout={"type": "str", "default": "120"},
-            variable_prefix={"type": "str", "default": ""},
+            timeout=duration("2 minutes"),
         ),
         supports_check_mode=True,
     )
 
     def work() -> dict[str, t.Any]:
-        timeout = seconds(module.params["timeout"], module.params["variable_prefix"] + "timeout")
+        read_durations(module.params, positive="timeout")
         if module.params["restart"] == "done" and not module.check_mode:
-            wait_restarted(module.params, timeout)
+            wait_restarted(module.params, module.params["timeout"])
         with Connection(module.params) as connection:
             return Run(module, connection).result()
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import script as _script
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.place import unusable
 
@@ -29,10 +30,7 @@ Problem = t.Dict[str, str]
 
 
 class Wanted(t.NamedTuple):
-    """The options: the cluster's directory in the repository, the archive's directory, and how to archive.
-
-    ``prefix`` is put before the names of options in messages.
-    """
+    """The options: the cluster's directory in the repository, the archive's directory, and how to archive."""
 
     home: str
     directory: str
@@ -40,7 +38,6 @@ class Wanted(t.NamedTuple):
     compression: str = "none"
     archive_mode: str = "on"
     restore_command: str = ""
-    prefix: str = ""
 
 
 class Found(t.NamedTuple):
@@ -144,15 +141,13 @@ def problems_of(archiving: Archiving) -> list[Problem]:
 
 
 def _problems_of_own(archiving: Archiving) -> list[Problem]:
-    prefix = archiving.wanted.prefix
-    instead = f"let the role archive: {prefix}method=script or basic_archive." if prefix else ""
-    instead = instead or "archive by this module: method=script or basic_archive."
+    instead = f"replace it by {option('method')}=script or basic_archive."
     problems = []
     if not archiving.library and not archiving.command:
         problems.append(
             problem(
                 "archive_command_empty",
-                f"Neither archive_command nor archive_library is set; {prefix}method=own only checks it.",
+                f"Neither archive_command nor archive_library is set; {option('method')}=own only checks it.",
                 f"Set one of them, or {instead}",
             )
         )
@@ -183,14 +178,14 @@ def _problems_of_ours(archiving: Archiving) -> list[Problem]:
             problem(
                 "archive_inside_cluster",
                 f"The archive {wanted.directory} lies in the data directory.",
-                f"Choose a different {wanted.prefix}directory, preferably on another device.",
+                f"Choose a different {option('directory')}, preferably on another device.",
             )
         )
     reason = unusable(wanted.directory)
     if reason:
         problems.append(
             problem(
-                "archive_unwritable", reason, f"Correct its owner or mode, or choose another {wanted.prefix}directory."
+                "archive_unwritable", reason, f"Correct its owner or mode, or choose another {option('directory')}."
             )
         )
     if archiving.method == BASIC_ARCHIVE and not found.has_basic_archive:
@@ -199,7 +194,7 @@ def _problems_of_ours(archiving: Archiving) -> list[Problem]:
                 "basic_archive_missing",
                 f"This server (PostgreSQL {found.version}) does not have the library basic_archive.",
                 "It comes with PostgreSQL 15 and later, in some distributions in the package postgresql-contrib; or use"
-                f" {wanted.prefix}method=script.",
+                f" {option('method')}=script.",
             )
         )
     if archiving.method == BASIC_ARCHIVE and wanted.compression != "none":
@@ -207,7 +202,7 @@ def _problems_of_ours(archiving: Archiving) -> list[Problem]:
             problem(
                 "no_compression",
                 "basic_archive does not compress.",
-                f"Use {wanted.prefix}method=script with {wanted.prefix}compression.",
+                f"Use {option('method')}=script with {option('compression')}.",
             )
         )
     if archiving.method == SCRIPT and wanted.compression == "zstd" and shutil.which("zstd") is None:
@@ -215,7 +210,7 @@ def _problems_of_ours(archiving: Archiving) -> list[Problem]:
             problem(
                 "tool_missing",
                 "The command zstd is not installed.",
-                f"Install it, or use {wanted.prefix}compression=gzip.",
+                f"Install it, or use {option('compression')}=gzip.",
             )
         )
     return problems

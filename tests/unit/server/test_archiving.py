@@ -141,15 +141,13 @@ def test_problems_of_ours(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatc
     assert codes(archiving(directory=str(link))) == ["archive_inside_cluster"]
 
 
-def test_problems_name_the_variables_of_the_role() -> None:
-    """With a prefix the words are those that the user of the role has set."""
-    options: dict[str, t.Any] = {"method": "basic_archive", "compression": "gzip"}
-    (named,) = _archiving.problems_of(archiving(prefix="pg_archive_", **options))
-    (plain,) = _archiving.problems_of(archiving(**options))
-    assert named["hint"] == "Use pg_archive_method=script with pg_archive_compression."
+def test_problems_name_the_variables_of_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = archiving(method="basic_archive", compression="gzip")
+    (plain,) = _archiving.problems_of(decided)
     assert plain["hint"] == "Use method=script with compression."
-    (own,) = _archiving.problems_of(archiving(prefix="pg_archive_", archive_command="/bin/true"))
-    assert own["hint"] == "Let the role archive: pg_archive_method=script or basic_archive."
+    monkeypatch.setenv("PGFLEET_VARIABLES", "pg_archive_")
+    (named,) = _archiving.problems_of(decided)
+    assert named["hint"] == "Use pg_archive_method=script with pg_archive_compression."
 
 
 @pytest.mark.parametrize(
