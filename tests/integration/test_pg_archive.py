@@ -35,8 +35,8 @@ class Archives:
 
     def host(self, server: Server, **variables: t.Any) -> dict[str, t.Any]:
         """Return the variables of a host; ``variables`` are those of the role without ``pg_archive_``."""
-        # A server starts its archiver anew for a library, but not within ten seconds of the last start, and may then only
-        # look again after a minute.
+        # For a library the server starts its archiver anew, but not within ten seconds of its last start; then it may
+        # take a minute.
         common = {"repository": str(self.repository), "timeout": "80 s", **variables}
         theirs = host_vars(server)
         ours = {name.replace("pg_backup_", "pg_archive_"): value for name, value in theirs.items()}
