@@ -9,6 +9,7 @@ Private to pgfleet.basebackup: no stability is promised.
 from __future__ import annotations
 
 import datetime
+import re
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
@@ -87,7 +88,9 @@ class DrillRun:
     @property
     def settings(self) -> dict[str, t.Any]:
         """The settings of the drill's server."""
-        major = int(str(self.backup.get("version") or "0").split(".", maxsplit=1)[0])
+        # "18.3", "16.2 (Debian 16.2-1)", "19beta1"
+        number = re.match(r"[0-9]+", str(self.backup.get("version") or ""))
+        major = int(number.group()) if number else 0
         settings: dict[str, t.Any] = {
             **SETTINGS,
             "unix_socket_directories": self.scratch.get("socket_directory") or "",

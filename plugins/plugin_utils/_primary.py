@@ -124,8 +124,10 @@ def refusal(facts: Facts, problems: t.Sequence[Facts]) -> str:
         return ""
     reasons = " ".join(sentence(problem) for problem in problems)
     return (
-        f"{facts['host']} is a standby, and the primary must finish and archive the WAL that its backup needs. {reasons}"
-        " There are three ways to name the primary: pg_backup_primary (a host of the inventory, or host:port); the primary"
-        " as a host of the same play; or an upstream that the standby reports and that accepts the login of"
+        f"{facts['host']} is a standby, and the primary must finish and archive the WAL that its backup needs."
+        f" {reasons}"
+        " There are three ways to name the primary: pg_backup_primary (a host of the inventory, or host:port);"
+        " the primary as a host of the same play;"
+        " or an upstream that the standby reports and that accepts the login of"
         f" {facts['login_user']} from here."
     )

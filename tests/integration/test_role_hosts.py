@@ -156,7 +156,7 @@ def test_primary_that_cannot_be_used_is_refused_before_anything_starts(
         text = message(play, host)
         assert cause in text, text
         for way in ("pg_backup_primary (a host of the inventory, or host:port)", "as a host of the same play",
-                    "an upstream that the standby tells"):  # fmt: skip
+                    "an upstream that the standby reports"):  # fmt: skip
             assert way in text
         assert not any("backup_start" in event["action"] for event in play.of(host))
         assert "three ways" in text
