@@ -199,7 +199,7 @@ class BackupRun:
         if failed.get("code") in ("void", "wal_removed"):
             return ""
         if "stop_lsn" in self.stop or self.start.get("state") in STOPPED:
-            return "It is stopped and kept; the next run goes on with it."
+            return "It is stopped and kept; the next run continues it."
         return str(part(self.facts, "abort").get("msg") or "")
 
     def _result(self, changed: bool, backup_id: str, msg: str) -> dict[str, t.Any]:

@@ -234,10 +234,10 @@ class RecoverRun:
 
     def _outcome(self) -> str:
         if self.restored.get("finished", self.done):
-            return "The files are restored. Repair the cause and run the same command again; it goes on from there."
+            return "The files are restored. Repair the cause and run the same command again; it continues from there."
         if self._refused or not self.facts["begun"]:
             return f"Nothing was touched{' but the server, which was stopped.' if self.facts['stopped'] else '.'}"
         return (
             "Without global/pg_control the data directory cannot be started by accident. Repair the cause and run the"
-            " same command again; it goes on from there."
+            " same command again; it continues from there."
         )

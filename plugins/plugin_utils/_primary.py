@@ -41,31 +41,31 @@ def split_address(text: str, default_port: t.Any) -> tuple[str, t.Any]:
     return host, port
 
 
-def candidates(facts: Facts, hostvars: t.Mapping[str, Facts]) -> list[str]:
-    """Return the host or address that is named, else the play's hosts that are primaries of the same cluster."""
+def candidates(facts: Facts, hostvars: t.Mapping[str, Facts], hosts: t.Iterable[str]) -> list[str]:
+    """Return the host or address that is named, else those of ``hosts`` that are primaries of the same cluster."""
     if facts["primary_named"]:
         return [str(facts["primary_named"])]
     wanted = part(facts, "server").get("system_identifier")
     found = []
-    for host in facts["play_hosts"]:
+    for host in hosts:
         seen = hostvars[host].get("__pg_backup_server")
         if isinstance(seen, t.Mapping) and seen.get("system_identifier") == wanted and seen.get("role") == "primary":
             found.append(str(host))
     return found
 
 
-def find(facts: Facts, hostvars: t.Mapping[str, Facts]) -> dict[str, t.Any]:
+def find(facts: Facts, hostvars: t.Mapping[str, Facts], hosts: t.Iterable[str]) -> dict[str, t.Any]:
     """Return where the primary of the standby ``server`` is reached, and what is wrong with it.
 
-    The facts are those of the role. Without ``primary_answer``, the result of server_info, the login is that of the
-    server to ask: the primary itself (``purpose`` is ``wal_switch``), or the standby, which is asked for its upstreams
-    (``find_primary``).
+    The facts are those of the role, ``hosts`` those of the play. Without ``primary_answer``, the result of server_info,
+    the login is that of the server to ask: the primary itself (``purpose`` is ``wal_switch``), or the standby, which is
+    asked for its upstreams (``find_primary``).
 
     Returns ``several`` (a message when there are several primaries, else ''), ``purpose``, ``find_primary``,
     ``delegate``, ``login_host``, ``login_port``, ``login_unix_socket``, ``name`` (for messages, '' when it was not
     found) and ``problems``, a list of ``code``, ``msg``, ``hint``.
     """
-    found = candidates(facts, hostvars)
+    found = candidates(facts, hostvars, hosts)
     answer = part(facts, "primary_answer")
     if found:
         result = _named(found[0], facts, hostvars)
@@ -86,7 +86,7 @@ def find(facts: Facts, hostvars: t.Mapping[str, Facts]) -> dict[str, t.Any]:
 
 def _named(candidate: str, facts: Facts, hostvars: t.Mapping[str, Facts]) -> dict[str, t.Any]:
     result: dict[str, t.Any] = {"purpose": "wal_switch", "find_primary": False, "name": candidate}
-    if candidate in facts["inventory"]:
+    if facts["primary_is_host"] or not facts["primary_named"]:
         # What its own variables do not say about the login is that of the standby.
         theirs = hostvars[candidate]
         login = {name: theirs.get(f"pg_backup_{name}", facts[name]) for name in LOGIN}

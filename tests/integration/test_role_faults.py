@@ -59,7 +59,7 @@ def test_archive_and_files_fail_on_some_hosts(sandbox: Sandbox, fleet: Fleet, ma
     assert "Wait until the WAL is archived" in text
     assert content(kept)["required_wal"][-1] in text
     assert "was not archived within 3 s" in text
-    assert "It is stopped and kept; the next run goes on with it." in text
+    assert "It is stopped and kept; the next run continues it." in text
     assert content(kept)["state"] == "stopped"
     text = message(play, "unreadable")
     assert "unreadable: the backup 2" in text

@@ -206,7 +206,7 @@ def test_failing_handler_leaves_a_stopped_backup(
     assert "permission denied for function pg_switch_wal" in text
     assert f"standby: the backup {backup.name} of the cluster standby failed" in text
     assert "Switch WAL on the primary" in text
-    assert "It is stopped and kept; the next run goes on with it." in text
+    assert "It is stopped and kept; the next run continues it." in text
     assert noted.read_text() == text
     assert content(backup)["state"] == "stopped"
     assert segment(primary) == begun

@@ -193,8 +193,8 @@ def test_gives_up(start: dict[str, t.Any], stop: dict[str, t.Any], gives_up: boo
 @pytest.mark.parametrize("more, outcome", [
     ({}, ""),
     ({"start": started(), "abort": {"msg": "The backup b1 was given up."}}, " The backup b1 was given up."),
-    ({"start": started(), "stop": STOP}, " It is stopped and kept; the next run goes on with it."),
-    ({"start": started("stopped")}, " It is stopped and kept; the next run goes on with it."),
+    ({"start": started(), "stop": STOP}, " It is stopped and kept; the next run continues it."),
+    ({"start": started("stopped")}, " It is stopped and kept; the next run continues it."),
     ({"start": started(), "stop": STOP, "publish": {"directory": "/x", "msg": "y"}}, " The backup is published."),
     ({"start": started("stopped"), "failed_result": {"msg": "The disk is full.", "code": "void"}}, ""),
 ])  # fmt: skip

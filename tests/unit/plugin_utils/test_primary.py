@@ -25,12 +25,15 @@ def facts(**more: t.Any) -> dict[str, t.Any]:
         "server": server("standby")["__pg_backup_server"],
         "external_archive": False,
         "primary_named": "",
-        "play_hosts": ["a", "b", "c"],
-        "inventory": ["a", "b", "c", "d"],
+        "primary_is_host": False,
         "login_user": "backup",
         **LOGIN,
         **more,
     }
+
+
+def find(known: dict[str, t.Any], variables: dict[str, dict[str, t.Any]]) -> dict[str, t.Any]:
+    return _primary.find(known, variables, ["a", "b", "c"])
 
 
 def hostvars(**more: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
@@ -44,7 +47,7 @@ def login(found: dict[str, t.Any]) -> tuple[t.Any, ...]:
 def test_host_of_the_play() -> None:
     """The primary with the same system identifier, by its own login; another cluster's is none."""
     theirs = {**server("primary"), "pg_backup_login_port": 6000}
-    found = _primary.find(facts(), hostvars(a=theirs, c=server("primary", "8")))
+    found = find(facts(), hostvars(a=theirs, c=server("primary", "8")))
     assert login(found) == ("a", "", 6000, "/run/postgresql")
     assert (found["name"], found["purpose"], found["find_primary"]) == ("a", "wal_switch", False)
     assert (found["several"], found["problems"]) == ("", [])
@@ -52,12 +55,12 @@ def test_host_of_the_play() -> None:
 
 def test_hosts_that_were_not_looked_at() -> None:
     """A host whose look failed, or that is of another batch, is no candidate."""
-    found = _primary.find(facts(), hostvars(a={"__pg_backup_server": {"failed": True, "msg": "No route."}}))
+    found = find(facts(), hostvars(a={"__pg_backup_server": {"failed": True, "msg": "No route."}}))
     assert found["find_primary"] is True
 
 
 def test_two_primaries() -> None:
-    found = _primary.find(facts(), hostvars(a=server("primary"), c=server("primary")))
+    found = find(facts(), hostvars(a=server("primary"), c=server("primary")))
     assert found["several"].startswith("a and c are both primaries of the cluster with the system identifier 7 that b")
     assert found["several"].endswith("Name the right one: pg_backup_primary.")
 
@@ -65,7 +68,7 @@ def test_two_primaries() -> None:
 def test_named_host_of_the_inventory() -> None:
     """It need not be in the play, and it wins over the play's primary."""
     theirs = {"pg_backup_login_host": "10.0.0.4", "pg_backup_login_unix_socket": ""}
-    found = _primary.find(facts(primary_named="d"), hostvars(a=server("primary"), d=theirs))
+    found = find(facts(primary_named="d", primary_is_host=True), hostvars(a=server("primary"), d=theirs))
     assert login(found) == ("d", "10.0.0.4", 5432, "")
     assert (found["name"], found["several"]) == ("d", "")
 
@@ -84,18 +87,18 @@ def test_named_host_of_the_inventory() -> None:
 )
 def test_named_address(text: str, host: str, port: int) -> None:
     """It is reached from the standby's host, over TCP."""
-    found = _primary.find(facts(primary_named=text), hostvars())
+    found = find(facts(primary_named=text), hostvars())
     assert login(found) == ("b", host, port, "")
     assert found["name"] == text
 
 
 def test_upstream() -> None:
     """The standby is asked first, by its own login, and then the server that it named is the primary."""
-    ask = _primary.find(facts(), hostvars())
+    ask = find(facts(), hostvars())
     assert (login(ask), ask["purpose"], ask["find_primary"]) == (("b", "", 5432, "/run/postgresql"), "backup", True)
     assert (ask["name"], ask["problems"]) == ("", [])
     primary = {"login_host": "db1", "login_port": 6000, "problems": [PROBLEM]}
-    found = _primary.find(facts(primary_answer={"primary": primary}), hostvars())
+    found = find(facts(primary_answer={"primary": primary}), hostvars())
     assert login(found) == ("b", "db1", 6000, "")
     assert (found["name"], found["problems"]) == ("db1:6000", [PROBLEM])
 
@@ -111,14 +114,14 @@ def test_upstream() -> None:
     ],
 )  # fmt: skip
 def test_primary_that_does_not_answer(named: str, answer: dict[str, t.Any], msg: str) -> None:
-    found = _primary.find(facts(primary_named=named, primary_answer=answer), hostvars())
+    found = find(facts(primary_named=named, primary_answer=answer), hostvars())
     assert found["problems"] == [{"code": "primary_unknown", "msg": msg, "hint": ""}]
 
 
 def test_address_that_contains_the_password() -> None:
     """Ansible masks it in the answer; the switch would go to an address that does not exist."""
     answer = {"primary": {"login_host": "********-1.example", "login_port": 5432, "problems": []}}
-    (problem,) = _primary.find(facts(primary_answer=answer), hostvars())["problems"]
+    (problem,) = find(facts(primary_answer=answer), hostvars())["problems"]
     assert problem["code"] == "primary_unknown"
     assert problem["hint"] == "Set pg_backup_primary."
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filter pgfleet.basebackup.pg_backup_primary."""
+"""The filter pgfleet.basebackup.primary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._primary import find
 
 DOCUMENTATION = r"""
-name: pg_backup_primary
+name: primary
 short_description: Find the primary of a standby for the role pg_backup
 version_added: 0.3.0
 description:
@@ -18,7 +18,7 @@ description:
     learn which server to ask, and again with that server's answer.
   - The primary is the one that C(pg_backup_primary) names, else the host of the play whose server is the primary of the
     same cluster, else the one that the standby's upstreams lead to.
-positional: hostvars
+positional: hostvars, hosts
 options:
   _input:
     description: What the role knows, as C(vars/main.yml) of the role lists it.
@@ -28,6 +28,11 @@ options:
     description: The variables of the hosts. Only those of the hosts of the play and of the primary are read.
     type: dict
     required: true
+  hosts:
+    description: The hosts of the play.
+    type: list
+    elements: str
+    required: true
 author:
   - pgfleet.basebackup contributors (@pgfleet)
 """
@@ -35,7 +40,7 @@ author:
 EXAMPLES = r"""
 - name: Find the server to ask
   ansible.builtin.set_fact:
-    __pg_backup_primary: "{{ __pg_backup_facts | pgfleet.basebackup.pg_backup_primary(hostvars) }}"
+    __pg_backup_primary: "{{ __pg_backup_facts | pgfleet.basebackup.primary(hostvars, ansible_play_hosts_all) }}"
 """
 
 RETURN = r"""
@@ -74,9 +79,11 @@ _value:
 """
 
 
-def pg_backup_primary(facts: t.Mapping[str, t.Any], hostvars: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def primary(
+    facts: t.Mapping[str, t.Any], hostvars: t.Mapping[str, t.Any], hosts: t.Iterable[str]
+) -> dict[str, t.Any]:
     """Return how the primary is reached, and what is wrong with it."""
-    return find(facts, hostvars)
+    return find(facts, hostvars, hosts)
 
 
 class FilterModule:
@@ -84,4 +91,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"pg_backup_primary": pg_backup_primary}
+        return {"primary": primary}
