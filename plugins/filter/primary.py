@@ -79,9 +79,7 @@ _value:
 """
 
 
-def primary(
-    facts: t.Mapping[str, t.Any], hostvars: t.Mapping[str, t.Any], hosts: t.Iterable[str]
-) -> dict[str, t.Any]:
+def primary(facts: t.Mapping[str, t.Any], hostvars: t.Mapping[str, t.Any], hosts: t.Iterable[str]) -> dict[str, t.Any]:
     """Return how the primary is reached, and what is wrong with it."""
     return find(facts, hostvars, hosts)
 

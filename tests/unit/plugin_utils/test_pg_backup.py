@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing as t
 
 import pytest
+import yaml
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._pg_backup import BackupRun
 
 PROBLEM: t.Final = {"code": "repository", "msg": "It does not exist.", "hint": "Create it."}
@@ -37,16 +39,20 @@ def started(state: str = "running", **more: t.Any) -> dict[str, t.Any]:
             "msg": "Started.", **more}  # fmt: skip
 
 
+FACTS: t.Final[dict[str, t.Any]] = {
+    "host": "db", "repository": "/srv", "cluster": "main", "owner": "me run 2", "force": False,
+    "max_age": "20 hours", "wal": "archive", "concurrent": "skip", "takeover_after": 30, "external_archive": False,
+    "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "backup", "server": server(),
+    "catalogue": {},
+    "primary_named": "", "primary_is_host": False, "primary": {}, "primary_answer": {},
+    "start": {}, "stop": {}, "switch": {}, "publish": {}, "abort": {},
+    "failed_task": "", "failed_result": {},
+}  # fmt: skip
+
+
 def decide(**more: t.Any) -> dict[str, t.Any]:
     """Return the answer for a host ``db``; what is not said is the state at the begin."""
-    facts: dict[str, t.Any] = {
-        "host": "db", "repository": "/srv", "cluster": "main", "owner": "me run 2", "force": False,
-        "max_age": "20 hours", "wal": "archive", "concurrent": "skip", "takeover_after": 30, "external_archive": False,
-        "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "backup", "server": server(),
-        "catalogue": {}, "primary": {}, "start": {}, "stop": {}, "switch": {}, "publish": {}, "abort": {},
-        "failed_task": "", "failed_result": {},
-    }  # fmt: skip
-    return BackupRun({**facts, **more}).answer()
+    return BackupRun({**FACTS, **more}).answer()
 
 
 @pytest.mark.parametrize(
@@ -211,3 +217,9 @@ def test_failure_of_the_handler() -> None:
     switch = {"failed": True, "msg": "permission denied for function pg_switch_wal"}
     text = decide(start=started(), stop=STOP, switch=switch)["failure"]["msg"]
     assert 'failed at "Switch WAL on the primary": permission denied for function pg_switch_wal It is' in text
+
+
+def test_facts_of_the_role() -> None:
+    """The role gives what is asked for, all of it and no more."""
+    path = pathlib.Path(__file__).resolve().parents[3] / "roles" / "pg_backup" / "vars" / "main.yml"
+    assert set(yaml.safe_load(path.read_text())["__pg_backup_facts"]) == set(FACTS)

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing as t
 
 import pytest
+import yaml
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._pg_drill import DrillRun
 
 SCRATCH: t.Final = {"directory": "/drills/main.drill", "socket_directory": "/tmp/s", "hba_file": "/h",
@@ -22,16 +24,18 @@ def catalogue(version: str = "18.3", proven: bool = False, proven_backup: bool =
     return {"clusters": [{"newest": "b1", "backups": [backup], "proven_recently": proven}]}
 
 
+FACTS: t.Final[dict[str, t.Any]] = {
+    "host": "db", "cluster": "main", "backup_id": "", "max_age": "7 days", "directory": "/drills", "by": "me",
+    "port": 5432, "login_user": "postgres", "target": "immediate", "other_targets": ["", "", "", ""],
+    "settings": {}, "amcheck_wanted": "auto", "amcheck_options": ["--jobs=2"], "checksums": True, "own_checks": [],
+    "catalogue": catalogue(), "scratch": SCRATCH, "restore": {}, "server": {"bin_directory": "/bin"},
+    "recovery": {}, "amcheck": {}, "sql": {}, "pages": {}, "failed": {}, "clean": {}, "began": "1000.0",
+    "ended": 1012.34,
+}  # fmt: skip
+
+
 def decide(**more: t.Any) -> dict[str, t.Any]:
-    facts: dict[str, t.Any] = {
-        "host": "db", "cluster": "main", "backup_id": "", "max_age": "7 days", "directory": "/drills", "by": "me",
-        "port": 5432, "login_user": "postgres", "target": "immediate", "other_targets": ["", "", "", ""],
-        "settings": {}, "amcheck_wanted": "auto", "amcheck_options": ["--jobs=2"], "checksums": True, "own_checks": [],
-        "catalogue": catalogue(), "scratch": SCRATCH, "restore": {}, "server": {"bin_directory": "/bin"},
-        "recovery": {}, "amcheck": {}, "sql": {}, "pages": {}, "failed": {}, "clean": {}, "began": "1000.0",
-        "ended": 1012.34,
-    }  # fmt: skip
-    return DrillRun({**facts, **more}).answer()
+    return DrillRun({**FACTS, **more}).answer()
 
 
 def checks(**more: t.Any) -> list[tuple[str, t.Any, str]]:
@@ -188,3 +192,9 @@ def test_result_of_a_failure() -> None:
     none = decide(catalogue={}, failed={"name": "x", "msg": "y"})["result"]
     assert none["msg"].startswith("db: the backup (none) of the cluster main is not proven")
     assert none["backup_id"] == ""
+
+
+def test_facts_of_the_role() -> None:
+    """The role gives what is asked for, all of it and no more."""
+    path = pathlib.Path(__file__).resolve().parents[3] / "roles" / "pg_drill" / "vars" / "main.yml"
+    assert set(yaml.safe_load(path.read_text())["__pg_drill_facts"]) == set(FACTS)

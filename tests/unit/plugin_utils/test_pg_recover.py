@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing as t
 
 import pytest
+import yaml
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._pg_recover import RecoverRun
 
 REFUSAL: t.Final = {"code": "not_empty", "msg": "It is not empty.", "hint": "Use delta."}
@@ -26,14 +28,16 @@ def planned(*refusals: dict[str, str], **more: t.Any) -> dict[str, t.Any]:
     return {"backup_id": "b2", "why": "the newest", "target": "latest", "plan": plan, "changed": True, **more}
 
 
+FACTS: t.Final[dict[str, t.Any]] = {
+    "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
+    "data_directory": "/data", "log_file": "", "start": True, "service": "", "hook_start": "",
+    "target_action": "promote", "catalogue": {}, "process": {}, "plan": {}, "begun": False, "stopped": False,
+    "restore": {}, "recovery": {}, "forget": {}, "switch": {}, "sql": {}, "failed_task": "", "failed_result": {},
+}  # fmt: skip
+
+
 def decide(**more: t.Any) -> dict[str, t.Any]:
-    facts: dict[str, t.Any] = {
-        "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
-        "data_directory": "/data", "log_file": "", "start": True, "service": "", "hook_start": "",
-        "target_action": "promote", "catalogue": {}, "process": {}, "plan": {}, "begun": False, "stopped": False,
-        "restore": {}, "recovery": {}, "forget": {}, "switch": {}, "sql": {}, "failed_task": "", "failed_result": {},
-    }  # fmt: skip
-    return RecoverRun({**facts, **more}).answer()
+    return RecoverRun({**FACTS, **more}).answer()
 
 
 @pytest.mark.parametrize("named, backup_id, directory", [
@@ -173,3 +177,9 @@ def test_failure(more: dict[str, t.Any], changed: bool, outcome: str) -> None:
 def test_failure_before_the_place_is_known() -> None:
     text = decide(data_directory="", failed_task="x", failed_result={"msg": "Why."})["failure"]["msg"]
     assert text.startswith('db: restoring the backup of the cluster main to its place failed at "x": Why.')
+
+
+def test_facts_of_the_role() -> None:
+    """The role gives what is asked for, all of it and no more."""
+    path = pathlib.Path(__file__).resolve().parents[3] / "roles" / "pg_recover" / "vars" / "main.yml"
+    assert set(yaml.safe_load(path.read_text())["__pg_recover_facts"]) == set(FACTS)
