@@ -23,7 +23,7 @@ attributes:
     description: Returns details on what has changed, or would change in C(check_mode), in diff mode.
     support: none
   idempotent:
-    description: A second call with the same arguments changes nothing, as long as nobody else changed the state.
+    description: A second call with the same arguments changes nothing, unless something else has changed the state.
     support: full
   platform:
     description: Operating systems that the module runs on.
@@ -50,7 +50,7 @@ attributes:
     details:
       - The module changes nothing.
   idempotent:
-    description: A second call with the same arguments changes nothing, as long as nobody else changed the state.
+    description: A second call with the same arguments changes nothing, unless something else has changed the state.
     support: full
     details:
       - The module changes nothing.

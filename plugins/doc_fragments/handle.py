@@ -13,14 +13,14 @@ options:
   repository:
     description:
       - Absolute path of the directory, on the database host, that holds the backups.
-      - It must exist, belong to the user that runs the module and not be writable by everybody. It must not lie
-        inside the data directory or a tablespace.
+      - It must exist, belong to the user that runs the module, and not be writable by everyone. It must not be inside
+        the data directory or a tablespace.
     type: path
     required: true
   cluster:
     description:
       - Name of the database cluster in the repository, a plain file name.
-      - Backups of another database cluster (by system identifier) are refused under the same name.
+      - Backups of a different database cluster (by system identifier) are refused under the same name.
     type: str
     required: true
 """
@@ -33,8 +33,8 @@ options:
     required: true
   owner:
     description:
-      - Name of the run that works on the backup, for example V(deploy@controller job 42). With it a step is refused
-        when another run has taken the backup over in the meantime.
-      - Without it nothing is checked. Publishing checks the proof alone.
+      - Name of the run that is working on the backup, for example V(deploy@controller job 42). With it a step is
+        refused if another run has taken the backup over in the meantime.
+      - Without it nothing is checked. Publishing checks only the proof.
     type: str
 """

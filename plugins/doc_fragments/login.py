@@ -39,7 +39,7 @@ options:
     type: path
   login_db:
     description:
-      - Database to connect to. The right to run the backup functions is granted per database.
+      - Database to connect to. The privilege to run the backup functions is granted per database.
       - If the value is not given, E(PGDATABASE) is used.
     type: str
     default: postgres
@@ -68,8 +68,8 @@ options:
   connect_params:
     description:
       - Further libpq connection parameters, for example V(connect_timeout) (10 seconds here) or V(options).
-      - Host, port, user, password, database and client encoding are refused here; they have options of their own. So is
-        V(sslpassword), a secret that would be logged; use a key without a passphrase.
+      - Host, port, user, password, database and client encoding are refused here; they have their own options.
+        V(sslpassword) is refused as well, because it is a secret and would be logged; use a key without a passphrase.
     type: dict
     default: {}
 """

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup_abort
-short_description: Give up an unfinished base backup
+short_description: Abandon an unfinished base backup
 version_added: 0.1.0
 description:
   - Ends the session, waits until the copy has stopped, and removes the unfinished backup, or keeps it marked as failed.
-  - A published backup is never touched. A backup that does not exist, or that another run has taken over, is left
-    alone.
+  - A published backup is never touched. Nothing is done for a backup that does not exist or that another run has taken
+    over.
 options:
   keep:
     description:
-      - Keep the files, marked as failed, for a look. They are no backup and cannot become one.
+      - Keep the files for inspection, marked as failed. They are not a backup and cannot become one.
       - They stay until this module is called without O(keep).
     type: bool
     default: false
@@ -38,7 +38,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Give the backup up
+- name: Abandon the backup
   pgfleet.basebackup.backup_abort:
     repository: /srv/backups
     cluster: main
@@ -47,7 +47,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: V(absent), V(failed) with O(keep=true), V(published) or V(taken_over) when it was left alone.
+  description: V(absent); V(failed) with O(keep=true); V(published) or V(taken_over) if nothing was done.
   type: str
   returned: success
   sample: absent
@@ -66,7 +66,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED
 
 
 def main() -> None:

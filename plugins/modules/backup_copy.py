@@ -10,13 +10,13 @@ module: backup_copy
 short_description: Copy the files of a started base backup
 version_added: 0.1.0
 description:
-  - Copies the data directory and all tablespaces of the running server into the backup, leaving out what PostgreSQL's
-    own base backup leaves out. Each file is copied to the size that it has when it is opened; C(global/pg_control)
-    comes last.
-  - The copying process is detached on the database host and renews the session's lease. When the task, the connection
-    or the controller dies, it goes on; the same call later finds it, or goes on where it stood and keeps the files
-    already copied. When the session is lost, the copy stops at once.
-  - While it runs, the progress is shown on the controller.
+  - Copies the data directory and all tablespaces of the running server into the backup, except what PostgreSQL's own
+    base backup omits. Each file is copied up to the size that it has when it is opened. C(global/pg_control) comes
+    last.
+  - The copying process is detached on the database host and renews the session's lease. It continues when the task, the
+    connection or the controller dies. The same call later finds the process, or resumes the copy and keeps the files
+    already copied. If the session is lost, the copy stops at once.
+  - The controller shows the progress while the copy runs.
 options:
   jobs:
     description: Number of files that are copied at the same time.
@@ -24,22 +24,23 @@ options:
     default: 2
   checksum_algorithm:
     description:
-      - Algorithm of the checksums in C(backup_manifest). Each file is read once for copy and checksum.
-      - V(CRC32C) needs the Python package C(crc32c) on the database host. V(NONE) copies without checksums, in
-        the kernel.
+      - Algorithm of the checksums in C(backup_manifest). Each file is read once for both copy and checksum.
+      - V(CRC32C) needs the Python package C(crc32c) on the database host. V(NONE) copies without checksums; the kernel
+        copies.
     type: str
     choices: [SHA224, SHA256, SHA384, SHA512, CRC32C, NONE]
     default: SHA256
   sync:
     description:
-      - Flush files and directories to disk before the copy counts as done. Without it a crash of the host can damage
-        the backup unnoticed; only for tests.
+      - Flush files and directories to disk before the copy counts as done. Disable only in tests, because a crash of
+        the host could then damage the backup unnoticed.
     type: bool
     default: true
   follow_symlinks:
     description:
-      - Copy what symbolic links in the data directory point to, for example a C(postgresql.conf) kept elsewhere. By
-        default such links are left out, as PostgreSQL does, and reported. Tablespaces and C(pg_wal) are not meant here.
+      - Copy the targets of symbolic links in the data directory, for example a C(postgresql.conf) kept elsewhere. By
+        default such links are omitted, as PostgreSQL does, and reported. This does not apply to tablespaces and
+        C(pg_wal).
     type: bool
     default: false
   progress_interval:
@@ -49,9 +50,9 @@ options:
     default: 10
   wait_timeout:
     description:
-      - Seconds after which the call returns with RV(finished=false) while the copy goes on; V(0) waits until it is
+      - Seconds after which the call returns with RV(finished=false) while the copy continues; V(0) waits until it is
         done.
-      - Set by the action plugin of this name; of use only where the module is run without it.
+      - The action plugin of this name sets it. Set it only if you run the module without that plugin.
     type: int
     default: 0
 extends_documentation_fragment:
@@ -106,12 +107,12 @@ bytes:
   returned: when finished
   sample: 39845888
 seconds:
-  description: How long the copy took, in its last process.
+  description: Duration of the copy in its last process.
   type: float
   returned: when finished
   sample: 0.21
 bytes_per_second:
-  description: The rate of that.
+  description: The rate during that time.
   type: int
   returned: when finished
   sample: 189742323
@@ -121,7 +122,7 @@ reused_files:
   returned: when finished
   sample: 0
 vanished_files:
-  description: Files that were dropped by the server before they could be copied, which is normal.
+  description: Files that the server removed before they could be copied, which is normal.
   type: int
   returned: when finished
   sample: 0
@@ -138,14 +139,14 @@ special_files:
       description: V(symlink), V(fifo), V(socket) or V(device).
       type: str
     target:
-      description: Where a link points.
+      description: Target of a link.
       type: str
   sample:
     - kind: symlink
       path: postgresql.conf
       target: /etc/postgresql/postgresql.conf
 progress:
-  description: How far the copy is.
+  description: Progress of the copy.
   type: dict
   returned: when not finished
   contains:
@@ -179,7 +180,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import STARTED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import STARTED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
 
 RESULTS = (
@@ -231,23 +232,23 @@ def main() -> None:
                 finished=False,
                 msg="The files would be copied; the backup is not started yet.",
             )
-        content = backup.load()
-        record = read_progress(backup)
-        if backup.published or content["state"] != STARTED:
+        record = backup.load()
+        progress = read_progress(backup)
+        if backup.published or record.state != STARTED:
             return dict(
                 handle(module), changed=False, finished=True, msg=f"The backup {backup.id} has been stopped already."
             )
-        if record.get("state") == DONE:
-            return done(record, False)
+        if progress.get("state") == DONE:
+            return done(progress, False)
         require_alive(session_of(backup).ask("status", renew=not module.check_mode))
         if module.check_mode:
-            scan = scan_source(content, params["follow_symlinks"])
+            scan = scan_source(record.server, params["follow_symlinks"])
             msg = f"{scan.total_files} files, {scan.total_bytes} bytes would be copied."
             return dict(handle(module), changed=True, finished=False, msg=msg)
         job = job_of(backup)
         if not job.is_running():
             try:
-                launch(backup, content, params)
+                launch(backup, record.server, params)
             except BackupError as exc:
                 # Another call may have been faster.
                 if exc.code != "busy" or not job.is_running():

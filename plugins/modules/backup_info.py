@@ -10,20 +10,20 @@ module: backup_info
 short_description: List the base backups of a repository
 version_added: 0.1.0
 description:
-  - Returns the published and the unfinished backups of one cluster or of all clusters in a repository. It needs no
-    server.
-  - A damaged entry is reported and does not stop the list.
+  - Returns the published and the unfinished backups of one cluster or of all clusters in a repository. No server is
+    needed.
+  - A damaged entry is reported and does not prevent the others from being listed.
 options:
   repository:
     description: Absolute path of the repository.
     type: path
     required: true
   cluster:
-    description: Name of a cluster; all clusters without it.
+    description: Name of a cluster. By default all clusters are listed.
     type: str
   max_age:
     description:
-      - Also tell whether the newest published, undamaged backup of each cluster is younger than this, as
+      - Also report whether the newest published, undamaged backup of each cluster is younger than this, as
         RV(clusters[].fresh).
       - A number of seconds, or with a unit, for example V(90m), V(20 hours) or V(2d). The age counts from the end of
         the backup.
@@ -33,8 +33,8 @@ options:
     type: str
   proven_max_age:
     description:
-      - Also tell which backups, and which clusters by any backup of theirs, were restored successfully in a drill less
-        than this ago, as C(proven_recently). Written like O(max_age).
+      - Also report which backups were restored successfully in a drill more recently than this, as C(proven_recently).
+        A cluster counts if any of its backups does. The format is that of O(max_age).
     type: str
     version_added: 0.2.0
 extends_documentation_fragment:
@@ -53,7 +53,7 @@ EXAMPLES = r"""
     repository: /srv/backups
   register: catalogue
 
-- name: Complain about clusters without a recent backup
+- name: Fail if a cluster has no recent backup
   ansible.builtin.assert:
     that: item.fresh
     fail_msg: "{{ item.name }} has no backup younger than 26 hours"
@@ -74,20 +74,20 @@ clusters:
       description: The cluster's identifier.
       type: str
     problem:
-      description: What is wrong with the cluster's entry; null when nothing is.
+      description: What is wrong with the cluster's entry; null if nothing is.
       type: str
     fresh:
-      description: Whether there is a backup younger than O(max_age); null without it.
+      description: Whether there is a backup younger than O(max_age); null without that option.
       type: bool
     proven_recently:
-      description: Whether a backup of the cluster was proven by a drill within O(proven_max_age); null without it.
+      description: Whether a drill proved a backup of the cluster within O(proven_max_age); null without that option.
       type: bool
       version_added: 0.2.0
     newest:
-      description: The id of the newest published, undamaged backup; null when there is none.
+      description: The id of the newest published, undamaged backup; null if there is none.
       type: str
     newest_age_seconds:
-      description: Its age, counted from its end.
+      description: Its age, counted from the end of the backup.
       type: float
     backups:
       description: The published backups, oldest first.
@@ -104,7 +104,7 @@ clusters:
           description: V(published), or V(damaged) with RV(clusters[].backups[].problem).
           type: str
         problem:
-          description: What is wrong; null when nothing is.
+          description: What is wrong; null if nothing is.
           type: str
         kind:
           description: V(full).
@@ -116,20 +116,20 @@ clusters:
           description: The server's version.
           type: str
         data_directory:
-          description: The data directory that it was taken of.
+          description: The data directory that it was taken from.
           type: str
           version_added: 0.2.0
         from_standby:
           description: Whether it was taken from a standby.
           type: bool
         start_lsn:
-          description: Where it starts in the WAL.
+          description: LSN at which the backup starts.
           type: str
         stop_lsn:
-          description: Where it ends.
+          description: LSN at which the backup ends.
           type: str
         timeline:
-          description: The timeline at its end.
+          description: The timeline at the end of the backup.
           type: int
         started_at:
           description: When it started, in UTC.
@@ -138,7 +138,7 @@ clusters:
           description: When it ended, in UTC.
           type: str
         age_seconds:
-          description: Its age, counted from its end.
+          description: Its age, counted from the end of the backup.
           type: float
         bytes:
           description: Size of its files.
@@ -147,21 +147,22 @@ clusters:
           description: Number of its files.
           type: int
         copy_seconds:
-          description: How long the copy took.
+          description: Duration of the copy in seconds.
           type: float
         required_wal:
           description: The WAL files that a restore needs.
           type: list
           elements: str
         wal:
-          description: Where they are, V(archive) or V(include) (in the backup itself); V(none) when nobody made sure.
+          description:
+            - Where those files are, V(archive) or V(include) (in the backup itself); V(none) if that was never checked.
           type: str
           version_added: 0.2.0
         wal_proven_by:
-          description: How it was proven that they are there; V(none) when it was not.
+          description: How their presence was proven; V(none) if it was not.
           type: str
         proven_at:
-          description: When a drill restored it successfully the last time, in UTC; null when none did.
+          description: When a drill last restored it successfully, in UTC; null if none did.
           type: str
           version_added: 0.2.0
         proven_by:
@@ -169,16 +170,16 @@ clusters:
           type: str
           version_added: 0.2.0
         proven_until:
-          description: Time of the newest transaction that was there after that drill's recovery; null when unknown.
+          description: Time of the newest transaction that was present after that drill's recovery; null if unknown.
           type: str
           version_added: 0.2.0
         proven_recently:
-          description: Whether it was proven by a drill within O(proven_max_age); null without it.
+          description: Whether a drill proved it within O(proven_max_age); null without that option.
           type: bool
           version_added: 0.2.0
         last_drill:
           description:
-            - The last drill, successful or not, as RV(pgfleet.basebackup.backup_proven#module:result); null when there
+            - The last drill, successful or not, as RV(pgfleet.basebackup.backup_proven#module:result); null if there
               was none.
           type: dict
           version_added: 0.2.0
@@ -195,32 +196,32 @@ clusters:
           type: str
         state:
           description:
-            - V(starting), V(running), V(copied), V(stopping), V(stopped) or V(complete), which can be finished, or
-              V(failed).
+            - V(starting), V(running), V(copied), V(stopping), V(stopped) or V(complete), all of which can be finished,
+              or V(failed).
           type: str
         problem:
           description: Why it failed.
           type: str
         working:
-          description: Whether a process works on it now.
+          description: Whether a process is working on it now.
           type: bool
         session_alive:
-          description: Whether its session lives.
+          description: Whether its session is alive.
           type: bool
         owner:
-          description: The run that works, or worked, on it.
+          description: The run that is, or was last, working on it.
           type: str
         since:
           description: Since when, in UTC.
           type: str
         silent_seconds:
-          description: Seconds since that run was last heard of.
+          description: Seconds since that run last reported.
           type: float
         percent:
-          description: How far the copy is; null before it.
+          description: Progress of the copy; null before it begins.
           type: float
         age_seconds:
-          description: Seconds since the backup was begun.
+          description: Seconds since the backup was started.
           type: float
 """
 

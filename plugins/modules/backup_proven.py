@@ -7,11 +7,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: backup_proven
-short_description: Record what a restore drill has shown of a backup
+short_description: Record the result of a restore drill of a backup
 version_added: 0.2.0
 description:
   - Adds the result of a restore drill to the backup's own record, where M(pgfleet.basebackup.backup_info) shows it. The
-    last ten drills are kept. Nothing else of the backup is touched.
+    last ten drills are kept. Nothing else in the backup is touched.
 options:
   repository:
     description: Absolute path of the repository.
@@ -22,11 +22,11 @@ options:
     type: str
     required: true
   backup_id:
-    description: The backup that was restored; it must be published.
+    description: The backup that was restored. It must be published.
     type: str
     required: true
   result:
-    description: What the drill has shown.
+    description: The result of the drill.
     type: dict
     required: true
     suboptions:
@@ -37,7 +37,7 @@ options:
       at:
         description:
           - When the drill ended, for example V(2026-11-22T11:32:00Z). The default is now.
-          - A drill of the same time, by the same and on the same host, is recorded once.
+          - A drill with the same time, O(result.by) and O(result.host) is recorded only once.
         type: str
       by:
         description: Who ran it.
@@ -60,13 +60,13 @@ options:
         description: The recovery target, in words.
         type: str
       seconds:
-        description: How long the drill took.
+        description: Duration of the drill in seconds.
         type: float
       msg:
         description: The outcome in one sentence.
         type: str
       checks:
-        description: What was checked, each with C(name), C(ok) and C(msg).
+        description: The checks, each with C(name), C(ok) and C(msg).
         type: list
         elements: dict
         default: []
@@ -83,7 +83,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Keep in mind that it was restored
+- name: Record that it was restored
   pgfleet.basebackup.backup_proven:
     repository: /srv/backups
     cluster: main
@@ -102,20 +102,23 @@ backup_id:
   type: str
   returned: success
 result:
-  description: The drill as it is recorded.
+  description: The drill as recorded.
   type: dict
   returned: success
 """
 
-import time
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import TIME_FORMAT, record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import record
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     cluster_of,
     handle,
     run,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import (
+    drill_result,
+    parse_drill,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
@@ -150,12 +153,12 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         backup = cluster_of(module).get(module.params["backup_id"])
-        drill = dict(module.params["result"])
-        drill["at"] = drill["at"] or time.strftime(TIME_FORMAT, time.gmtime())
+        result = module.params["result"]
+        drill = parse_drill({**result, "at": result["at"] or utc()})
         changed = record(backup, drill, module.check_mode)
         what = "is recorded already" if not changed else "would be recorded" if module.check_mode else "is recorded"
-        msg = f"The drill of {drill['at']} {what} in the backup {backup.id}."
-        return dict(handle(module), changed=changed, result=drill, msg=msg)
+        msg = f"The drill of {drill.at} {what} in the backup {backup.id}."
+        return dict(handle(module), changed=changed, result=drill_result(drill), msg=msg)
 
     run(module, work)
 

@@ -10,16 +10,16 @@ module: backup_publish
 short_description: Publish a base backup whose WAL is archived or included
 version_added: 0.1.0
 description:
-  - Moves a stopped backup from C(in_progress/) to C(backups/), by one rename after everything in it is durable. What
-    lies under C(backups/) is complete, always.
-  - Refuses unless O(proof) covers every WAL file that a restore needs, or the backup holds them all. A backup that was
-    started with C(wal=none) needs neither.
+  - Moves a stopped backup from C(in_progress/) to C(backups/) with one rename, after everything in it is durable. So
+    everything under C(backups/) is always complete.
+  - Refuses unless O(proof) covers every WAL file that a restore needs, or the backup includes all of them. A backup
+    that was started with C(wal=none) needs neither.
 options:
   proof:
     description:
       - The RV(pgfleet.basebackup.wal_archived#module:proof) of M(pgfleet.basebackup.wal_archived). It is kept in the
         backup's record.
-      - Needed for a backup that was started with C(wal=archive), and not looked at for any other.
+      - Required for a backup that was started with C(wal=archive), ignored for any other.
     type: dict
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
@@ -50,7 +50,7 @@ directory:
   returned: success
   sample: /srv/backups/main/backups/20261122T081500Z-full
 state:
-  description: V(published); in check mode the state that the backup has.
+  description: V(published); in check mode the present state of the backup.
   type: str
   returned: success
   sample: published
@@ -89,14 +89,14 @@ def main() -> None:
             msg = f"The backup {backup.id} is published already."
             return dict(handle(module), changed=False, state="published", directory=backup.path, msg=msg)
         if module.check_mode:
-            content = backup.load()
+            record = backup.load()
             try:
-                refuse_unproven(backup, content, module.params["proof"])
+                refuse_unproven(backup, record, module.params["proof"])
             except BackupError as exc:
                 if exc.code != "not_stopped":
                     raise
             msg = f"The backup {backup.id} would be published."
-            return dict(handle(module), changed=True, state=content["state"], directory=backup.path, msg=msg)
+            return dict(handle(module), changed=True, state=record.state, directory=backup.path, msg=msg)
         changed = publish(backup, module.params["proof"])
         msg = f"The backup {backup.id} is published{'' if changed else ' already'}." + tell_wal(backup.load())
         return dict(handle(module), changed=changed, state="published", directory=backup.path, msg=msg)

@@ -11,28 +11,29 @@ short_description: Restore a published base backup into a data directory
 version_added: 0.2.0
 description:
   - Chooses a backup, by name or by recovery target, copies it to a data directory and its tablespaces, and configures
-    the recovery. The server is started by the user; see the role P(pgfleet.basebackup.pg_recover#role).
-  - Everything is looked at first. What cannot work is refused before anything is touched, all reasons at once; in check
-    mode they are returned with the whole plan.
-  - Each file is verified while it is copied; the first one whose checksum is wrong stops the restore and is named.
+    the recovery. You start the server; see the role P(pgfleet.basebackup.pg_recover#role).
+  - The module first makes a plan. What cannot work is refused before anything is touched, with all reasons at once.
+    Check mode returns the reasons with the whole plan.
+  - Each file is verified while it is copied. The first file with a wrong checksum stops the restore, and the failure
+    names it.
   - C(global/pg_control), without which PostgreSQL does not start, is the first file that is removed and the last one
-    that is written. A restore that was interrupted is continued by the same call, and keeps what it has done.
-  - The work is a detached process on the host, and its progress is shown on the controller.
+    that is written. The same call continues an interrupted restore, and keeps what was already done.
+  - A detached process on the host does the work, and the controller shows its progress.
 options:
   backup_id:
     description:
-      - The backup. Without it, or with V(latest), the newest one from which the target can be reached.
+      - The backup. By default, or with V(latest), the newest one from which the target can be reached.
     type: str
   data_directory:
     description:
-      - Absolute path of the data directory. It is made when it is absent.
-      - One that is not empty is refused without O(delta) or O(replace), and in any case when a server runs in it.
+      - Absolute path of the data directory. It is created if it does not exist.
+      - A directory that is not empty is refused without O(delta) or O(replace), and in any case if a server runs in it.
     type: path
     required: true
   recovery_target:
     description:
-      - V(immediate) ends recovery at the end of the backup. At most one target may be given; without one recovery goes
-        to the end of the WAL.
+      - V(immediate) ends recovery at the end of the backup. At most one target can be given. Without a target recovery
+        goes to the end of the WAL.
     type: str
   recovery_target_time:
     description:
@@ -64,94 +65,94 @@ options:
     default: promote
   archive_directory:
     description:
-      - Directory of the WAL archive. By default the C(wal) directory of the cluster in the repository, if it is there.
+      - Directory of the WAL archive. The default is the C(wal) directory of the cluster in the repository, if it
+        exists.
     type: path
   restore_command:
     description:
       - Command that fetches a file from the archive, PostgreSQL's C(restore_command), for example C(cp /srv/wal/%f %p).
-        Without it one is made for
-        O(archive_directory).
-      - With it alone times, transactions and names cannot be looked for before the restore.
+        The default is a command that reads O(archive_directory).
+      - With this option alone, times, transactions and names cannot be checked before the restore.
     type: str
   delta:
     description:
-      - Restore over the data directory that is there. Files of the right size and checksum are kept, others are
-        replaced, surplus ones are removed, except for the server's logs in C(log) and C(pg_log).
+      - Restore over the existing data directory. Files with the right size and checksum are kept, others are replaced,
+        and surplus ones are removed, except the server's logs in C(log) and C(pg_log).
     type: bool
     default: false
   replace:
     description:
-      - Rename what is there to C(<data_directory>.replaced-<time>), and what lies in its tablespaces to
-        C(replaced-<time>) in their directories. It stays a whole data directory, and nothing is deleted.
+      - Rename the existing data directory to C(<data_directory>.replaced-<time>), and the contents of its tablespaces
+        to C(replaced-<time>) in their directories. It remains a whole data directory, and nothing is deleted.
     type: bool
     default: false
   force:
     description:
-      - Restore again where this very restore (same arguments, same backup) has been done. Otherwise such a data
-        directory is left alone, whatever its server has done to it since.
+      - Restore again even if this exact restore (same arguments, same backup) has already been done. By default such a
+        data directory is not touched, whatever its server has changed in it since.
     type: bool
     default: false
   tablespace_mapping:
     description:
-      - New places of tablespaces, by oid or old location. It wins over O(tablespace_directory).
-      - A place that is in use by another cluster on the host is refused.
+      - New locations of tablespaces, by oid or old location. Takes precedence over O(tablespace_directory).
+      - A location that another cluster on the host uses is refused.
     type: dict
     default: {}
   tablespace_directory:
     description:
       - Directory below which all tablespaces are restored, each under its oid. Without it and without
-        O(tablespace_mapping) they go to their old places.
+        O(tablespace_mapping) they go to their original locations.
     type: path
   waldir:
     description:
       - Directory that C(pg_wal) becomes a symbolic link to. It must be empty or absent.
-      - By default C(pg_wal) is a directory; with O(delta) a link that is there stays.
+      - By default C(pg_wal) is a directory; with O(delta) an existing link remains.
     type: path
   allow_group_access:
-    description: Modes 0750 and 0640 instead of 0700 and 0600, as C(initdb --allow-group-access).
+    description: Use the modes 0750 and 0640 instead of 0700 and 0600, as C(initdb --allow-group-access) does.
     type: bool
     default: false
   save_wal_to:
     description:
-      - Where WAL goes that the old data directory has and that was not archived, before anything is removed.
-      - By default C(<data_directory>.saved_wal-<time>).
-      - With O(restore_as=primary) recovery uses what of it continues the archive.
+      - Where to save WAL from the old data directory that was never archived. It is saved before anything is removed.
+      - The default is C(<data_directory>.saved_wal-<time>).
+      - With O(restore_as=primary) recovery uses the part of it that continues the archive.
     type: path
   restore_as:
     description:
       - V(primary) becomes a primary on a new timeline when recovery ends.
       - V(standby) follows O(primary_conninfo).
-      - V(copy) is a primary for tests, without archiving, logical replication or synchronous standbys, whose logs are
-        in its own data directory; parameters that are too low for recovery are raised.
+      - V(copy) becomes a primary for tests, without archiving, logical replication or synchronous standbys. Its logs
+        are in its own data directory, and parameters that are too low for recovery are raised.
     type: str
     choices: [primary, standby, copy]
     default: primary
   primary_conninfo:
-    description: Connection string of a standby to its primary. Without it the standby lives on the archive alone.
+    description: Connection string of a standby to its primary. Without it the standby is fed from the archive only.
     type: str
   primary_slot_name:
-    description: Replication slot of a standby on its primary. It uses none without it.
+    description: Replication slot of a standby on its primary. By default it uses none.
     type: str
   port:
-    description: Port of the restored server. Without it the one in its configuration stays.
+    description: Port of the restored server. The default is the one in its configuration.
     type: int
   settings:
     description:
       - Further settings, written to C(postgresql.auto.conf). The recovery settings and the connection to the primary
-        have options of their own; those of the source are removed.
+        have their own options; those of the source are removed.
     type: dict
     default: {}
   config_file:
     description:
-      - The C(postgresql.conf) that the server will use, when it lies outside the data directory. It is only read, to
-        check that no parameter is lower than recovery needs.
+      - The C(postgresql.conf) that the server will use, if it is outside the data directory. It is only read, to check
+        that no parameter is lower than recovery needs.
     type: path
   jobs:
     description: Number of files that are copied at the same time.
     type: int
     default: 2
   sync:
-    description: Flush files and directories to disk. Without it a crash of the host can damage what was restored.
+    description: Flush files and directories to disk. Without it a crash of the host can damage the restored files.
     type: bool
     default: true
   progress_interval:
@@ -161,28 +162,29 @@ options:
     default: 10
   wait_timeout:
     description:
-      - Seconds after which the call returns with RV(finished=false) while the restore goes on; V(0) waits until it is
+      - Seconds after which the call returns with RV(finished=false) while the restore continues; V(0) waits until it is
         done.
-      - Set by the action plugin of this name; of use only where the module is run without it.
+      - The action plugin of this name sets it. Set it only if you run the module without that plugin.
     type: int
     default: 0
   run_id:
     description:
-      - Name of the task's run, by which a later call of the same task knows that its restore is done, O(force) or not.
-      - Set by the action plugin of this name. Without it each call with O(force) restores again.
+      - Name of the task's run, by which a later call of the same task knows that its restore is done, with or without
+        O(force).
+      - The action plugin of this name sets it. Without it each call with O(force) restores again.
     type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
   - pgfleet.basebackup.attributes
 notes:
-  - Run it as the operating system user of the server, not as root.
+  - Run the module as the operating system user of the server, not as root.
   - The module does not connect to a server. It accepts the login options so that they can be set as defaults of the
     action group.
-  - The files C(postgresql.auto.conf), C(tablespace_map), C(recovery.signal) and C(standby.signal) are written anew.
-  - In check mode with O(delta) the files that are there are read and compared.
-  - A tablespace that was created after the backup is created again by replay, in its original directory. Where another
-    server of the same cluster on this host has it there, a restore to behind its creation is refused.
+  - The files C(postgresql.auto.conf), C(tablespace_map), C(recovery.signal) and C(standby.signal) are rewritten.
+  - In check mode with O(delta) the existing files are read and compared.
+  - Replay recreates a tablespace that was created after the backup, in its original directory. If another server of the
+    same cluster on this host uses that directory, a restore to a point after the creation is refused.
 attributes:
   action:
     description:
@@ -229,7 +231,7 @@ EXAMPLES = r"""
       shared_buffers: 256MB
       cluster_name: copy of main
 
-- name: A named backup over what is left of the old server, with tablespaces and WAL on other disks
+- name: A named backup over the remains of the old server, with tablespaces and WAL on other disks
   pgfleet.basebackup.backup_restore:
     repository: /srv/backups
     cluster: main
@@ -271,7 +273,7 @@ finished:
   type: bool
   returned: success
 restorable:
-  description: Whether nothing stands against the restore.
+  description: Whether the restore is possible.
   type: bool
   returned: in check mode
 backup_id:
@@ -279,21 +281,21 @@ backup_id:
   type: str
   returned: when one was chosen
 why:
-  description: Why this one.
+  description: Why this backup was chosen.
   type: str
   returned: when one was chosen
 data_directory:
-  description: The data directory, without symbolic links on the way.
+  description: The data directory, with symbolic links resolved.
   type: str
   returned: success
 tablespaces:
-  description: The places of the tablespaces by oid.
+  description: The locations of the tablespaces, by oid.
   type: dict
   returned: when they are known
   sample:
     "16385": /srv/copy/tablespaces/16385
 restore_as:
-  description: What the server will be.
+  description: What the restored server becomes.
   type: str
   returned: success
 target:
@@ -301,7 +303,7 @@ target:
   type: str
   returned: success
 plan:
-  description: What is done; in check mode, what would be.
+  description: What is done; in check mode, what would be done.
   type: dict
   returned: success, and when it is refused
   contains:
@@ -312,7 +314,7 @@ plan:
       description: Their size.
       type: int
     keep_files:
-      description: Files that are there and right.
+      description: Existing files that are right.
       type: int
     keep_bytes:
       description: Their size.
@@ -324,35 +326,35 @@ plan:
       description: Their size.
       type: int
     replace_files:
-      description: Files that are there and wrong.
+      description: Existing files that are wrong.
       type: int
     remove_files:
-      description: Files, links and directory trees that are there and are not in the backup.
+      description: Existing files, links and directory trees that are not in the backup.
       type: int
     wal_needed:
       description: WAL files that recovery needs.
       type: list
       elements: str
     wal_missing:
-      description: Those that are not there.
+      description: Those that are missing.
       type: list
       elements: str
     recoverable_until:
       description: Time of the newest transaction in the archive.
       type: str
     room:
-      description: Each file system with the bytes that are needed and free.
+      description: Each file system, with the bytes that are needed and that are free.
       type: list
       elements: dict
     estimated_seconds:
-      description: How long the copying may take, judged by that of the backup.
+      description: Estimated duration of the copy, based on that of the backup.
       type: float
     refusals:
-      description: Every reason against the restore, with RV(ignore:code), RV(ignore:msg) and RV(ignore:hint).
+      description: Every reason to refuse the restore, with RV(ignore:code), RV(ignore:msg) and RV(ignore:hint).
       type: list
       elements: dict
     warnings:
-      description: What its administrator should know.
+      description: What the administrator should know.
       type: list
       elements: str
     parameters:
@@ -364,7 +366,7 @@ plan:
       type: list
       elements: str
     used_wal:
-      description: Those of them that recovery can use.
+      description: The files among them that recovery can use.
       type: list
       elements: str
     saved_wal:
@@ -385,7 +387,7 @@ reused_files:
   type: int
   returned: when finished
 seconds:
-  description: How long the copying took.
+  description: Duration of the copy in seconds.
   type: float
   returned: when finished
 bytes_per_second:
@@ -393,7 +395,7 @@ bytes_per_second:
   type: int
   returned: when finished
 progress:
-  description: How far the restore is; see M(pgfleet.basebackup.backup_copy).
+  description: Progress of the restore; see M(pgfleet.basebackup.backup_copy).
   type: dict
   returned: when not finished
 """

@@ -11,24 +11,24 @@ short_description: Start a base backup and keep its session
 version_added: 0.1.0
 description:
   - Runs C(pg_backup_start) (C(pg_start_backup) in PostgreSQL 14, always non-exclusive) in a session that a small
-    detached process on the database host keeps until M(pgfleet.basebackup.backup_stop), and returns when the server
-    is in backup mode. Depending on O(fast) that takes a whole checkpoint.
-  - Everything that M(pgfleet.basebackup.server_info) would call a problem is refused before anything is touched.
+    detached process on the database host keeps until M(pgfleet.basebackup.backup_stop). Returns when the server is in
+    backup mode, which, depending on O(fast), takes a whole checkpoint.
+  - Every problem that M(pgfleet.basebackup.server_info) would report is refused before anything is touched.
   - The process is visible as C(python3 -I <repository>/<cluster>/in_progress/<id>/session/keeper.py) and, in the
-    server, by its C(application_name). It ends by itself after O(session_timeout), or when nothing has asked for it for
-    O(session_idle_timeout).
+    server, by its C(application_name). It ends by itself after O(session_timeout), or when no module has contacted it
+    for O(session_idle_timeout).
 options:
   backup_id:
     description:
       - Name of the new backup, a plain file name. The default is UTC time plus kind, for example
         V(20261122T081500Z-full).
-      - With the id of a backup whose session lives, nothing is changed; with that of one whose session is dead, the
-        module fails.
+      - With the id of a backup whose session is alive, nothing is changed. With the id of a backup whose session has
+        ended, the module fails.
     type: str
   label:
     description:
-      - The label in C(backup_label), at most 1024 bytes without control characters.
-      - The default names cluster and backup.
+      - The label in C(backup_label), at most 1024 bytes, without control characters.
+      - The default contains the names of the cluster and the backup.
     type: str
   fast:
     description:
@@ -38,7 +38,8 @@ options:
     default: false
   session_timeout:
     description:
-      - Seconds after which the session ends in any case, and the backup with it. Choose it above your longest backup.
+      - Seconds after which the session ends in any case, and the backup with it. Set it to more than the duration of
+        your longest backup.
     type: int
     default: 86400
   session_idle_timeout:
@@ -55,45 +56,47 @@ options:
   wal:
     description:
       - Where a restore finds the WAL that the backup needs.
-      - V(archive) leaves it to the archive; M(pgfleet.basebackup.backup_publish) asks for the proof that it is there.
+      - V(archive) relies on the archive; M(pgfleet.basebackup.backup_publish) requires proof that the archive has it.
       - V(include) copies it into the backup at stop, so that neither an archive nor, for a standby, a switch on the
-        primary is needed. Until then a temporary replication slot makes the server keep its WAL, so its C(pg_wal) grows
-        while the backup runs. The role needs the attribute C(REPLICATION), the server a free slot.
-      - V(none) leaves it to you. Nothing is waited for, and the backup's record says that nothing was proven.
+        primary is needed. Until then a temporary replication slot makes the server keep its WAL, so C(pg_wal) grows
+        while the backup runs. The login role needs the attribute C(REPLICATION), and the server needs a free slot.
+      - V(none) leaves it to you. No module waits for the WAL, and the backup's record says that nothing was proven.
     type: str
     choices: [archive, include, none]
     default: archive
     version_added: 0.2.0
   concurrent:
     description:
-      - What to do when there is another unfinished backup of this cluster that can still be finished.
-      - V(allow) starts one more, as PostgreSQL does; V(skip) starts none and returns RV(skipped_busy=true); V(fail)
+      - What to do if there is another unfinished backup of this cluster that can still be finished.
+      - V(allow) starts another one, as PostgreSQL does; V(skip) starts none and returns RV(skipped_busy=true); V(fail)
         fails.
     type: str
     choices: [allow, skip, fail]
     default: allow
   resume:
     description:
-      - Go on with an unfinished backup of this cluster whose run has died, instead of starting a new one.
-      - Unfinished backups whose session is gone, or that have another O(wal), are removed, with a warning.
-      - Not with O(backup_id), which names the backup to go on with.
+      - Continue an unfinished backup of this cluster whose run has died, instead of starting a new one.
+      - Unfinished backups whose session has ended, or that were started with another O(wal), are removed, with a
+        warning.
+      - Cannot be combined with O(backup_id), which names the backup to continue.
     type: bool
     default: false
   max_age:
     description:
-      - With O(resume), a stopped backup that is older than this and still waits for its WAL is not continued; it is
-        removed, with a warning, once a new one has been started. A number of seconds, or with a unit, for example
-        V(20 hours). Without it a stopped backup is continued however old it is.
+      - With O(resume), a stopped backup that is older than this and still waits for its WAL is not continued. It is
+        removed, with a warning, once a new one has been started. A number of seconds, or with a unit, for example V(20
+        hours). Without it a stopped backup is continued however old it is.
     type: str
   takeover_after:
     description:
-      - Seconds of silence after which the run that works on an unfinished backup counts as dead, for O(resume).
-      - Choose it above the longest of your own steps between the modules.
+      - For O(resume), seconds of silence after which the run that is working on an unfinished backup counts as dead.
+      - Set it to more than the duration of your longest own step between the modules.
     type: int
     default: 30
   owner:
     description:
-      - Name of this run, for example V(deploy@controller job 42), told to others that find the backup unfinished.
+      - Name of this run, for example V(deploy@controller job 42). Other runs that find the backup unfinished report
+        this name.
     type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
@@ -105,7 +108,8 @@ attributes:
   idempotent:
     support: partial
     details:
-      - With O(backup_id) a second call changes nothing while the session lives. Without it each call starts a backup.
+      - With O(backup_id) a second call changes nothing while the session is alive. Without it each call starts a
+        backup.
 seealso:
   - module: pgfleet.basebackup.backup_copy
   - module: pgfleet.basebackup.backup_stop
@@ -141,13 +145,13 @@ cluster:
   returned: success
   sample: main
 backup_id:
-  description: The backup; the handle for the next steps. With RV(skipped_busy=true) that of the other run.
+  description: The backup, for the next steps. With RV(skipped_busy=true) the backup of the other run.
   type: str
   returned: success
   sample: 20261122T081500Z-full
 state:
   description:
-    - V(running) after start; V(copied), V(stopping), V(stopped) or V(complete) for a backup that is continued;
+    - V(running) after start; V(copied), V(stopping), V(stopped) or V(complete) if an unfinished backup is continued;
       V(absent) in check mode.
   type: str
   returned: success
@@ -157,11 +161,12 @@ resumed:
   type: bool
   returned: success
 skipped_busy:
-  description: Whether nothing was started because another run works on a backup of this cluster.
+  description: Whether nothing was started because another run is working on a backup of this cluster.
   type: bool
   returned: success
 busy:
-  description: Who works on the other backup, since when (seconds since the epoch) and how far the copy is.
+  description:
+    - Which run is working on the other backup, since when (seconds since the epoch), and the progress of its copy.
   type: dict
   returned: when RV(skipped_busy=true)
 wal:
@@ -175,7 +180,7 @@ directory:
   returned: when the backup exists
   sample: /srv/backups/main/in_progress/20261122T081500Z-full
 start_lsn:
-  description: Where the backup starts in the WAL.
+  description: LSN at which the backup starts.
   type: str
   returned: when the backup exists
   sample: 0/2000028

@@ -10,19 +10,19 @@ module: backup_stop
 short_description: Stop a base backup and write its label, map and manifest
 version_added: 0.1.0
 description:
-  - Runs C(pg_backup_stop) in the session of M(pgfleet.basebackup.backup_start), never waiting inside the server, and
-    writes C(backup_label), C(tablespace_map) and C(backup_manifest), byte for byte and durably.
+  - Runs C(pg_backup_stop) in the session of M(pgfleet.basebackup.backup_start) without waiting inside the server.
+    Writes C(backup_label), C(tablespace_map) and C(backup_manifest), byte for byte and durably.
   - Returns the WAL files that a restore needs. The backup is not complete before they are archived, see
-    M(pgfleet.basebackup.wal_archived); after a standby's backup the WAL must be switched on the primary first,
-    see M(pgfleet.basebackup.wal_switch).
-  - With RV(wal=include) it copies that WAL from the server's C(pg_wal) into that of the backup, which is complete then,
-    and ends the session, and with it the replication slot that kept the WAL. Of a standby's last segment, which is not
-    finished, what lies behind the stop is left out. Where the WAL was removed before it was copied, the backup is void.
-  - A backup during which a tablespace was created is void, because a restore would attach itself to the original,
-    perhaps live directory.
-  - A copy made by your own step (a snapshot, rsync) is taken over when it lies in C(data/) and C(tablespaces/<oid>/)
-    of the backup. What PostgreSQL's own base backup leaves out is removed from it, C(global/pg_control) is copied
-    anew, as the last file, and the checksums are computed here.
+    M(pgfleet.basebackup.wal_archived). For a standby's backup the WAL must first be switched on the primary, see
+    M(pgfleet.basebackup.wal_switch).
+  - With RV(wal=include) the module copies that WAL from the server's C(pg_wal) into the backup's. The backup is then
+    complete. The session ends, and with it the replication slot that kept the WAL. The unfinished last segment of a
+    standby is copied only up to the stop LSN. If WAL was removed before it was copied, the backup is void.
+  - A backup during which a tablespace was created is void, because a restored server would attach itself to the
+    original directory, which may be live.
+  - A copy made by your own step (a snapshot, rsync) is adopted if it is in C(data/) and C(tablespaces/<oid>/) of the
+    backup. The module removes from it what PostgreSQL's own base backup omits, copies C(global/pg_control) again as the
+    last file, and computes the checksums.
 options:
   checksum_algorithm:
     description: Algorithm of the checksums of a copy made by your own step; see M(pgfleet.basebackup.backup_copy).
@@ -66,17 +66,17 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: V(stopped), or V(complete) or V(published) when the call comes late.
+  description: V(stopped); V(complete) or V(published) if the backup had already got that far.
   type: str
   returned: success
   sample: stopped
 start_lsn:
-  description: Where the backup starts in the WAL.
+  description: LSN at which the backup starts.
   type: str
   returned: success
   sample: 0/2000028
 stop_lsn:
-  description: Where it ends.
+  description: LSN at which the backup ends.
   type: str
   returned: success
   sample: 0/2000120
@@ -86,7 +86,7 @@ start_timeline:
   returned: success
   sample: 1
 stop_timeline:
-  description: The timeline at the end; another one when the upstream of a standby was promoted meanwhile.
+  description: The timeline at the end; it differs if the upstream of a standby was promoted meanwhile.
   type: int
   returned: success
   sample: 1
@@ -149,7 +149,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     require_positive,
     run,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED, STARTED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED, STARTED
 
 
 def main() -> None:
@@ -174,13 +174,13 @@ def main() -> None:
         backup = backup_of(module)
         if backup is None:
             return dict(handle(module), changed=True, msg="The backup would be stopped; it is not started yet.")
-        content = backup.load()
-        if content["state"] == FAILED:
-            raise BackupError(f"The backup {backup.id} is void: {content.get('error')}", code="void")
-        if content["state"] != STARTED:
+        record = backup.load()
+        if record.state == FAILED:
+            raise BackupError(f"The backup {backup.id} is void: {record.error}", code="void")
+        if record.state != STARTED:
             if not module.check_mode:
-                release(backup, content)
-            return result(backup, content, False, f"The backup {backup.id} was stopped already.")
+                release(backup, record)
+            return result(backup, record, False, f"The backup {backup.id} was stopped already.")
         if module.check_mode:
             activity = look(backup)
             if activity.state == FAILED:

@@ -10,25 +10,25 @@ module: backup_verify
 short_description: Check that a published base backup is undamaged
 version_added: 0.2.0
 description:
-  - Reads a published backup and fails when it is damaged, naming every bad file. Nothing is changed; a repository that
-    can only be read will do.
-  - Neither a server nor PostgreSQL's programs are needed. Where C(pg_verifybackup) is installed it can be run too.
-  - The work is a detached process on the host, and its progress is shown on the controller. When nobody has asked for
-    it for 15 minutes it ends.
+  - Reads a published backup and fails if it is damaged, naming every bad file. Nothing is changed; read access to the
+    repository is enough.
+  - Neither a server nor PostgreSQL's programs are needed. If C(pg_verifybackup) is installed, it can be run too.
+  - A detached process on the host does the work, and the controller shows its progress. The process ends when no call
+    has asked for it for 15 minutes.
 options:
   backup_id:
-    description: The backup. V(latest) is the published one that ended last.
+    description: The backup. V(latest) is the published backup that ended last.
     type: str
     default: latest
   levels:
     description:
-      - What is looked at. V(quick) is part of the others.
-      - V(quick) looks at the metadata, C(backup_label), C(tablespace_map), C(global/pg_control), C(backup_manifest), at
-        the links to the tablespaces, and at the presence and size of every file.
-      - V(full) also reads every file, with the WAL that the backup was made with, and compares its checksum.
-      - V(wal) also reads the WAL that a restore needs, in the backup when it was made with its WAL, else in the
-        archive. Each segment must belong to the cluster, and its records must follow each other as far as the backup
-        needs them; checksums of single WAL records are not computed.
+      - What is checked. The other levels include V(quick).
+      - V(quick) checks the metadata, C(backup_label), C(tablespace_map), C(global/pg_control), C(backup_manifest), the
+        links to the tablespaces, and the presence and size of every file.
+      - V(full) also reads every file, including the WAL that the backup includes, and compares its checksum.
+      - V(wal) also reads the WAL that a restore needs, from the backup if that includes its WAL, else from the archive.
+        Each segment must belong to the cluster, and its records must follow each other as far as the backup needs them;
+        checksums of single WAL records are not computed.
     type: list
     elements: str
     choices: [quick, full, wal]
@@ -41,25 +41,25 @@ options:
     description:
       - Directory of the WAL archive, with files under their own names, plain or compressed (C(.gz), C(.bz2), C(.xz),
         C(.zst), C(.lz4)).
-      - Without it and without O(restore_command), the C(wal) directory of the cluster in the repository is taken.
+      - Without it and without O(restore_command), the C(wal) directory of the cluster in the repository is used.
     type: path
   restore_command:
     description:
       - Shell command that fetches a WAL file, with C(%f) and C(%p) as in PostgreSQL's C(restore_command), for example
-        C(cp /srv/wal/%f %p). Without it the directory is looked into.
+        C(cp /srv/wal/%f %p). Without it the files are read from the directory.
     type: str
   pg_verifybackup:
     description:
-      - Also run PostgreSQL's own C(pg_verifybackup), with checksums when O(levels) has V(full). The backup fails when
-        either finds something.
+      - Also run PostgreSQL's own C(pg_verifybackup), with checksums if O(levels) has V(full). The backup fails if
+        either finds a problem.
       - It accepts some damage that this module finds, for example a changed C(postgresql.auto.conf), an added
-        C(recovery.signal), or WAL that does not belong into C(pg_wal).
+        C(recovery.signal), or WAL that does not belong in C(pg_wal).
     type: bool
     default: false
   bin_directory:
     description:
       - Directory of PostgreSQL's programs, of the major version of the backup.
-      - By default the usual places of packages and C(PATH) are searched.
+      - By default the module searches C(PATH) and the usual directories of packages.
     type: path
   progress_interval:
     description:
@@ -68,14 +68,14 @@ options:
     default: 10
   wait_timeout:
     description:
-      - Seconds after which the call returns with RV(finished=false) while the verification goes on, to be asked for
-        with the same O(run_id). V(0) verifies in the module itself.
-      - Set by the action plugin of this name; of use only where the module is run without it.
+      - Seconds after which the call returns with RV(finished=false) while the verification continues; call again with
+        the same O(run_id). V(0) verifies in the module itself.
+      - The action plugin of this name sets it. Set it only if you run the module without that plugin.
     type: int
     default: 0
   run_id:
     description:
-      - Name of the verification, to be found again by the next call. Any text that no other task uses.
+      - Name of the verification, by which the next call finds it. Any text that no other task uses.
       - Set by the action plugin of this name. Required with O(wait_timeout).
     type: str
 extends_documentation_fragment:
@@ -156,14 +156,14 @@ bad_files:
           V(history_missing), V(bad_segment), V(bad_history), V(pg_verifybackup).
       type: str
     msg:
-      description: The same for people.
+      description: The same as a sentence.
       type: str
   sample:
     - msg: It has 8192 bytes; 16384 were backed up.
       path: base/5/1259
       problem: size
 files:
-  description: Number of files that have their right size, all of which V(full) reads.
+  description: Number of files that have the right size; V(full) reads all of them.
   type: int
   returned: when finished
   sample: 1301
@@ -173,7 +173,7 @@ bytes:
   returned: when finished
   sample: 39845888
 unchecked_files:
-  description: Number of those of which only the size could be checked, because the backup was made without checksums.
+  description: Number of files for which only the size could be checked, because the backup was made without checksums.
   type: int
   returned: when finished, with the level V(full)
   sample: 0
@@ -183,23 +183,23 @@ wal_files:
   returned: when finished and WAL was read
   sample: 2
 seconds:
-  description: How long it took.
+  description: Duration in seconds.
   type: float
   returned: when finished
   sample: 0.21
 pg_verifybackup:
-  description: What PostgreSQL's program said.
+  description: The result of PostgreSQL's program.
   type: dict
   returned: when finished, with O(pg_verifybackup=true)
   contains:
     ok:
-      description: Whether it found the backup good.
+      description: Whether it accepted the backup.
       type: bool
     output:
       description: Its output.
       type: str
 progress:
-  description: How far the verification is.
+  description: Progress of the verification.
   type: dict
   returned: when not finished
   contains:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: drill_scratch
-short_description: Make, seal and remove the scratch directory of a restore drill
+short_description: Create, seal and remove the scratch directory of a restore drill
 version_added: 0.2.0
 description:
-  - Looks after C(<directory>/<cluster>.drill), in which the role P(pgfleet.basebackup.pg_drill#role) restores a backup
-    and runs a server.
-  - A directory that no drill of the same user has made is never touched. What a drill has left that died is removed,
-    its server stopped first.
+  - Manages C(<directory>/<cluster>.drill), in which the role P(pgfleet.basebackup.pg_drill#role) restores a backup and
+    runs a server.
+  - A directory that was not created by a drill of the same user is never touched. The remains of an interrupted drill
+    are removed, after its server is stopped.
 options:
   directory:
     description: Absolute path of an existing directory with room for the restored cluster.
@@ -29,19 +29,21 @@ options:
     required: true
   state:
     description:
-      - V(present) makes it anew, with the configuration of a server that is reached by its socket alone.
-      - V(sealed) keeps the server that was restored into it from making links to tablespaces. Replaying the creation of
-        a tablespace would attach it to the source's directory on the same host; now recovery stops there instead.
+      - V(present) creates it, replacing an earlier one, with the configuration of a server that is reachable only over
+        its socket.
+      - V(sealed) prevents the restored server from creating links to tablespaces. Replaying the creation of a
+        tablespace would attach the server to the source's directory on the same host; when sealed, recovery stops there
+        instead.
       - V(absent) stops the server and removes everything.
     type: str
     choices: [present, sealed, absent]
     default: present
   by:
-    description: Who runs the drill; kept in the scratch directory.
+    description: Who runs the drill; recorded in the scratch directory.
     type: str
     default: unknown
   socket_parent:
-    description: Directory in which that of the server's socket is made. Its path must be short.
+    description: Parent of the server's socket directory. Its path must be short.
     type: path
     default: /tmp
 extends_documentation_fragment:
@@ -54,13 +56,13 @@ attributes:
   idempotent:
     support: partial
     details:
-      - A scratch directory is made anew by each call with O(state=present).
+      - Each call with O(state=present) creates the scratch directory again.
 author:
   - pgfleet.basebackup contributors (@pgfleet)
 """
 
 EXAMPLES = r"""
-- name: Make room for a drill
+- name: Create the directory of a drill
   pgfleet.basebackup.drill_scratch:
     directory: /srv/drills
     cluster: main
@@ -95,7 +97,7 @@ data_directory:
   type: str
   returned: success
 tablespace_directory:
-  description: Below which to restore the tablespaces.
+  description: Directory below which to restore the tablespaces.
   type: str
   returned: success
 config_file:
@@ -111,13 +113,13 @@ ident_file:
   type: str
   returned: success
 log_file:
-  description: Where the server is to write its log.
+  description: Path for the server's log.
   type: str
   returned: success
 socket_directory:
   description: Directory of the server's socket.
   type: str
-  returned: when O(state=present), but for check mode
+  returned: when O(state=present), except in check mode
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -7,38 +7,38 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: recovery_info
-short_description: Tell how far a recovering server is, and wait for it
+short_description: Report how far a server has recovered, and wait for it
 version_added: 0.2.0
 description:
-  - Tells to which point of the WAL and to which transaction a server has recovered, and whether recovery has ended.
-  - With O(wait_for) it waits until then. With O(data_directory), a server that dies meanwhile ends the
-    waiting at once, with the end of its log.
+  - Reports up to which LSN and which transaction a server has recovered, and whether recovery has ended.
+  - With O(wait_for) the module waits for that point. With O(data_directory), the wait ends at once if the server dies,
+    and the failure shows the end of its log.
 options:
   data_directory:
     description:
-      - The server's data directory. With it, a server that does not answer is told from one that has died,
-        one that has shut down at its recovery target is understood (RV(reached=shutdown)), and another server that
-        answers in its place is refused. Without it only what answers is known.
+      - The server's data directory. With it, the module distinguishes a server that does not answer from one that has
+        died, recognises one that has shut down at its recovery target (RV(reached=shutdown)), and refuses another
+        server that answers in its place. Without it the module knows only what answers.
       - The module must then run as the server's operating system user.
     type: path
   log_file:
-    description: The server's log; its end is part of the failure when the server has died. Not read by default.
+    description: The server's log; its end is part of the failure if the server has died. Not read by default.
     type: path
   wait_for:
     description:
-      - V(none) asks once and fails when the server does not answer.
+      - V(none) asks once and fails if the server does not answer.
       - V(consistent) waits until the server answers queries, during recovery or after it.
       - V(target) waits until recovery has reached its target, or the end of the WAL without one. It was then promoted,
-        paused, or has shut down, as C(recovery_target_action) says. A standby without a target never gets there.
+        paused, or has shut down, as C(recovery_target_action) says. A standby without a target never reaches it.
     type: str
     choices: [none, consistent, target]
     default: none
   timeout:
-    description: Seconds to wait. Recovery goes on afterwards.
+    description: Seconds to wait. Recovery continues afterwards.
     type: float
     default: 3600
   interval:
-    description: Seconds between two looks.
+    description: Seconds between two checks.
     type: float
     default: 1.0
 extends_documentation_fragment:
@@ -63,7 +63,7 @@ EXAMPLES = r"""
     interval: 10
   register: recovery
 
-- name: Tell how far it came
+- name: Show how far it recovered
   ansible.builtin.debug:
     msg: "{{ recovery.reached }} at {{ recovery.replay_lsn }}, {{ recovery.last_transaction_at }}"
 """
@@ -71,8 +71,9 @@ EXAMPLES = r"""
 RETURN = r"""
 reached:
   description:
-    - V(promoted), recovery is over; V(paused) or V(shutdown) at the target; V(consistent), recovery goes on.
-    - A server that somebody has shut down during recovery is told as V(shutdown), too.
+    - V(promoted) means that recovery has ended, V(paused) or V(shutdown) that it is at the target, V(consistent) that
+      it continues.
+    - A server that was shut down by other means during recovery is also reported as V(shutdown).
   type: str
   returned: success
   sample: promoted
@@ -89,14 +90,15 @@ paused:
   type: bool
   returned: success
 replay_lsn:
-  description: The end of the last record that was replayed; null when the server was started without recovery.
+  description: The end of the last record that was replayed; null if the server was started without recovery.
   type: str
   returned: success
   sample: 0/5000148
 last_transaction_at:
   description:
-    - Commit or abort time of the last transaction that was replayed, in UTC with microseconds; null when there was none
-      since the server's start, or it has shut down.
+    - Commit or abort time of the last transaction that was replayed, in UTC with microseconds; null if there was none
+      since the server's start, or the server has shut down. Tell whether a PostgreSQL server can be backed up, and what
+      would stop it => Check whether a PostgreSQL server can be backed up, and report what would stop it
   type: str
   returned: success
   sample: "2026-11-22T11:32:07.123456Z"

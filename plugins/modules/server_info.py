@@ -10,12 +10,13 @@ module: server_info
 short_description: Tell whether a PostgreSQL server can be backed up, and what would stop it
 version_added: 0.1.0
 description:
-  - Reads version, role, data directory, tablespaces, archiving and the rights of the login role, and changes nothing.
-  - RV(problems) lists everything that would stop a backup, each with the exact SQL or setting that cures it.
+  - Reads version, role, data directory, tablespaces, archiving and the privileges of the login role, and changes
+    nothing.
+  - RV(problems) lists everything that would stop a backup, each with the exact SQL or setting that resolves it.
 options:
   purpose:
     description:
-      - V(backup) checks whether a backup can be taken of this server, on this host.
+      - V(backup) checks whether this server can be backed up on this host.
       - V(wal_switch) checks whether this server, a primary, can finish and archive the WAL that a standby's backup
         needs. The data directory need not be on the host that runs the module.
     type: str
@@ -29,21 +30,20 @@ options:
     default: false
   wal:
     description:
-      - Where a restore shall find the WAL, see M(pgfleet.basebackup.backup_start). For V(include) the replication slot
-        is checked, for V(include) and V(none) archiving is not.
+      - Where a restore finds the WAL, see M(pgfleet.basebackup.backup_start). V(include) checks the replication slot;
+        V(include) and V(none) do not check archiving.
     type: str
     choices: [archive, include, none]
     default: archive
     version_added: 0.2.0
   find_primary:
     description:
-      - On a standby, follow the upstreams over libpq up to the primary, with the same login, and return it as
-        RV(primary).
+      - On a standby, follow the upstreams over libpq to the primary, with the same login, and return it as RV(primary).
     type: bool
     default: false
   repository:
     description:
-      - Also check this repository as the place of a backup, including its free space.
+      - Also check whether a backup can be stored in this repository, including its free space.
     type: path
   cluster:
     description:
@@ -56,14 +56,14 @@ extends_documentation_fragment:
 seealso:
   - module: pgfleet.basebackup.backup_start
   - name: Making a Base Backup Using the Low Level API
-    description: The procedure that the checks come from.
+    description: The procedure on which the checks are based.
     link: https://www.postgresql.org/docs/current/continuous-archiving.html
 author:
   - pgfleet.basebackup contributors (@pgfleet)
 """
 
 EXAMPLES = r"""
-- name: Look at the server
+- name: Inspect the server
   pgfleet.basebackup.server_info:
     login_user: backup
   register: server
@@ -80,7 +80,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ready:
-  description: Whether nothing stands in the way, which is when RV(problems) is empty.
+  description: Whether a backup can be taken, that is, whether RV(problems) is empty.
   type: bool
   returned: success
 problems:
@@ -96,7 +96,7 @@ problems:
       description: What is wrong.
       type: str
     hint:
-      description: The SQL, setting or command that cures it.
+      description: The SQL, setting or command that resolves it.
       type: str
   sample:
     - code: no_privilege_backup_start
@@ -120,7 +120,7 @@ major:
   returned: success
   sample: 18
 address:
-  description: Host and port that the module talked to.
+  description: Host and port that the module connected to.
   type: str
   returned: success
   sample: 127.0.0.1:5432
@@ -140,12 +140,12 @@ timeline:
   returned: success
   sample: 1
 login_role:
-  description: The role that the session has.
+  description: The role of the session.
   type: str
   returned: success
   sample: backup
 login_db:
-  description: The database that the session is in.
+  description: The database of the session.
   type: str
   returned: success
   sample: postgres
@@ -164,7 +164,7 @@ pooling_proxy:
   type: bool
   returned: success
 data_directory:
-  description: The data directory; null when the role may not read the setting.
+  description: The data directory; null if the role may not read the setting.
   type: str
   returned: success
   sample: /var/lib/postgresql/18/main
@@ -216,10 +216,10 @@ tablespaces:
       description: Its directory.
       type: str
     in_place:
-      description: Whether it lies inside the data directory.
+      description: Whether it is inside the data directory.
       type: bool
     size:
-      description: Its size in bytes; null when the role may not see it.
+      description: Its size in bytes; null if the role may not read it.
       type: int
 size:
   description: Size of all tablespaces in bytes; null without the role C(pg_monitor).
@@ -241,7 +241,7 @@ archiving:
       description: The setting C(archive_mode).
       type: str
     command_set:
-      description: Whether an C(archive_command) is set. The command is not shown, it may hold secrets.
+      description: Whether an C(archive_command) is set. The command is not shown, because it can contain secrets.
       type: bool
     library:
       description: The setting C(archive_library).
@@ -273,7 +273,7 @@ standby:
   returned: success
   contains:
     upstream_host:
-      description: Host that it streams from, null when it is not known.
+      description: Host that it streams from; null if unknown.
       type: str
     upstream_port:
       description: Port of that server.
@@ -282,16 +282,16 @@ standby:
       description: State of the WAL receiver.
       type: str
     receive_lsn:
-      description: Received up to here.
+      description: LSN up to which WAL was received.
       type: str
     replay_lsn:
-      description: Replayed up to here.
+      description: LSN up to which WAL was replayed.
       type: str
     replay_lag_seconds:
-      description: Age of the last replayed transaction, 0 when everything received is replayed.
+      description: Age of the last replayed transaction; 0 if everything received has been replayed.
       type: float
 replication_slots:
-  description: What there is of replication slots.
+  description: The replication slots of the server.
   type: dict
   returned: success
   version_added: 0.2.0
@@ -303,10 +303,10 @@ replication_slots:
       description: How many exist.
       type: int
     idle_timeout:
-      description: The setting C(idle_replication_slot_timeout) in seconds, 0 when there is no limit.
+      description: The setting C(idle_replication_slot_timeout) in seconds; 0 means no limit.
       type: int
 privileges:
-  description: What the login role may do, each checked by itself.
+  description: What the login role may do, each checked separately.
   type: dict
   returned: success
   sample:
@@ -322,11 +322,11 @@ primary:
   description:
     - The facts of the primary, as this module returns them with O(purpose=wal_switch), with C(login_host) and
       C(login_port).
-    - With C(error) only, when the way up to it ended.
+    - With C(error) only, if the primary could not be reached.
   type: dict
   returned: when O(find_primary=true) and the server is a standby
 repository_free_bytes:
-  description: Free bytes in O(repository); null when it cannot be used.
+  description: Free bytes in O(repository); null if it cannot be used.
   type: int
   returned: when O(repository) is given
 """

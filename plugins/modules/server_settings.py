@@ -10,19 +10,19 @@ module: server_settings
 short_description: Set parameters of a PostgreSQL server by ALTER SYSTEM
 version_added: 0.2.0
 description:
-  - Brings parameters to the given values in C(postgresql.auto.conf), reloads the configuration, and tells what waits
-    for a restart. It never restarts the server.
-  - A value that the configuration files have already, in whatever spelling or unit, is not changed again, also when it
+  - Sets parameters in C(postgresql.auto.conf), reloads the configuration, and reports which parameters wait for a
+    restart. It never restarts the server.
+  - A value that the configuration files already have, in whatever spelling or unit, is not changed again, even if it
     still waits for a restart.
-  - Names, values and rights are checked before anything is changed. When the server refuses a value all the same, what
-    was changed before it is taken back.
+  - Names, values and privileges are checked before anything is changed. If the server still refuses a value, the
+    changes made before it are reverted.
 options:
   settings:
     description:
       - Parameters with their values. V(null) removes the parameter from C(postgresql.auto.conf).
-      - Values may have units, as in C(postgresql.conf); a list, or a text with commas, is right for
-        C(shared_preload_libraries) and the like.
-      - They are logged, and shown by C(--diff). Use C(no_log) for a task whose values are secret.
+      - Values can have units, as in C(postgresql.conf). For C(shared_preload_libraries) and the like use a list or a
+        text with commas.
+      - The values are logged, and shown by C(--diff). Use C(no_log) for a task whose values are secret.
     type: dict
     default: {}
   names:
@@ -34,8 +34,8 @@ options:
     description:
       - Libraries to C(LOAD) into the session first, so that the server knows their parameters and checks their values,
         for example V(basic_archive).
-      - One that is not installed is returned in RV(missing_libraries); it is a failure only when O(settings) has a
-        parameter of it.
+      - A library that is not installed is returned in RV(missing_libraries). That is a failure only if O(settings) has
+        one of its parameters.
     type: list
     elements: str
     default: []
@@ -53,13 +53,14 @@ attributes:
   idempotent:
     support: partial
     details:
-      - A role that may not read C(pg_file_settings) does not see a value that waits for a restart, and sets it again.
+      - A login role that may not read C(pg_file_settings) does not see a value that waits for a restart, and sets it
+        again.
 notes:
-  - The role needs to be a superuser, or on PostgreSQL 15 and later to have been granted C(ALTER SYSTEM) on each
+  - The login role must be a superuser. On PostgreSQL 15 and later it is enough to grant it C(ALTER SYSTEM) on each
     parameter, and C(EXECUTE) on C(pg_reload_conf()).
 seealso:
   - name: ALTER SYSTEM
-    description: What the module runs.
+    description: The command that the module runs.
     link: https://www.postgresql.org/docs/current/sql-altersystem.html
 author:
   - pgfleet.basebackup contributors (@pgfleet)
@@ -76,29 +77,30 @@ EXAMPLES = r"""
       basic_archive.archive_directory: /srv/wal
   register: settings
 
-- name: Say whether a restart is needed
+- name: Show whether a restart is needed
   ansible.builtin.debug:
     msg: "{{ settings.pending_restart }}"
 """
 
 RETURN = r"""
 pending_restart:
-  description: All parameters of the server, set by this task or not, whose value in the files waits for a restart.
+  description:
+    - All parameters of the server, set by this task or not, whose value in the configuration files waits for a restart.
   type: list
   elements: str
   returned: success
   sample: [archive_mode]
 configured:
   description:
-    - For each name in O(settings) and O(names) the value in the configuration files, or the built-in one; it holds
-      after a restart at the latest. In check mode the value that it would have.
-    - V(null) where this is not known, as for a parameter that the server does not have.
+    - For each name in O(settings) and O(names), the value in the configuration files, or the built-in one. It takes
+      effect after a restart at the latest. In check mode, the value that it would have.
+    - V(null) if unknown, for example for a parameter that the server does not have.
   type: dict
   returned: success
   sample:
     archive_mode: "on"
 running:
-  description: For the same names the value that the server runs with, as C(SHOW) tells it.
+  description: For the same names, the value that the server runs with, as C(SHOW) prints it.
   type: dict
   returned: success
   sample:

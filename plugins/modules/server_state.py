@@ -10,10 +10,10 @@ module: server_state
 short_description: Start, stop or restart a server that no service manager controls
 version_added: 0.2.0
 description:
-  - Starts the server of a data directory by C(pg_ctl), stops it, or restarts it. For a restored server before its
+  - Starts, stops or restarts the server of a data directory with C(pg_ctl). Use it for a restored server before its
     service takes over, for a drill, and for a server without a service.
-  - A server is told by its working directory, never by the number in C(postmaster.pid) alone, which after a reboot may
-    be that of another server.
+  - The module identifies a server by its working directory, never by the number in C(postmaster.pid) alone, which after
+    a reboot may belong to another server.
 options:
   data_directory:
     description: Absolute path of the data directory.
@@ -21,38 +21,41 @@ options:
     required: true
   state:
     description:
-      - V(started) makes sure that the server runs. It may still be in recovery at the return; wait with
+      - V(started) ensures that the server runs. It may still be in recovery when the module returns; wait with
         M(pgfleet.basebackup.recovery_info).
-      - V(stopped) makes sure that none runs, also where there is no data directory.
+      - V(stopped) ensures that no server runs, even if there is no data directory.
       - V(restarted) (since 0.3.0) stops a running server, starts it with the same command line and the same log file,
-        and waits until it accepts connections. One that does not run is started as with V(started).
+        and waits until it accepts connections. A server that does not run is started as with V(started).
     type: str
     choices: [started, stopped, restarted]
     required: true
   mode:
     description:
-      - How to stop. V(smart) waits for the clients, V(fast) ends their sessions, V(immediate) leaves a crash recovery
-        for the next start.
+      - How to stop. V(smart) waits for the clients, V(fast) ends their sessions, V(immediate) leaves crash recovery to
+        the next start.
     type: str
     choices: [smart, fast, immediate]
     default: fast
   timeout:
     description:
-      - Seconds to wait for the server's end, and with O(state=restarted) as long again until it accepts connections.
+      - Seconds to wait until the server has stopped, and with O(state=restarted) as long again until it accepts
+        connections.
     type: float
     default: 300
   bin_directory:
     description:
-      - Directory of PostgreSQL's programs. Without it they are looked for by C(PATH), in
-        C(/usr/lib/postgresql/<major>/bin) and in C(/usr/pgsql-<major>/bin); the major version must be that of the data
-        directory. A running server is restarted with the programs that it runs from.
+      - Directory of PostgreSQL's programs. Without it the module searches C(PATH), C(/usr/lib/postgresql/<major>/bin)
+        and C(/usr/pgsql-<major>/bin). The major version must be that of the data directory. A running server is
+        restarted with the programs that it runs from.
     type: path
   config_file:
-    description: The C(postgresql.conf), where it lies outside the data directory. By default that in the directory.
+    description:
+      - The C(postgresql.conf), if it is outside the data directory. The default is the one in the data directory.
     type: path
   log_file:
     description:
-      - What the server writes until its own logging begins. The default is C(startup.log) in O(data_directory).
+      - File for what the server writes until its own logging begins. The default is C(startup.log) in
+        O(data_directory).
       - A server that is restarted keeps the file that it writes to.
     type: path
 extends_documentation_fragment:
@@ -113,7 +116,7 @@ bin_directory:
   type: str
   returned: when O(state=started), or O(state=restarted) outside check mode
 log_file:
-  description: The log that the server begins with.
+  description: The log of the server's start.
   type: str
   returned: when O(state=started), or O(state=restarted) outside check mode
 log:

@@ -10,22 +10,22 @@ module: sql_check
 short_description: Assert what a restored database contains
 version_added: 0.2.0
 description:
-  - Runs queries, each in a read-only transaction, and compares what they return with what is expected. The module fails
-    when one is not as expected, after it has run all of them.
+  - Runs queries, each in a read-only transaction, and compares what they return with what is expected. The module runs
+    all of them, then fails if one is not as expected.
 options:
   checks:
     description:
-      - The checks, each a dictionary with C(query) and, if wanted, C(name) (default the query), C(database) (default
+      - The checks, each a dictionary with C(query) and, optionally, C(name) (default the query), C(database) (default
         O(login_db)) and C(expected).
-      - C(expected) is the only value of the answer, or a list of all its rows, each of which is a list of values or,
-        for an answer of one column, a value. Without it the answer must be one value that is true.
+      - C(expected) is the single value of the result, or a list of all its rows. Each row is a list of values or, for a
+        result of one column, a value. Without C(expected) the result must be one value that is true.
       - Values are compared as the text that C(psql -At) prints; numbers also by value, and booleans however they are
         spelled. C(null) is SQL's C(NULL).
     type: list
     elements: dict
     required: true
   timeout:
-    description: The longest time in seconds that one query may take; V(0) is no limit.
+    description: Maximum duration of one query in seconds; V(0) means no limit.
     type: float
     default: 600
 extends_documentation_fragment:
@@ -33,8 +33,8 @@ extends_documentation_fragment:
   - pgfleet.basebackup.login.connects
   - pgfleet.basebackup.attributes.info
 notes:
-  - A read-only transaction does not stop a superuser's query from what is not in the database, such as C(COPY TO
-    PROGRAM).
+  - A read-only transaction does not prevent a superuser's query from acting outside the database, for example with
+    C(COPY TO PROGRAM).
 seealso:
   - module: pgfleet.basebackup.recovery_info
 author:
@@ -42,7 +42,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The shop's data is there
+- name: The shop's data is complete
   pgfleet.basebackup.sql_check:
     login_unix_socket: /run/postgresql
     login_db: shop
@@ -69,13 +69,13 @@ results:
       description: The check's name.
       type: str
     ok:
-      description: Whether it is as expected.
+      description: Whether the result is as expected.
       type: bool
     value:
-      description: The only value, or the first 20 rows; null when the query failed.
+      description: The single value, or the first 20 rows; null if the query failed.
       type: raw
     expected:
-      description: What was expected; null where nothing was given.
+      description: The expected value; null if none was given.
       type: raw
     msg:
       description: What was found, or why the query failed.

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: wal_archive_info
-short_description: Tell what is in a WAL archive and up to when backups can be recovered with it
+short_description: Report what a WAL archive contains and how far backups can be recovered with it
 version_added: 0.2.0
 description:
-  - Lists a directory with archived WAL and tells, for each timeline, which segments it has and which are missing in
-    between, which history files are missing, what does not belong there, how fast it grows and how old the newest
-    segment is.
-  - With O(repository) and O(cluster) it also tells, for each published backup, whether the WAL that it needs is there
-    and up to which transaction it can be recovered. For that the last segments are read, compressed ones too.
-  - It needs no server and changes nothing.
+  - Lists a directory with archived WAL. Reports, for each timeline, which segments it has and which are missing in
+    between. Also reports missing history files, foreign files, how fast the archive grows, and the age of the newest
+    segment.
+  - With O(repository) and O(cluster) it also reports, for each published backup, whether the archive has the WAL that
+    it needs, and up to which transaction it can be recovered. For that it reads the last segments, including compressed
+    ones.
+  - No server is needed, and nothing is changed.
 options:
   repository:
-    description: Absolute path of the repository. With it O(cluster) is required; without it no backups are told of.
+    description: Absolute path of the repository; requires O(cluster). Without it no backups are reported.
     type: path
   cluster:
     description: Name of the cluster in the repository; only with O(repository).
@@ -27,25 +28,25 @@ options:
     description:
       - Directory of the archive on the host that runs the module, with files under their own names, plain or with
         C(.gz), C(.bz2), C(.xz), C(.zst), C(.lz4); the last two need the commands C(zstd) and C(lz4).
-      - Without it C(<repository>/<cluster>/wal).
+      - The default is C(<repository>/<cluster>/wal).
     type: path
   wal_segment_size:
-    description: Size of a WAL segment in bytes. Without it, what the newest segment says.
+    description: Size of a WAL segment in bytes. The default is read from the newest segment.
     type: int
   system_identifier:
     description:
-      - The cluster's identifier. Without it, that of O(cluster), else what the newest segment says.
+      - The cluster's identifier. The default is that of O(cluster), else the one in the newest segment.
     type: str
   growth_window:
     description:
-      - The time over which RV(bytes_per_hour) is measured. A number of seconds, or with a unit, for example V(90m),
+      - The period over which RV(bytes_per_hour) is measured. A number of seconds, or with a unit, for example V(90m),
         V(20 hours) or V(2d).
     type: str
     default: 24h
   check_headers:
     description:
-      - Which segments are opened to see whether they belong to this cluster and are in their right place. V(ends) are
-        the first and the last of each stretch without a gap, V(all) takes long for a large archive.
+      - Which segments are opened to check that they belong to this cluster and contain the WAL that their name says.
+        V(ends) are the first and the last segment of each part without a gap. V(all) takes long for a large archive.
     type: str
     choices: [ends, all]
     default: ends
@@ -62,18 +63,18 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the archive of a cluster
+- name: Inspect the archive of a cluster
   pgfleet.basebackup.wal_archive_info:
     repository: /srv/backups
     cluster: main
   register: wal
 
-- name: Complain about what is missing
+- name: Fail if something is missing
   ansible.builtin.assert:
     that: wal.problems | length == 0
     fail_msg: "{{ wal.problems | join(' ') }}"
 
-- name: Complain when nothing was archived for an hour
+- name: Fail if nothing was archived for an hour
   ansible.builtin.assert:
     that: (wal.newest_age_seconds or 0) < 3600
 
@@ -87,7 +88,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 archive_directory:
-  description: The directory that was looked at.
+  description: The directory that was examined.
   type: str
   returned: success
 wal_segment_size:
@@ -95,7 +96,7 @@ wal_segment_size:
   type: int
   returned: success
 system_identifier:
-  description: The cluster that the archive was taken for; null when it is empty and none was named.
+  description: The cluster that the archive is assumed to belong to; null if it is empty and none was named.
   type: str
   returned: success
 timelines:
@@ -125,7 +126,7 @@ timelines:
           description: The segment before the gap.
           type: str
         before:
-          description: The segment behind it, perhaps on a newer timeline.
+          description: The segment after it, possibly on a newer timeline.
           type: str
         missing:
           description: The missing files, at most 100 of them.
@@ -135,12 +136,12 @@ timelines:
           description: How many are missing.
           type: int
 missing_histories:
-  description: Histories of timelines that are present, and have none.
+  description: Missing history files of timelines that are in the archive.
   type: list
   elements: str
   returned: success
 partials:
-  description: Unfinished last segments of timelines that were left, C(.partial). Recovery does not use them.
+  description: Unfinished last segments of abandoned timelines, C(.partial). Recovery does not use them.
   type: list
   elements: str
   returned: success
@@ -150,12 +151,12 @@ foreign:
   elements: str
   returned: success
 temporary:
-  description: Files on their way into the archive, or left behind by a crash.
+  description: Files that are being archived, or that a crash has left.
   type: list
   elements: str
   returned: success
 unknown:
-  description: Files that are none of all this.
+  description: All other files.
   type: list
   elements: str
   returned: success
@@ -164,19 +165,19 @@ files:
   type: int
   returned: success
 bytes:
-  description: Their size, as it is stored.
+  description: Their size, as stored.
   type: int
   returned: success
 bytes_per_hour:
-  description: Growth in the last O(growth_window), as it is stored; null when the archive is younger than a minute.
+  description: Growth in the last O(growth_window), as stored; null if the archive is younger than a minute.
   type: int
   returned: success
 newest:
-  description: The segment that came last.
+  description: The segment that was archived last.
   type: str
   returned: success
 newest_age_seconds:
-  description: How long ago it came.
+  description: How long ago it was archived.
   type: float
   returned: success
 backups:
@@ -190,30 +191,30 @@ backups:
       type: str
     wal:
       description:
-        - V(present) when the archive has all that it needs, V(incomplete) when not, V(included) when the backup itself
-          has it, V(none) when it was made without and the archive does not have it.
+        - V(present) if the archive has all that it needs, V(incomplete) if not, V(included) if the backup itself has
+          it, V(none) if it was made without WAL and the archive does not have it.
       type: str
     missing:
-      description: What it needs and the archive does not have.
+      description: Files that it needs and the archive does not have.
       type: list
       elements: str
     recoverable_until:
       description:
-        - Time of the last transaction up to which it can be recovered, in UTC with microseconds. Later times are
-          refused by PostgreSQL as never reached.
-        - Null when no transaction ended since the backup, or the backup cannot be recovered.
+        - Time of the last transaction up to which it can be recovered, in UTC with microseconds. PostgreSQL refuses
+          later times, because recovery never reaches them.
+        - Null if no transaction ended since the backup, or the backup cannot be recovered.
       type: str
     recoverable_until_lsn:
-      description: Start of the last record up to which it can be recovered; null when it cannot be recovered.
+      description: Start of the last record up to which it can be recovered; null if it cannot be recovered.
       type: str
     timeline:
-      description: The timeline on which that is.
+      description: The timeline of that point.
       type: int
     problem:
-      description: What is wrong; null when nothing is.
+      description: What is wrong; null if nothing is.
       type: str
 problems:
-  description: What needs care, in sentences.
+  description: What needs attention, as sentences.
   type: list
   elements: str
   returned: success

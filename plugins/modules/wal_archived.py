@@ -10,14 +10,14 @@ module: wal_archived
 short_description: Wait until the WAL that a base backup needs is archived
 version_added: 0.1.0
 description:
-  - Waits until each file of O(required_wal) is archived, and fails after O(timeout), naming the first that is
-    missing. Nothing is lost then; the same call later goes on.
-  - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the rules
-    of the server itself. That is the primary, or a standby with C(archive_mode=always). A standby with
-    C(archive_mode=on) marks streamed segments as done without archiving them, and is refused. So are segments of an
-    older timeline than the server's, which it may have received in that way.
-  - With O(archive_directory) or O(restore_command) each file is fetched and its size, position and system identifier
-    are checked, which is the stronger proof. No server is asked then.
+  - Waits until each file of O(required_wal) is archived, and fails after O(timeout), naming the first missing one.
+    Nothing is lost then; the same call later continues to wait.
+  - Without O(archive_directory) and O(restore_command) it asks the server whose archiver is responsible, by the
+    server's own rules. That is the primary, or a standby with C(archive_mode=always). A standby with C(archive_mode=on)
+    marks streamed segments as done without archiving them, and is refused. Segments of an older timeline than the
+    server's are refused as well, because the server may have received them in that way.
+  - With O(archive_directory) or O(restore_command) it fetches each file and checks its size, position and system
+    identifier, which is the stronger proof. It then asks no server.
 options:
   required_wal:
     description: The files, as returned by M(pgfleet.basebackup.backup_stop).
@@ -39,16 +39,15 @@ options:
     type: path
   restore_command:
     description:
-      - A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p); it is run on the host that runs the
-        module.
-      - It is kept in the backup's record as part of the proof, so it must hold no secret.
+      - A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p). It runs on the host that runs the module.
+      - It is stored in the backup's record as part of the proof, so it must not contain a secret.
     type: str
   timeout:
     description: Seconds to wait.
     type: int
     default: 600
   interval:
-    description: Seconds between two looks.
+    description: Seconds between two checks.
     type: float
     default: 1.0
 extends_documentation_fragment:
@@ -80,12 +79,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 proof:
-  description: What M(pgfleet.basebackup.backup_publish) wants to see.
+  description: The proof that M(pgfleet.basebackup.backup_publish) requires.
   type: dict
   returned: success
   contains:
     archived:
-      description: The files that are proven.
+      description: The files that are proven to be archived.
       type: list
       elements: str
     method:
@@ -98,17 +97,17 @@ proof:
       description: The cluster's identifier.
       type: str
     proven_at:
-      description: When, in seconds since the epoch.
+      description: Time of the proof, in seconds since the epoch.
       type: float
 missing:
   description: Files that are not archived.
   type: list
   elements: str
-  returned: on time-out, and in check mode
+  returned: on timeout, and in check mode
 archiver:
   description: The archiver's last success and failure, as in M(pgfleet.basebackup.server_info).
   type: dict
-  returned: on time-out, when a server was asked
+  returned: on timeout, if a server was asked
 """
 
 import time

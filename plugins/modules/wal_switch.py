@@ -10,16 +10,16 @@ module: wal_switch
 short_description: Finish the WAL segment that a base backup ends in, or the current one
 version_added: 0.1.0
 description:
-  - Makes sure that the WAL segment which contains, or ends at, O(lsn) is finished on the primary, so that it can be
+  - Ensures that the WAL segment which contains, or ends at, O(lsn) is finished on the primary, so that it can be
     archived. A standby cannot do this itself, and on an idle primary it would never happen.
-  - Idempotent by O(lsn). Several standbys of one primary, or a second run, switch once; parallel calls are kept in
-    order by an advisory lock.
+  - Idempotent by O(lsn). Several standbys of one primary, or a second run, switch once. An advisory lock serialises
+    parallel calls.
 options:
   lsn:
     description:
       - The stop LSN, as returned by M(pgfleet.basebackup.backup_stop).
-      - Without it the current segment is finished by each call, after a small record was written to it
-        (C(pg_logical_emit_message)), so that even an idle primary has one to archive. Optional since 0.2.0.
+      - Without it each call finishes the current segment, after writing a small record to it
+        (C(pg_logical_emit_message)), so that even an idle primary has a segment to archive. Optional since 0.2.0.
     type: str
   system_identifier:
     description: Refuse a server of another cluster than this one.
@@ -32,7 +32,7 @@ attributes:
   idempotent:
     support: partial
     details:
-      - With O(lsn) only. Without it each call finishes a segment.
+      - Only with O(lsn). Without it each call finishes a segment.
 seealso:
   - module: pgfleet.basebackup.wal_archived
 author:
@@ -46,7 +46,7 @@ EXAMPLES = r"""
     system_identifier: "{{ stop.system_identifier }}"
   delegate_to: primary.example.com
 
-- name: Finish the current segment, to see whether it gets archived
+- name: Finish the current segment, to check whether it is archived
   pgfleet.basebackup.wal_switch:
   register: switched
 """
@@ -58,7 +58,7 @@ segment:
   returned: success
   sample: "000000010000000000000003"
 lsn:
-  description: The LSN asked for, or the one at which the current segment was finished.
+  description: The requested LSN, or the one at which the current segment was finished.
   type: str
   returned: success
   sample: 0/3000060

@@ -17,7 +17,7 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import copy as _restore_copy
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import places as _restore_places
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import room as _room
 
 from tests.harness import binaries
 from tests.harness.checks import amcheck, data_checksum
@@ -328,7 +328,7 @@ def test_full_disk_and_mount_point(shared: Source, monkeypatch: pytest.MonkeyPat
         assert (refused["code"], refused["free"] < refused["needed"]) == ("disk_full", True), refused
         assert os.listdir(place.data) == []
         with monkeypatch.context() as patch:
-            patch.setattr(_restore_places.Places, "check_space", lambda _self: None)
+            patch.setattr(_room, "check_room", lambda *_parts: ())
             failed = shared.run(place, **wanted)
         assert failed["code"] == "disk_full", failed
         assert str(place.data) in failed["msg"]

@@ -142,7 +142,7 @@ def test_saved_wal(sandbox: Sandbox, major: int) -> None:
     # What a restore has left whose last step was cut off does not say that the WAL since then is saved.
     left = own_directory(place.data / "pgfleet_restore")
     own_file(left / "wal_saved", "")
-    own_file(left / "wish.json", "{}")
+    own_file(left / "request.json", "{}")
     saved = sandbox.root / "saved"
     result = source.restored(place, save_wal_to=str(saved), **wish)
     assert result["plan"]["unarchived_wal"] == unarchived

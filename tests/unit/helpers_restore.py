@@ -128,10 +128,14 @@ class Case:
         plan = self.plan(**params)
         assert not plan.refusals, plan.refusals
         if plan.is_done:
-            return finished(plan.data, plan.record, plan.digest) or {}
-        prepare(plan)
-        work = Restore(plan, lambda: None, lambda _bytes, _files: None)
-        work.write_wish()
+            return finished(plan.data, plan.destination.record, plan.digest) or {}
+        return self.carry_out(plan)
+
+    def carry_out(self, plan: Plan) -> dict[str, t.Any]:
+        """Do what a plan says."""
+        aside = prepare(plan)
+        work = Restore(plan, aside, lambda: None, lambda _bytes, _files: None)
+        work.write_request()
         result = work.run()
         shutil.rmtree(self.data / "pgfleet_restore")
         return result
@@ -203,7 +207,7 @@ def chosen(published: Published) -> t.Callable[..., _candidate.Choice]:
 
     def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _candidate.Choice:
         path = _path.Path(1, [])
-        content = published.backup.load()
+        content = published.backup.load_raw()
         return _candidate.Choice(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
 
     return choose

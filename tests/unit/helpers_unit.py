@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import pathlib
 import signal
@@ -15,6 +16,8 @@ import typing as t
 from unittest import mock
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import locks as _locks
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import SCHEMA, parse_backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
@@ -43,27 +46,75 @@ def make_cluster(folder: pathlib.Path, name: str = "main") -> Cluster:
 
 
 def metadata(state: str = "started", **more: t.Any) -> dict[str, t.Any]:
-    """Return what ``backup.json`` holds in the given state."""
+    """Return what ``backup.json`` holds in the given state; ``more`` changes parts of it."""
     now = time.time()
     content: dict[str, t.Any] = {
+        "schema": SCHEMA,
+        "backup_id": "b1",
+        "cluster": "main",
         "state": state,
         "kind": "full",
+        "wal": "archive",
         "host": os.uname().nodename,
         "label": "nightly",
         "created_at": now,
         "session_idle_timeout": 3600,
-        "server": {"system_identifier": IDENTIFIER, "version": "18.3", "major": 18, "data_directory": "/srv/pg"},
+        "server": {
+            "version": "18.3",
+            "major": 18,
+            "role": "primary",
+            "system_identifier": IDENTIFIER,
+            "data_directory": "/srv/pg",
+            "stats_temp_directory": None,
+            "wal_segment_size": 16 << 20,
+            "block_size": 8192,
+            "data_checksums": True,
+            "catalog_version": 202506291,
+            "config_files_outside": [],
+            "port": 5432,
+        },
     }
     if state in ("stopped", "complete"):
         content.update(
-            start={"start_lsn": "0/2000028", "timeline": 1, "from_standby": False, "started_at": now - 2},
-            stop={"stop_lsn": "0/2000120", "timeline": 1, "stopped_at": now - 1},
-            copy={"bytes": 7, "files": 2, "seconds": 0.5},
+            start={
+                "start_lsn": "0/2000028",
+                "start_wal_file": SEGMENT,
+                "timeline": 1,
+                "from_standby": False,
+                "started_at": now - 2,
+            },
+            stop={
+                "stop_lsn": "0/2000120",
+                "timeline": 1,
+                "stopped_at": now - 1,
+                "wal_ranges": [{"timeline": 1, "start": "0/2000028", "end": "0/2000120"}],
+                "manifest_checksum": "0" * 64,
+                "tablespaces": {},
+            },
+            copy={"by": "backup_copy", "bytes": 7, "files": 2, "seconds": 0.5},
             required_wal=[SEGMENT],
         )
     if state == "complete":
         content["wal_proof"] = proof()
-    return {**content, **more}
+    for name, value in more.items():
+        content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
+    return content
+
+
+def record_of(content: t.Mapping[str, t.Any]) -> BackupRecord:
+    """Return the record that has this content."""
+    return parse_backup(json.dumps(content).encode(), content["backup_id"], content["cluster"], "of a test")
+
+
+def content_of(backup: Backup) -> dict[str, t.Any]:
+    """Return what is in ``backup.json``, unchecked."""
+    content: dict[str, t.Any] = json.loads(pathlib.Path(backup.file("backup.json")).read_text())
+    return content
+
+
+def edit(backup: Backup, **changes: t.Any) -> None:
+    """Change ``backup.json`` as anybody could, sensible or not."""
+    pathlib.Path(backup.file("backup.json")).write_text(json.dumps({**content_of(backup), **changes}))
 
 
 def proof(*names: str) -> dict[str, t.Any]:
@@ -79,7 +130,8 @@ def proof(*names: str) -> dict[str, t.Any]:
 
 def make_backup(cluster: Cluster, backup_id: str = "b1", state: str = "started", **more: t.Any) -> Backup:
     """Return an unfinished backup with all that may lie in one, and no process behind it."""
-    backup = cluster.new_backup(backup_id, metadata(state, **more))
+    content = {**metadata(state, **more), "backup_id": backup_id, "cluster": cluster.name}
+    backup = cluster.new_backup(record_of(content))
     for name, content in CONTENTS.items():
         place = pathlib.Path(backup.file(*name.split("/")))
         place.parent.mkdir(parents=True, exist_ok=True)

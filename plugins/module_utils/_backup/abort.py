@@ -12,7 +12,7 @@ import time
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import session_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import FAILED, Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 
 def abort(backup: Backup, keep: bool, timeout: float) -> None:
@@ -34,12 +34,11 @@ def abort(backup: Backup, keep: bool, timeout: float) -> None:
             )
         time.sleep(0.05)
     # The copy sees that its session is gone and lets go of the lock.
-    with backup.work(max(0.5, deadline - time.monotonic())):
+    with backup.hold(max(0.5, deadline - time.monotonic())):
         if not keep:
             backup.remove()
             return
         # Under the catalogue's lock, as publish is: a backup is either published or marked.
         with backup.cluster.lock():
-            content = backup.load()
-            content.update(state=FAILED, error=content.get("error") or "It was given up.", kept=True)
-            backup.save(content)
+            record = backup.load()
+            backup.save(record.failed(record.error or "It was given up.", kept=True))

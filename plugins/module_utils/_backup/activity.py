@@ -18,14 +18,15 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_sentence
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     COMPLETE,
     FAILED,
     STOPPED,
-    Backup,
-    wal_of,
+    BackupRecord,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 
 # A copy is over when its record says so; see _copy_job.
@@ -51,7 +52,7 @@ class Activity(t.NamedTuple):
     source: t.Optional[str]  # the data directory that it is taken from
     stopped_at: t.Optional[float]  # seconds since the epoch
     kept: bool  # it failed, and its administrator wanted to keep it for a look
-    wal: str  # one of WAL_CHOICES
+    wal: t.Optional[str]  # one of WAL_CHOICES, None when its record is damaged
 
     @property
     def silence(self) -> float:
@@ -65,7 +66,7 @@ class Activity(t.NamedTuple):
 
     def describe(self, backup: Backup) -> str:
         """Say who works on the backup, since when and how far they are."""
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since)) if self.since else "an unknown time"
+        since = utc_sentence(self.since) if self.since else "an unknown time"
         percent = self.progress.get("percent")
         far = "" if percent is None else f", {percent:.0f} % copied"
         return (
@@ -122,21 +123,22 @@ def look(backup: Backup) -> Activity:
     """Return what is going on with an unfinished backup, without disturbing it."""
     # First of all: who starts a backup lets go of its lock when the session lives, never before.
     locked = backup.is_worked_on()
+    record: t.Optional[BackupRecord] = None
     try:
-        content = backup.load()
+        record = backup.load()
+        state, reason = record.state, record.error
     except BackupError as exc:
-        content = {"state": FAILED, "error": exc.msg}
+        state, reason = FAILED, exc.msg
     try:
         owner = read_json(backup.file("owner.json"))
     except (OSError, ValueError):
         owner = {}
     progress = read_progress(backup)
-    here = content.get("host", host_name()) == host_name()
+    here = record is None or record.host == host_name()
     seen = float(owner.get("seen") or modified(backup.file("backup.json")))
-    state, reason = content.get("state", FAILED), content.get("error", "")
-    if state not in (STOPPED, COMPLETE, FAILED):
+    if record and state not in (STOPPED, COMPLETE, FAILED):
         alive_at = max(seen, modified(backup.file(*COPY_RECORD)))
-        state, reason = _session_state(backup, here, alive_at, content)
+        state, reason = _session_state(backup, here, alive_at, record)
         if state == "running" and progress.get("state") == "done":
             state = "copied"
     return Activity(
@@ -148,19 +150,19 @@ def look(backup: Backup) -> Activity:
         seen=seen,
         progress=progress,
         here=here,
-        source=(content.get("server") or {}).get("data_directory"),
-        stopped_at=(content.get("stop") or {}).get("stopped_at"),
-        kept=bool(content.get("kept")),
-        wal=wal_of(content),
+        source=record.server.data_directory if record else None,
+        stopped_at=record.stop.stopped_at if record and record.outcome else None,
+        kept=record.kept if record else False,
+        wal=record.wal if record else None,
     )
 
 
-def _session_state(backup: Backup, here: bool, alive_at: float, content: t.Mapping[str, t.Any]) -> tuple[str, str]:
+def _session_state(backup: Backup, here: bool, alive_at: float, record: BackupRecord) -> tuple[str, str]:
     if not here:
         # Another host's socket and process cannot be asked; its session ends by itself when it is not renewed.
-        idle = float(content.get("session_idle_timeout") or 3600)
+        idle = record.session_idle_timeout
         if time.time() > alive_at + idle:
-            return FAILED, f"Its host {content.get('host')} has not been heard of for more than {idle:.0f} s."
+            return FAILED, f"Its host {record.host} has not been heard of for more than {idle:.0f} s."
         return "running", ""
     try:
         state = session_of(backup).ask("status", renew=False)

@@ -19,6 +19,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activit
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE, Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 
@@ -27,14 +28,13 @@ def journal_path(backup: Backup) -> bytes:
     return os.fsencode(backup.file("copy", "files.jsonl"))
 
 
-def scan_source(content: t.Mapping[str, t.Any], follow_symlinks: bool) -> _tree.Scan:
-    """Return what the backup with the metadata ``content`` has to copy."""
-    server = content["server"]
-    statistics = server.get("stats_temp_directory")
+def scan_source(server: Server, follow_symlinks: bool) -> _tree.Scan:
+    """Return what a backup of ``server`` has to copy."""
+    statistics = server.stats_temp_directory
     return _tree.scan(
-        os.fsencode(server["data_directory"]),
-        server["major"],
-        server["catalog_version"],
+        os.fsencode(server.data_directory),
+        server.major,
+        server.catalog_version,
         follow_symlinks=follow_symlinks,
         stats_temp_directory=os.fsencode(statistics) if statistics else None,
     )
@@ -51,12 +51,10 @@ def job_of(backup: Backup) -> Job:
     )
 
 
-def _copy_all(
-    backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[str, t.Any], recorder: Recorder
-) -> dict[str, t.Any]:
+def _copy_all(backup: Backup, server: Server, options: t.Mapping[str, t.Any], recorder: Recorder) -> dict[str, t.Any]:
     watch = session_of(backup).watch()
     try:
-        scan = scan_source(content, options["follow_symlinks"])
+        scan = scan_source(server, options["follow_symlinks"])
         recorder.content.update(total_bytes=scan.total_bytes, total_files=scan.total_files)
         destination = os.fsencode(backup.path)
         result = _backup_copy.copy_cluster(
@@ -107,16 +105,16 @@ def _copy_all(
     }
 
 
-def launch(backup: Backup, content: t.Mapping[str, t.Any], options: t.Mapping[str, t.Any]) -> None:
-    """Start the copying process of ``backup``; ``options`` are arguments of ``backup_copy``.
+def launch(backup: Backup, server: Server, options: t.Mapping[str, t.Any]) -> None:
+    """Start the copying process of ``backup`` of ``server``; ``options`` are arguments of ``backup_copy``.
 
     Raises :class:`BackupError` (``busy``) when somebody holds the backup's lock.
     """
-    with backup.work() as lock:
+    with backup.hold() as lock:
         if read_progress(backup).get("state") == DONE:
             # Another call's copy has finished while this one waited for the lock.
             return
-        job_of(backup).launch(lock, lambda recorder: _copy_all(backup, content, options, recorder))
+        job_of(backup).launch(lock, lambda recorder: _copy_all(backup, server, options, recorder))
 
 
 def copied_files(backup: Backup) -> dict[bytes, _manifest.ManifestFile]:

@@ -16,11 +16,8 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
-    ARCHIVE,
-    INCLUDE,
-    Repository,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import ARCHIVE, INCLUDE
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import archives_itself
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import backup_functions
 

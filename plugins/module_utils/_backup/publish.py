@@ -13,66 +13,63 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
     COMPLETE,
-    ESSENTIAL,
     INCLUDE,
     NONE,
     STOPPED,
-    Backup,
-    wal_of,
+    BackupRecord,
+    WalProof,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import parse_proof
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import ESSENTIAL, Backup
 
 
-def tell_wal(content: t.Mapping[str, t.Any]) -> str:
+def tell_wal(record: BackupRecord) -> str:
     """Return what is to be said about the WAL of a stopped backup, besides that it is to be archived."""
-    wal, names = wal_of(content), content["required_wal"]
-    if wal == INCLUDE:
+    names = record.required_wal
+    if record.wal == INCLUDE:
         return f" It holds the WAL that a restore needs ({len(names)} files)."
-    if wal == NONE:
+    if record.wal == NONE:
         return f" It needs {', '.join(names[:3])}{'...' if names[3:] else ''}, and nobody has made sure of its WAL."
     return ""
 
 
-def refuse_unproven(
-    backup: Backup, content: t.Mapping[str, t.Any], proof: t.Optional[t.Mapping[str, t.Any]]
-) -> t.Mapping[str, t.Any]:
-    """Return the proof to record, for a backup that was started with ``wal=archive`` ``proof`` itself.
+def refuse_unproven(backup: Backup, record: BackupRecord, given: t.Optional[t.Mapping[str, t.Any]]) -> WalProof:
+    """Return the proof to record, for a backup that was started with ``wal=archive`` what is ``given``.
 
-    Raises :class:`BackupError` unless ``backup`` is stopped and whole, and ``proof`` covers every WAL file that it
+    Raises :class:`BackupError` unless ``backup`` is stopped and whole, and the proof covers every WAL file that it
     needs, or the backup has them all, or it was started with ``wal=none``.
     """
-    if content["state"] not in (STOPPED, COMPLETE):
+    if record.state not in (STOPPED, COMPLETE):
         raise BackupError(
-            f"The backup {backup.id} is not stopped (state {content['state']}).",
+            f"The backup {backup.id} is not stopped (state {record.state}).",
             code="not_stopped",
             hint="Run pgfleet.basebackup.backup_stop first.",
         )
-    if wal_of(content) != ARCHIVE or content["state"] == COMPLETE:
-        # A complete one was proven before the run that should have published it died.
-        known: t.Mapping[str, t.Any] = content["wal_proof"]
-        included = content["required_wal"] if wal_of(content) == INCLUDE else []
+    if record.wal_proof is not None and (record.wal != ARCHIVE or record.state == COMPLETE):
+        # Its WAL is not to be archived, or it was proven before the run that should have published it died.
+        included = record.required_wal if record.wal == INCLUDE else ()
         _refuse_incomplete(backup, [os.path.join("pg_wal", name) for name in included])
-        return known
-    if proof is None:
+        return record.wal_proof
+    if given is None:
         raise BackupError(
-            f"The backup {backup.id} was started with wal=archive, and there is no proof that its WAL is archived.",
+            f"The backup {backup.id} was started with wal={ARCHIVE}, and there is no proof that its WAL is archived.",
             code="wal_not_proven",
             hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop, and pass on its proof.",
-            missing=content["required_wal"],
+            missing=list(record.required_wal),
         )
-    if proof.get("system_identifier") != content["server"]["system_identifier"]:
+    proof = parse_proof(given)
+    if proof.system_identifier != record.server.system_identifier:
         raise BackupError(
-            f"The proof is about the cluster {proof.get('system_identifier')}, the backup {backup.id} is of"
-            f" {content['server']['system_identifier']}.",
+            f"The proof is about the cluster {proof.system_identifier}, the backup {backup.id} is of"
+            f" {record.server.system_identifier}.",
             code="other_cluster",
             hint="Ask the archiver of the cluster that was backed up.",
         )
-    archived = proof.get("archived")
-    if not isinstance(archived, list):
-        raise _bad_proof(backup)
-    missing = [name for name in content["required_wal"] if name not in archived]
+    archived = set(proof.archived)
+    missing = [name for name in record.required_wal if name not in archived]
     if missing:
         raise BackupError(
             f"The WAL file {missing[0]} of the backup {backup.id} is not proven to be archived"
@@ -81,9 +78,6 @@ def refuse_unproven(
             hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop.",
             missing=missing,
         )
-    # The catalogue tells how it was proven.
-    if not all(isinstance(proof.get(name), str) for name in ("method", "source")):
-        raise _bad_proof(backup)
     _refuse_incomplete(backup, [])
     return proof
 
@@ -96,14 +90,6 @@ def _refuse_incomplete(backup: Backup, more: t.Sequence[str]) -> None:
             code="damaged_backup",
             hint="Take a new backup.",
         )
-
-
-def _bad_proof(backup: Backup) -> BackupError:
-    return BackupError(
-        f"The proof for the backup {backup.id} is not one: archived, method or source is missing.",
-        code="bad_proof",
-        hint="Pass on what pgfleet.basebackup.wal_archived returns as proof.",
-    )
 
 
 def publish(backup: Backup, proof: t.Optional[t.Mapping[str, t.Any]]) -> bool:
@@ -123,10 +109,9 @@ def publish(backup: Backup, proof: t.Optional[t.Mapping[str, t.Any]]) -> bool:
 
 
 def _publish(backup: Backup, given: t.Optional[t.Mapping[str, t.Any]]) -> None:
-    with backup.work():
-        content = backup.load()
-        proof = refuse_unproven(backup, content, given)
-        if content["state"] == STOPPED:
-            content.update(state=COMPLETE, wal_proof=dict(proof), published_at=time.time())
-            backup.save(content)
+    with backup.hold():
+        record = backup.load()
+        proof = refuse_unproven(backup, record, given)
+        if record.state == STOPPED:
+            backup.save(record.completed(proof, time.time()))
         backup.publish()

@@ -12,13 +12,8 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import Activity, look
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
-    COMPLETE,
-    FAILED,
-    STOPPED,
-    Backup,
-    Cluster,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE, FAILED, STOPPED
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 
 
 class Choice(t.NamedTuple):

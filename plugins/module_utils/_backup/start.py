@@ -28,9 +28,15 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume 
     may_be_abandoned,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     FAILED,
     STARTED,
+    BackupRecord,
+    Server,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Start as StartFacts
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
     check_name,
@@ -39,26 +45,10 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import READY_SECONDS
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 
-# What of server_info a backup carries with it; nothing that changes from minute to minute.
-SERVER_FACTS = (
-    "version",
-    "major",
-    "role",
-    "system_identifier",
-    "data_directory",
-    "stats_temp_directory",
-    "wal_segment_size",
-    "block_size",
-    "data_checksums",
-    "catalog_version",
-    "config_files_outside",
-    "port",
-)
-
 
 def default_id(cluster: Cluster, kind: str) -> str:
     """Return a free id: UTC time plus kind, for example ``20261122T081500Z-full``."""
-    base = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + kind
+    base = f"{utc_name()}-{kind}"
     names = {backup.id for backup in cluster.unfinished() + cluster.published()}
     return next(name for name in [base] + [f"{base}-{number}" for number in range(2, 10000)] if name not in names)
 
@@ -211,7 +201,7 @@ class Start:
         for backup, activity in dead:
             if self._params["resume"]:
                 try:
-                    with backup.work(0.0):
+                    with backup.hold(0.0):
                         if look(backup).seen != activity.seen:
                             # Somebody has gone on with it since.
                             continue
@@ -227,20 +217,21 @@ class Start:
         backup_id = self._params["backup_id"] or default_id(self._cluster, "full")
         check_name(backup_id, "The backup_id")
         backup = self._cluster.new_backup(
-            backup_id,
-            {
-                "state": STARTED,
-                "kind": "full",
-                "wal": self._params["wal"],
-                "host": host_name(),
-                "label": self._params["label"] or f"pgfleet.basebackup {self._cluster.name} {backup_id}",
-                "created_at": time.time(),
-                "session_idle_timeout": self._params["session_idle_timeout"],
-                "server": {name: self._info[name] for name in SERVER_FACTS},
-            },
+            BackupRecord(
+                backup_id=backup_id,
+                cluster=self._cluster.name,
+                state=STARTED,
+                kind="full",
+                wal=self._params["wal"],
+                host=host_name(),
+                label=self._params["label"] or f"pgfleet.basebackup {self._cluster.name} {backup_id}",
+                created_at=time.time(),
+                session_idle_timeout=self._params["session_idle_timeout"],
+                server=_server_of(self._info),
+            )
         )
         # Locked before the catalogue's lock is released: nobody may see it as one whose session has died.
-        lock = backup.work()
+        lock = backup.hold()
         lock.__enter__()
         claim_locked(backup, self._params["owner"])
         return backup, lock
@@ -249,9 +240,9 @@ class Start:
         backup, lock = new
         params = self._params
         try:
-            content = backup.load()
+            record = backup.load()
             # Of a copy that the user's own step makes, all that there is now must be in it.
-            live = _copy_process.scan_source(content, follow_symlinks=False)
+            live = _copy_process.scan_source(record.server, follow_symlinks=False)
             _adopt.write_listing(backup.file(_adopt.LISTING), live)
             session = session_of(backup)
             session.launch(
@@ -259,7 +250,7 @@ class Start:
                     "connection": connection_kwargs(
                         params, f"pgfleet.basebackup {self._cluster.name}/{backup.id}"[:63]
                     ),
-                    "label": content["label"],
+                    "label": record.label,
                     "fast": params["fast"],
                     "from_standby": self._info["role"] == "standby",
                     "system_identifier": self._info["system_identifier"],
@@ -289,25 +280,37 @@ class Start:
             changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, directory=backup.path
         )
         answer["wal"] = activity.wal
-        answer.update(start_facts(backup))
+        start = start_of(backup)
+        if start is not None:
+            answer.update(
+                start_lsn=_segments.format_lsn(start.lsn),
+                start_wal_file=start.wal_file,
+                timeline=start.timeline,
+                from_standby=start.from_standby,
+                started_at=start.started_at,
+            )
         return answer
 
 
-def start_facts(backup: Backup) -> dict[str, t.Any]:
-    """Return what start said: ``start_lsn``, ``start_wal_file``, ``timeline``, ``from_standby``; {} before it has."""
-    content = backup.load()
-    if "start" in content:
-        return dict(content["start"])
-    record = session_of(backup).recorded()
-    if "start_lsn" not in record:
-        return {}
-    segment = _segments.segment_of(_segments.parse_lsn(record["start_lsn"]), content["server"]["wal_segment_size"])
-    return {
-        "start_lsn": record["start_lsn"],
-        "start_wal_file": _segments.segment_name(
-            record["start_timeline"], segment, content["server"]["wal_segment_size"]
-        ),
-        "timeline": record["start_timeline"],
-        "from_standby": record["from_standby"],
-        "started_at": record["started_at"],
-    }
+def _server_of(info: t.Mapping[str, t.Any]) -> Server:
+    """Return what of ``server_info`` a backup carries with it; nothing that changes from minute to minute."""
+    facts = {name: info[name] for name in Server._fields}
+    return Server(**{**facts, "config_files_outside": tuple(info["config_files_outside"])})
+
+
+def start_of(backup: Backup) -> t.Optional[StartFacts]:
+    """Return what the start of ``backup`` returned, None before it has."""
+    record = backup.load()
+    if record.outcome is not None:
+        return record.start
+    said = session_of(backup).recorded()
+    if "start_lsn" not in said:
+        return None
+    lsn, size = _segments.parse_lsn(said["start_lsn"]), record.server.wal_segment_size
+    return StartFacts(
+        lsn=lsn,
+        wal_file=_segments.segment_name(said["start_timeline"], _segments.segment_of(lsn, size), size),
+        timeline=said["start_timeline"],
+        from_standby=said["from_standby"],
+        started_at=said["started_at"],
+    )

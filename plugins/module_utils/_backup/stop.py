@@ -23,7 +23,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activit
     session_of,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import tell_wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import start_facts
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import start_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
@@ -33,15 +33,21 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import ch
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _host_detached
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, write_bytes
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
+    BY_US,
+    BY_USER,
     COMPLETE,
-    FAILED,
     INCLUDE,
     STOPPED,
-    Backup,
-    wal_of,
+    BackupRecord,
+    Outcome,
+    SpecialFile,
+    WalProof,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Copy as CopyFacts
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Stop as StopFacts
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
@@ -57,34 +63,41 @@ RENEW_SECONDS = 10.0
 RECOVERY_STATES = (2, 5)
 
 
-def result(backup: Backup, content: t.Mapping[str, t.Any], changed: bool, msg: str) -> dict[str, t.Any]:
+def result(backup: Backup, record: BackupRecord, changed: bool, msg: str) -> dict[str, t.Any]:
     """Return the module's result for a stopped backup."""
-    stop = content["stop"]
+    start, stop = record.start, record.stop
     return {
         "repository": backup.cluster.repository.path,
         "cluster": backup.cluster.name,
         "backup_id": backup.id,
         "directory": backup.path,
         "changed": changed,
-        "msg": msg + tell_wal(content),
-        "state": "published" if backup.published else content["state"],
-        "start_lsn": content["start"]["start_lsn"],
-        "stop_lsn": stop["stop_lsn"],
-        "start_timeline": content["start"]["timeline"],
-        "stop_timeline": stop["timeline"],
-        "from_standby": content["start"]["from_standby"],
-        "system_identifier": content["server"]["system_identifier"],
-        "wal_segment_size": content["server"]["wal_segment_size"],
-        "wal_ranges": stop["wal_ranges"],
-        "required_wal": content["required_wal"],
-        "wal": wal_of(content),
-        "manifest_checksum": stop["manifest_checksum"],
+        "msg": msg + tell_wal(record),
+        "state": "published" if backup.published else record.state,
+        "start_lsn": _segments.format_lsn(start.lsn),
+        "stop_lsn": _segments.format_lsn(stop.lsn),
+        "start_timeline": start.timeline,
+        "stop_timeline": stop.timeline,
+        "from_standby": start.from_standby,
+        "system_identifier": record.server.system_identifier,
+        "wal_segment_size": record.server.wal_segment_size,
+        "wal_ranges": [
+            {
+                "timeline": one.timeline,
+                "start": _segments.format_lsn(one.start),
+                "end": _segments.format_lsn(one.end),
+            }
+            for one in stop.wal_ranges
+        ],
+        "required_wal": list(record.required_wal),
+        "wal": record.wal,
+        "manifest_checksum": stop.manifest_checksum,
     }
 
 
-def release(backup: Backup, content: t.Mapping[str, t.Any]) -> None:
+def release(backup: Backup, record: BackupRecord) -> None:
     """Let the session end that kept the WAL for ``backup``, which has it now or is void."""
-    if wal_of(content) == INCLUDE and not backup.published and session_of(backup).alive():
+    if record.wal == INCLUDE and not backup.published and session_of(backup).alive():
         # A session that does not answer ends by itself, when it is not renewed or its folder is removed.
         with contextlib.suppress(BackupError):
             session_of(backup).ask("release")
@@ -97,18 +110,18 @@ class Stop:
         self._backup = backup
         self._algorithm = checksum_algorithm
         self._jobs = jobs
-        self._content = backup.load()
-        self._server = self._content["server"]
+        self._record = backup.load()
+        self._server = self._record.server
 
     def run(self) -> dict[str, t.Any]:
         """Stop the backup; a second call returns the same answer, unchanged."""
         backup = self._backup
-        with backup.work():
+        with backup.hold():
             # Another call may have finished while this one waited for the lock.
-            self._content = backup.load()
-            if self._content["state"] in (STOPPED, COMPLETE):
-                release(backup, self._content)
-                return result(backup, self._content, False, f"The backup {backup.id} was stopped already.")
+            self._record = backup.load()
+            if self._record.state in (STOPPED, COMPLETE):
+                release(backup, self._record)
+                return result(backup, self._record, False, f"The backup {backup.id} was stopped already.")
             claim(backup, None)
             session = session_of(backup)
             state = session.ask("status")
@@ -126,8 +139,8 @@ class Stop:
                         code="session_lost",
                     )
             self._finish(state, files)
-            release(backup, self._content)
-        return result(backup, self._content, True, f"The backup {backup.id} was stopped at {state['stop_lsn']}.")
+            release(backup, self._record)
+        return result(backup, self._record, True, f"The backup {backup.id} was stopped at {state['stop_lsn']}.")
 
     def _copied_files(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
         """Return what is in the backup, pg_control included. Raises :class:`BackupError` when the copy is not whole."""
@@ -151,9 +164,9 @@ class Stop:
         """Take over what the user's own step (a snapshot, rsync) has put under ``data`` and ``tablespaces``."""
         backup, server = self._backup, self._server
         destination = os.fsencode(backup.path)
-        live = _copy_process.scan_source(self._content, follow_symlinks=False)
+        live = _copy_process.scan_source(server, follow_symlinks=False)
         at_start = _adopt.read_listing(backup.file(_adopt.LISTING))
-        _adopt.take_over(live, destination, server["major"], server["catalog_version"], at_start)
+        _adopt.take_over(live, destination, server.major, server.catalog_version, at_start)
         if not stopped:
             # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
             # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.
@@ -167,9 +180,9 @@ class Stop:
         return {one.path: one for one in found}
 
     def _void(self, error: BackupError) -> BackupError:
-        self._content.update(state=FAILED, error=error.msg)
-        self._backup.save(self._content)
-        release(self._backup, self._content)
+        self._record = self._record.failed(error.msg)
+        self._backup.save(self._record)
+        release(self._backup, self._record)
         return error
 
     def _finish(self, state: t.Mapping[str, t.Any], files: dict[bytes, _manifest.ManifestFile]) -> None:
@@ -179,63 +192,59 @@ class Stop:
         self._refuse_new_tablespaces(state, map_bytes)
         stop_lsn = _segments.parse_lsn(state["stop_lsn"])
         self._check_control(label, stop_lsn)
-        start = start_facts(backup)
-        if _segments.parse_lsn(start["start_lsn"]) != label.start_lsn:
-            raise self._void(
-                BackupError(f"The label names another start than {start['start_lsn']}.", code="label_of_another_backup")
-            )
-        start["timeline"] = label.start_timeline
+        start = start_of(backup)
+        if start is None or start.lsn != label.start_lsn:
+            said = _segments.format_lsn(start.lsn) if start else "none"
+            raise self._void(BackupError(f"The label names another start than {said}.", code="label_of_another_backup"))
         timeline, ranges = self._ranges(label, stop_lsn, state)
         for name, content in (("backup_label", label_bytes), ("tablespace_map", map_bytes)):
             if content:
                 write_bytes(backup.file("data", name), content)
                 files[name.encode()] = self._describe(name.encode(), content)
-        required = _timelines.required_wal(ranges, server["wal_segment_size"])
-        proof = self._prove(required, ranges)
+        required = _timelines.required_wal(ranges, server.wal_segment_size)
+        proof = self._prove(required, ranges, start.from_standby)
         checksum = self._write_manifest(files, ranges)
-        self._content.update(
-            state=STOPPED,
-            start=start,
+        outcome = Outcome(
+            start=start._replace(timeline=label.start_timeline),
             copy=self._copy_summary(files),
-            stop={
-                "stop_lsn": state["stop_lsn"],
-                "timeline": timeline,
-                "stopped_at": state["stopped_at"],
-                "wal_ranges": [
-                    {
-                        "timeline": one.timeline,
-                        "start": _segments.format_lsn(one.start),
-                        "end": _segments.format_lsn(one.end),
-                    }
-                    for one in ranges
-                ],
-                "manifest_checksum": checksum,
-                "tablespaces": {
-                    str(oid): location.decode("utf-8", "surrogateescape")
-                    for oid, location in _label.parse_tablespace_map(map_bytes).items()
-                },
-            },
-            required_wal=required,
-            **proof,
+            stop=StopFacts(
+                lsn=stop_lsn,
+                timeline=timeline,
+                stopped_at=state["stopped_at"],
+                wal_ranges=tuple(ranges),
+                manifest_checksum=checksum,
+                tablespaces=_label.parse_tablespace_map(map_bytes),
+            ),
+            required_wal=tuple(required),
         )
-        backup.save(self._content)
+        self._record = self._record.stopped(outcome, proof)
+        backup.save(self._record)
 
-    def _prove(self, required: list[str], ranges: t.Sequence[_timelines.WalRange]) -> dict[str, t.Any]:
-        """Include the WAL where that is wanted; return what the record says of it, {} where it is to be archived."""
-        wal = wal_of(self._content)
+    def _prove(
+        self, required: list[str], ranges: t.Sequence[_timelines.WalRange], from_standby: bool
+    ) -> t.Optional[WalProof]:
+        """Include the WAL where that is wanted; return what the record says of it, None where it is to be archived."""
+        wal = self._record.wal
         if wal == ARCHIVE:
-            return {}
-        proof: dict[str, t.Any] = {"method": "none", "source": "", "archived": []}
-        if wal == INCLUDE:
-            proof = self._include(required, ranges)
-        proof.update(system_identifier=self._server["system_identifier"], proven_at=time.time())
-        return {"wal_proof": proof}
+            return None
+        checksums = self._include(required, ranges, from_standby) if wal == INCLUDE else {}
+        return WalProof(
+            archived=tuple(checksums),
+            method="included" if wal == INCLUDE else "none",
+            source="pg_wal" if wal == INCLUDE else "",
+            system_identifier=self._server.system_identifier,
+            proven_at=time.time(),
+            sha256=checksums,
+        )
 
-    def _include(self, required: list[str], ranges: t.Sequence[_timelines.WalRange]) -> dict[str, t.Any]:
-        server, size = self._server, self._server["wal_segment_size"]
-        wal = os.path.join(server["data_directory"], "pg_wal")
+    def _include(
+        self, required: list[str], ranges: t.Sequence[_timelines.WalRange], from_standby: bool
+    ) -> dict[str, str]:
+        """Copy the WAL into the backup, and return the SHA-256 of each file."""
+        server, size = self._server, self._server.wal_segment_size
+        wal = os.path.join(server.data_directory, "pg_wal")
         # A primary has finished its last segment. Of a standby's the rest is still to come: it is left out.
-        end = ranges[0].end if start_facts(self._backup)["from_standby"] else None
+        end = ranges[0].end if from_standby else None
         files: dict[str, t.Optional[int]] = dict.fromkeys(required, end)
         # As pg_basebackup does, where they are there: without its history a promoted copy would not know where its
         # timeline comes from, and pg_verifybackup wants the segment that an older timeline ends in from that timeline.
@@ -245,7 +254,7 @@ class Stop:
         files.update(
             {name: until for name, until in more.items() if name not in files and os.path.exists(f"{wal}/{name}")}
         )
-        job = _include_wal.Inclusion(wal, self._backup.file("data", "pg_wal"), size, int(server["system_identifier"]))
+        job = _include_wal.Inclusion(wal, self._backup.file("data", "pg_wal"), size, int(server.system_identifier))
         renewed, digests = 0.0, {}
         for name, until in files.items():
             if time.monotonic() - renewed > RENEW_SECONDS:
@@ -257,16 +266,20 @@ class Stop:
             except BackupError as exc:
                 raise self._void(exc) from exc
         job.make_durable()
-        return {"method": "included", "source": "pg_wal", "archived": list(files), "sha256": digests}
+        return digests
 
-    def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> dict[str, t.Any]:
-        record = read_progress(self._backup)
-        names = ("seconds", "special_files", "vanished_files", "checksum_algorithm", "reused_files")
-        summary = {name: record.get(name) for name in names}
-        summary.update(
-            files=len(files), bytes=sum(one.size for one in files.values()), by="backup_copy" if record else "user"
+    def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> CopyFacts:
+        said = read_progress(self._backup)
+        return CopyFacts(
+            by=BY_US if said else BY_USER,
+            files=len(files),
+            bytes=sum(one.size for one in files.values()),
+            seconds=said.get("seconds"),
+            checksum_algorithm=said.get("checksum_algorithm"),
+            special_files=tuple(SpecialFile(**one) for one in said.get("special_files") or ()),
+            vanished_files=said.get("vanished_files"),
+            reused_files=said.get("reused_files"),
         )
-        return summary
 
     def _refuse_new_tablespaces(self, state: t.Mapping[str, t.Any], map_bytes: bytes) -> None:
         """Replay attaches a tablespace made during the backup, which the map lacks, at its original location."""
@@ -274,7 +287,7 @@ class Stop:
         after = {one["oid"]: one["location"] for one in state["tablespaces_after"]}
         new = [oid for oid in after if before.get(oid) != after[oid]]
         # The link appears when its record is replayed, on a standby before the row of pg_tablespace does.
-        links = os.path.join(self._server["data_directory"], "pg_tblspc")
+        links = os.path.join(self._server.data_directory, "pg_tblspc")
         new += [int(name) for name in os.listdir(links) if name.isdigit() and int(name) not in before]
         if new:
             names = [
@@ -292,7 +305,7 @@ class Stop:
                     hint="The backup is void; take a new one.",
                 )
             )
-        version = os.fsdecode(_tree.version_directory(self._server["major"], self._server["catalog_version"]))
+        version = os.fsdecode(_tree.version_directory(self._server.major, self._server.catalog_version))
         lost = [
             oid
             for oid in _label.parse_tablespace_map(map_bytes)
@@ -306,7 +319,7 @@ class Stop:
     def _check_control(self, label: _label.BackupLabel, stop_lsn: int) -> None:
         with open(self._backup.file("data", "global", "pg_control"), "rb") as stream:
             control = _control.parse_control(stream.read())
-        if str(control.system_identifier) != self._server["system_identifier"]:
+        if str(control.system_identifier) != self._server.system_identifier:
             raise self._void(BackupError("The copied pg_control belongs to another cluster.", code="other_cluster"))
         if (label.backup_from == "standby") != (control.state in RECOVERY_STATES):
             raise self._void(
@@ -336,7 +349,7 @@ class Stop:
         if label.backup_from == "standby":
             newest = max(newest, state["min_recovery_end_timeline"])
         if newest != label.start_timeline:
-            path = os.path.join(self._server["data_directory"], "pg_wal", _segments.history_name(newest))
+            path = os.path.join(self._server.data_directory, "pg_wal", _segments.history_name(newest))
             try:
                 with open(path, encoding="ascii") as stream:
                     history = _timelines.parse_history(stream.read())
@@ -367,8 +380,8 @@ class Stop:
         with os.fdopen(handle, "wb") as stream:
             checksum = _manifest.write_manifest(
                 stream,
-                self._server["major"],
-                int(self._server["system_identifier"]),
+                self._server.major,
+                int(self._server.system_identifier),
                 (files[path] for path in sorted(files)),
                 ranges,
             )

@@ -15,13 +15,15 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import look, modified, session_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import age_of, proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import WalProof
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     ESSENTIAL,
     Backup,
     Cluster,
     Repository,
-    wal_of,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 
 
 def catalogue(
@@ -85,44 +87,43 @@ def _published(backup: Backup) -> dict[str, t.Any]:
     )
     entry.update(dict.fromkeys(details.split()))
     try:
-        content = backup.load()
-        start, stop, copy, server = (content[part] for part in ("start", "stop", "copy", "server"))
+        record = backup.load()
+        start, stop, copy, server = record.start, record.stop, record.copy, record.server
+        proof = t.cast(WalProof, record.wal_proof)
         entry.update(
-            system_identifier=server["system_identifier"],
-            kind=content["kind"],
-            label=content["label"],
-            version=server["version"],
-            data_directory=server["data_directory"],
-            from_standby=start["from_standby"],
-            start_lsn=start["start_lsn"],
-            stop_lsn=stop["stop_lsn"],
-            timeline=stop["timeline"],
-            started_at=utc(start["started_at"]),
-            stopped_at=utc(stop["stopped_at"]),
-            age_seconds=time.time() - stop["stopped_at"],
-            bytes=copy["bytes"],
-            files=copy["files"],
-            copy_seconds=copy["seconds"],
-            required_wal=content["required_wal"],
-            wal=wal_of(content),
-            wal_proven_by=f"{content['wal_proof']['method']} {content['wal_proof']['source']}".strip(),
+            system_identifier=server.system_identifier,
+            kind=record.kind,
+            label=record.label,
+            version=server.version,
+            data_directory=server.data_directory,
+            from_standby=start.from_standby,
+            start_lsn=format_lsn(start.lsn),
+            stop_lsn=format_lsn(stop.lsn),
+            timeline=stop.timeline,
+            started_at=utc(start.started_at),
+            stopped_at=utc(stop.stopped_at),
+            age_seconds=time.time() - stop.stopped_at,
+            bytes=copy.bytes,
+            files=copy.files,
+            copy_seconds=copy.seconds,
+            required_wal=list(record.required_wal),
+            wal=record.wal,
+            wal_proven_by=f"{proof.method} {proof.source}".strip(),
         )
-        entry.update(proven(content))
+        entry.update(proven(record))
         lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
         if lost:
             raise BackupError(f"{', '.join(lost)} is missing.", code="damaged_backup")
     except BackupError as exc:
         entry.update(state="damaged", problem=exc.msg)
-    except (KeyError, TypeError, ValueError) as exc:
-        entry.update(state="damaged", problem=f"backup.json is not what was written: {exc!r}")
     return entry
 
 
 def _unfinished(backup: Backup) -> dict[str, t.Any]:
     activity = look(backup)
     try:
-        created = float(backup.load()["created_at"])
-    except (BackupError, KeyError, TypeError, ValueError):
+        created = backup.load().created_at
+    except BackupError:
         created = modified(backup.path)
     return {
         "backup_id": backup.id,
@@ -137,8 +138,3 @@ def _unfinished(backup: Backup) -> dict[str, t.Any]:
         "percent": activity.progress.get("percent"),
         "age_seconds": round(time.time() - created, 1),
     }
-
-
-def utc(seconds: float) -> str:
-    """Return seconds since the epoch as ISO 8601 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

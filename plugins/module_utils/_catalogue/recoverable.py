@@ -8,11 +8,12 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import datetime
 import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_microseconds
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import INCLUDE, NONE
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
@@ -89,31 +90,25 @@ def _backup(archive: DirectoryArchive, backup: Backup) -> dict[str, t.Any]:
         "problem": None,
     }
     try:
-        content = backup.load()
-        start = _segments.parse_lsn(content["start"]["start_lsn"])
-        stop = _segments.parse_lsn(content["stop"]["stop_lsn"])
-        timeline = content["stop"]["timeline"]
-        required = content["required_wal"]
-        mode = content.get("wal", "archive")
+        record = backup.load()
     except BackupError as exc:
         return {**entry, "problem": exc.msg}
-    except (KeyError, TypeError, ValueError) as exc:
-        return {**entry, "problem": f"backup.json is not what was written: {exc!r}"}
+    start, stop = record.start.lsn, record.stop.lsn
     try:
-        path = _path(archive, timeline, stop)
+        path = _path(archive, record.stop.timeline, stop)
     except BackupError as exc:
         return {**entry, "problem": exc.msg}
     names = archive.names()
-    missing = [name for name in required if name not in names]
+    missing = [name for name in record.required_wal if name not in names]
     if missing and not [name for name in needed_segments(path, start, stop, archive.size) if name not in names]:
         # The end of it is kept on a newer timeline only.
         missing = []
     entry["timeline"] = path.timeline
-    if mode == "include":
+    if record.wal == INCLUDE:
         entry["wal"] = "included"
     elif missing:
-        entry.update(missing=missing, wal="none" if mode == "none" else "incomplete")
-        if mode != "none":
+        entry.update(missing=missing, wal="none" if record.wal == NONE else "incomplete")
+        if record.wal != NONE:
             entry["problem"] = f"{len(missing)} WAL files that it needs are missing, the first is {missing[0]}."
         return entry
     else:
@@ -126,7 +121,7 @@ def _backup(archive: DirectoryArchive, backup: Backup) -> dict[str, t.Any]:
     if found.last_lsn is not None:
         entry["recoverable_until_lsn"] = _segments.format_lsn(found.last_lsn)
     if found.last_time_us is not None:
-        entry["recoverable_until"] = utc_us(found.last_time_us)
+        entry["recoverable_until"] = utc_microseconds(found.last_time_us)
     if found.damage:
         entry["problem"] = f"recovery ends before {found.first_missing}: {found.damage.msg}"
     elif found.gap:
@@ -142,9 +137,3 @@ def _path(archive: DirectoryArchive, timeline: int, stop: int) -> Path:
         if exc.code != "timeline_unreachable":
             raise
         return timeline_path(archive, timeline, stop, "current")
-
-
-def utc_us(time_us: int) -> str:
-    """Return microseconds since the epoch as ISO 8601 in UTC, with microseconds."""
-    epoch = datetime.datetime(1970, 1, 1)
-    return (epoch + datetime.timedelta(microseconds=time_us)).isoformat(timespec="microseconds") + "Z"

@@ -14,6 +14,7 @@ import json
 import os
 import pwd
 import shutil
+import stat
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
@@ -157,7 +158,20 @@ def read_json(path: str) -> dict[str, t.Any]:
     return content
 
 
-def _make_directory(path: str) -> None:
+def read_small(path: str, most: int) -> bytes:
+    """Read a regular file of at most ``most`` bytes, no link. Raises OSError, also for what is none such."""
+    handle = os.open(path, _READ_FLAGS | os.O_NOFOLLOW)
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", path)
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"More than {most} bytes", path)
+    return data
+
+
+def make_directory(path: str) -> None:
+    """Make a directory of mode 0700, unless it is there, and make its name durable."""
     if not os.path.isdir(path):
         # Another run's first backup may make it at this moment.
         with contextlib.suppress(FileExistsError):
@@ -166,7 +180,8 @@ def _make_directory(path: str) -> None:
         fsync_path(os.path.dirname(path))
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
+    """Remove a file, a link or a whole directory, when it is there. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)

@@ -16,61 +16,38 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
-    _make_directory,
-    _remove,
     fsync_path,
+    make_directory,
     read_json,
-    write_json,
+    read_small,
+    remove,
+    write_bytes,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
+    COMPLETE,
+    NAME,
+    BackupRecord,
+    ClusterRecord,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import (
+    LARGEST_FILE,
+    SCHEMA,
+    parse_backup,
+    parse_cluster,
+    write_backup,
+    write_cluster,
+)
 
 # Without any one of these a directory only looks like a backup.
 ESSENTIAL = ("PG_VERSION", "backup_label", "backup_manifest", os.path.join("global", "pg_control"))
 
-
-SCHEMA = 1
-
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
-
-
 # Files of the work in progress; a published backup has none of them.
 WORK_FILES = ("session", "copy", "start_files", "owner.json", "lock")
-
-
-STARTED = "started"  # the session was asked for; what became of it is in its own record
-
-
-STOPPED = "stopped"  # label, map and manifest are written; WAL may still be on its way to the archive
-
-
-COMPLETE = "complete"  # every needed WAL segment is proven; next is the rename
-
-
-FAILED = "failed"  # void, kept only for a look
-
-
-# Where a restore finds the WAL that a backup needs.
-ARCHIVE = "archive"
-
-
-INCLUDE = "include"  # in the backup's own pg_wal
-
-
-NONE = "none"  # nobody has made sure of it
-
-
-WAL_CHOICES = (ARCHIVE, INCLUDE, NONE)
-
-
-def wal_of(content: t.Mapping[str, t.Any]) -> str:
-    """Return which of ``WAL_CHOICES`` a backup was started with; records of version 0.1.0 do not tell."""
-    return str(content.get("wal") or ARCHIVE)
 
 
 def check_name(name: str, what: str) -> None:
@@ -146,18 +123,12 @@ class Cluster:
     def system_identifier(self) -> t.Optional[str]:
         """Return the system identifier that this cluster's backups have, None before the first backup."""
         try:
-            content = read_json(os.path.join(self.path, "cluster.json"))
-            if content["schema"] > SCHEMA:
-                raise BackupError(
-                    f"{self.path} was written by a newer version of this collection (schema {content['schema']}).",
-                    code="newer_schema",
-                    hint="Update the collection.",
-                )
-            return str(content["system_identifier"])
+            data = read_small(os.path.join(self.path, "cluster.json"), LARGEST_FILE)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except OSError as exc:
             raise BackupError(f"{self.path}/cluster.json cannot be read: {exc}", code="damaged_cluster") from exc
+        return parse_cluster(data, self.path).system_identifier
 
     def refuse_other(self, system_identifier: str) -> None:
         """Raise :class:`BackupError` when backups of another database cluster lie here."""
@@ -187,13 +158,11 @@ class Cluster:
     def prepare(self, system_identifier: str) -> None:
         """Make the directories and ``cluster.json``; :meth:`refuse_other` applies."""
         for directory in (self.path, self.in_progress, self.backups):
-            _make_directory(directory)
+            make_directory(directory)
         with self.lock():
             self.refuse_other(system_identifier)
             if self.system_identifier() is None:
-                write_json(
-                    os.path.join(self.path, "cluster.json"), {"schema": SCHEMA, "system_identifier": system_identifier}
-                )
+                write_bytes(os.path.join(self.path, "cluster.json"), write_cluster(ClusterRecord(system_identifier)))
 
     @contextlib.contextmanager
     def lock(self, seconds: float = 60.0) -> t.Iterator[None]:
@@ -245,13 +214,13 @@ class Cluster:
             )
         return backup
 
-    def new_backup(self, backup_id: str, metadata: t.Mapping[str, t.Any]) -> Backup:
-        """Make ``in_progress/<id>`` with its metadata; the caller holds :meth:`lock`."""
-        path = os.path.join(self.in_progress, backup_id)
-        os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)
-        backup = Backup(self, backup_id, published=False)
-        backup.save({**metadata, "schema": SCHEMA, "backup_id": backup_id, "cluster": self.name})
+    def new_backup(self, record: BackupRecord) -> Backup:
+        """Make ``in_progress/<id>`` with its record; the caller holds :meth:`lock`. Raises as :meth:`Backup.save`."""
+        data = write_backup(record)
+        backup = Backup(self, record.backup_id, published=False)
+        os.mkdir(backup.path, 0o700)
+        os.chmod(backup.path, 0o700)
+        write_bytes(backup.file("backup.json"), data)
         fsync_path(self.in_progress)
         return backup
 
@@ -273,8 +242,38 @@ class Backup:
         """Return the path of a file of this backup."""
         return os.path.join(self.path, *parts)
 
-    def load(self) -> dict[str, t.Any]:
-        """Return ``backup.json``. Raises :class:`BackupError` when it is missing, damaged or from a newer version."""
+    def load(self) -> BackupRecord:
+        """Return the record of this backup, checked.
+
+        Raises :class:`BackupError`: ``damaged_backup``, ``newer_schema``, ``old_schema``.
+        """
+        try:
+            data = read_small(self.file("backup.json"), LARGEST_FILE)
+        except OSError as exc:
+            raise BackupError(f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup") from exc
+        record = parse_backup(data, self.id, self.cluster.name, self.path)
+        if self.published and record.state != COMPLETE:
+            raise BackupError(
+                f"The backup {self.path} is damaged: backup.json: state is {record.state}, not {COMPLETE}.",
+                code="damaged_backup",
+                hint="Use another backup.",
+            )
+        return record
+
+    def save(self, record: BackupRecord) -> None:
+        """Replace the record durably. Raises :class:`BackupError`, ``bad_record``, for one that could not be read."""
+        write_bytes(self.file("backup.json"), write_backup(record))
+
+    def load_raw(self) -> dict[str, t.Any]:
+        """Return ``backup.json`` unchecked. Deprecated, for rooms that are not converted yet; it will be removed.
+
+        Use :meth:`load` instead. Where the dictionary had ``content["server"]["major"]``, the record has
+        ``record.server.major``; LSNs are numbers (``record.start.lsn``, ``record.stop.lsn``: ``format_lsn`` prints
+        them), ``record.stop.tablespaces`` maps oids (numbers) to locations (bytes), ``record.included_wal`` maps the
+        names of the WAL files in the backup to their SHA-256, ``record.includes_wal`` is ``wal == "include"``.
+        ``start``, ``copy``, ``stop`` and ``required_wal`` are there from the stop on; a published backup has all.
+        Nothing of it needs to be checked again: a record that was loaded is good.
+        """
         try:
             content = read_json(self.file("backup.json"))
             if content["schema"] > SCHEMA:
@@ -285,16 +284,12 @@ class Backup:
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise BackupError(f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup") from exc
 
-    def save(self, content: t.Mapping[str, t.Any]) -> None:
-        """Replace ``backup.json`` durably."""
-        write_json(self.file("backup.json"), content)
-
     def is_worked_on(self) -> bool:
         """Tell whether a process holds this backup's lock."""
         return not self.published and is_locked(self.file("lock"))
 
     @contextlib.contextmanager
-    def work(self, seconds: float = 5.0) -> t.Iterator[int]:
+    def hold(self, seconds: float = 5.0) -> t.Iterator[int]:
         """Hold this backup's lock and give its descriptor, which a worker process may inherit."""
         try:
             handle = take_lock(self.file("lock"), seconds)
@@ -319,13 +314,13 @@ class Backup:
         with self.cluster.lock():
             if self.published or not os.path.isdir(self.path):
                 raise BackupError(f"The backup {self.id} is not in progress any more.", code="unknown_backup")
-            if self.load().get("state") != COMPLETE:
+            if self.load().state != COMPLETE:
                 raise BackupError(f"The backup {self.id} is not complete and cannot be published.", code="not_complete")
             target = os.path.join(self.cluster.backups, self.id)
             if os.path.exists(target):
                 raise BackupError(f"There is a published backup {target} already.", code="backup_exists")
             for name in WORK_FILES:
-                _remove(self.file(name))
+                remove(self.file(name))
             fsync_path(self.path)
             os.rename(self.path, target)
             self.published = True
@@ -335,7 +330,7 @@ class Backup:
     def remove(self) -> None:
         """Delete an unfinished backup; ``backup.json`` goes last, so that what is left after a crash has a name.
 
-        The caller holds :meth:`work` where the directory is whole. Raises :class:`BackupError` for a published backup.
+        The caller holds :meth:`hold` where the directory is whole. Raises :class:`BackupError` for a published backup.
         """
         if self.published:
             raise BackupError(f"The backup {self.path} is published and is not removed.", code="published")
@@ -343,14 +338,14 @@ class Backup:
             self._rule_out()
         with contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.path), key=lambda one: one == "backup.json"):
-                _remove(self.file(name))
+                remove(self.file(name))
             os.rmdir(self.path)
             fsync_path(self.cluster.in_progress)
 
     def _rule_out(self) -> None:
         """Make sure that this is never published; under the catalogue's lock, as :meth:`publish` is."""
         try:
-            self.save({**self.load(), "state": FAILED, "error": "being removed"})
+            self.save(self.load().failed("being removed"))
         except BackupError:
             # Without its metadata it cannot be published anyway.
             pass

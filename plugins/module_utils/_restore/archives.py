@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import read_header, unarchived
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.pg_wal import read_header, unarchived
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, DirectoryArchive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import scan_segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import (

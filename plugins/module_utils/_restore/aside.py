@@ -11,82 +11,96 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unwritable
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.places import place_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import EMPTY, state_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.tablespaces import LeftOver, place_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
 
-def stamp() -> bytes:
-    """Return this moment for a name."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()).encode("ascii")
+class Aside(t.NamedTuple):
+    """What was moved aside: the data directory, whose WAL went from ``old_wal`` to ``wal``; empty when nothing was.
+
+    ``left_over`` are the tablespaces that are still to be moved.
+    """
+
+    directory: bytes = b""
+    old_wal: bytes = b""
+    wal: bytes = b""
+    left_over: LeftOver = ()
 
 
-def prepare(plan: Plan) -> None:
+def prepare(plan: Plan) -> Aside:
     """Move aside what is to be replaced, and make the data directory with the folder of the work.
 
     Raises BackupError, code ``unwritable`` or ``disk_full``.
     """
-    _running.refuse_running(plan.data)
+    _choice, layout = plan.approved()
+    data, state = plan.data, plan.destination.state
+    _running.refuse_running(data)
+    aside = Aside()
     try:
-        if plan.replaces and state_of(plan.data) == plan.state:
-            _move_aside(plan)
-        elif plan.params["replace"] and plan.state == EMPTY:
+        if plan.replaces:
+            if state_of(data) == state:
+                aside = _move_aside(data, plan.left_over, layout.version)
+        elif plan.params["replace"] and state == EMPTY:
             # The data directory is lost, its tablespaces are not.
-            for oid, location in plan.aside:
-                _set_aside(plan.data, oid, location, plan.version(), stamp())
-            plan.aside = []
-        if not os.path.isdir(plan.data):
-            os.makedirs(plan.data, mode=0o700)
-            sync_path(os.path.dirname(plan.data))
-        os.chmod(plan.data, 0o750 if plan.params["allow_group_access"] else 0o700)
-        if not os.path.isdir(plan.data + b"/" + WORK) or os.path.islink(plan.data + b"/" + WORK):
-            _unlink(plan.data + b"/" + WORK)
-            os.mkdir(plan.data + b"/" + WORK, 0o700)
+            set_aside(data, plan.left_over, layout.version)
+        else:
+            aside = Aside(left_over=plan.left_over)
+        if not os.path.isdir(data):
+            os.makedirs(data, mode=0o700)
+            sync_path(os.path.dirname(data))
+        os.chmod(data, layout.directory_mode)
+        folder = data + b"/" + WORK
+        if not os.path.isdir(folder) or os.path.islink(folder):
+            unlink(folder)
+            os.mkdir(folder, 0o700)
     except OSError as exc:
-        raise unwritable(exc.filename or plan.data, exc) from exc
+        raise unwritable(exc.filename or data, exc) from exc
+    return aside
 
 
-def _move_aside(plan: Plan) -> None:
+def _move_aside(data: bytes, left_over: LeftOver, version: bytes) -> Aside:
     """Rename the old data directory, with links that lead to its old tablespaces, which are renamed too."""
-    now = stamp()
-    moved = plan.data + b".replaced-" + now
-    for oid, location in plan.aside:
-        _set_aside(plan.data, oid, location, plan.version(), now)
-    wal = _old_wal.directory_of(plan.data)
-    os.rename(plan.data, moved)
-    sync_path(os.path.dirname(plan.data))
-    plan.moved = moved
-    if wal is not None:
-        place = moved + wal[len(plan.data) :] if wal.startswith(plan.data + b"/") else wal
-        plan.wal_from.append(place)
-        plan.used = [(place if source == wal else source, name) for source, name in plan.used]
+    now = _stamp()
+    moved = data + b".replaced-" + now
+    set_aside(data, left_over, version, now)
+    wal = wal_directory(data) or b""
+    os.rename(data, moved)
+    sync_path(os.path.dirname(data))
+    return Aside(moved, wal, moved + wal[len(data) :] if wal.startswith(data + b"/") else wal)
 
 
-def _set_aside(data: bytes, oid: int, location: bytes, version: bytes, now: bytes) -> None:
-    """Rename the server's directory in a tablespace within its place, and have the link of ``data`` lead there.
+def set_aside(data: bytes, left_over: LeftOver, version: bytes, now: bytes = b"") -> None:
+    """Rename the server's directory in each tablespace within its place, and have the link of ``data`` lead there.
 
     The link comes first: from a link to an empty directory one sees what a crash has left undone.
     """
-    target, location = location, place_of(location, version)
-    if target == location:
-        target = location + b"/replaced-" + now
-    os.makedirs(target, mode=0o700, exist_ok=True)
-    link = data + b"/pg_tblspc/%d" % oid
-    if os.path.islink(link):
-        _unlink(link + b".new")
-        os.symlink(target, link + b".new")
-        os.rename(link + b".new", link)
-        sync_path(os.path.dirname(link))
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(location + b"/" + version, target + b"/" + version)
-    sync_path(location)
+    for oid, location in left_over:
+        place = place_of(location, version)
+        target = location if place != location else location + b"/replaced-" + (now or _stamp())
+        os.makedirs(target, mode=0o700, exist_ok=True)
+        link = data + b"/pg_tblspc/%d" % oid
+        if os.path.islink(link):
+            unlink(link + b".new")
+            os.symlink(target, link + b".new")
+            os.rename(link + b".new", link)
+            sync_path(os.path.dirname(link))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(place + b"/" + version, target + b"/" + version)
+        sync_path(place)
 
 
-def _unlink(path: bytes) -> None:
+def _stamp() -> bytes:
+    """Return this moment for a name."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()).encode("ascii")
+
+
+def unlink(path: bytes) -> None:
+    """Remove a name that may be absent."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

@@ -115,7 +115,7 @@ def _newest_first(cluster: Cluster) -> list[tuple[Backup, dict[str, t.Any]]]:
 
 def _load(backup: Backup) -> dict[str, t.Any]:
     """Return ``backup.json`` of a backup that has its essential files. Raises :class:`BackupError`."""
-    content = backup.load()
+    content = backup.load_raw()
     try:
         stop = content["stop"]
         for lsn in (content["start"]["start_lsn"], stop["stop_lsn"]):

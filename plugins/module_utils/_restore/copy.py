@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copying a backup's files to their places: parallel, verified by the read that copies, able to go on.
+"""Copying a backup's files to their places: parallel, verified by the read that copies, able to continue.
 
 A file that is there with the right content is kept, which is what makes a restore over a damaged directory cheap. The
 journal vouches for files that an interrupted restore has finished, a JSON array a line; since it does not survive the
@@ -19,11 +19,11 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.copier import FileCopier
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable, unreadable, unwritable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.journal import append, open_journal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import corrupt
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Existing, Layout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
 
@@ -53,32 +53,15 @@ def restore_files(
     check: t.Callable[[], None],
     progress: t.Callable[[int, int], None],
 ) -> Copies:
-    """Bring ``files`` to their places, where ``existing`` ones are; ``jobs`` processes work.
+    """Copy ``files`` to their places, over ``existing`` ones, with ``jobs`` processes.
 
-    ``check`` and ``progress`` are as in ``_copy.copy_cluster``. With ``sync`` the disk is told early what it will have
-    to write; the flush is the caller's. Raises BackupError: ``corrupt_file`` naming the first file of the backup whose
-    content is not what was backed up, ``unreadable``, ``unwritable``, ``disk_full``, ``copy_worker_died``.
+    ``check`` is called between batches and may raise, ``progress`` with the bytes and files done. With ``sync`` writing
+    to disk begins early; the flush is the caller's. Raises BackupError: ``corrupt_file`` naming the first file of the
+    backup whose content is not what was backed up, ``unreadable``, ``unwritable``, ``disk_full``,
+    ``copy_worker_died``.
     """
     begun = time.monotonic()
-    done = _finished(journal)
-    todo = []
-    reused_bytes = 0
-    for file in files:
-        entry = file.entry
-        there = existing.get(entry.path)
-        if (
-            there
-            and there.alone
-            and done.get(entry.path)
-            == (entry.size, entry.checksum)
-            == (
-                there.size,
-                entry.checksum,
-            )
-        ):
-            reused_bytes += entry.size
-        else:
-            todo.append(file)
+    todo, reused_bytes = _unfinished(files, existing, _finished(journal))
     reused_files = len(files) - len(todo)
 
     def work(batch: t.Sequence[Found], reporter: Reporter) -> None:
@@ -107,6 +90,23 @@ def restore_files(
     return Copies(copied[0], copied[1], kept[0], kept[1], reused_files, reused_bytes, seconds)
 
 
+def _unfinished(
+    files: t.Sequence[Found],
+    existing: t.Mapping[bytes, Existing],
+    done: t.Mapping[bytes, tuple[int, t.Optional[str]]],
+) -> tuple[list[Found], int]:
+    """Return the files that the journal does not vouch for, and the bytes of the others."""
+    todo, reused_bytes = [], 0
+    for file in files:
+        entry, found = file.entry, existing.get(file.entry.path)
+        wanted = (entry.size, entry.checksum)
+        if found and found.alone and found.size == entry.size and done.get(entry.path) == wanted:
+            reused_bytes += entry.size
+        else:
+            todo.append(file)
+    return todo, reused_bytes
+
+
 def equal_files(
     files: t.Sequence[Found],
     layout: Layout,
@@ -130,7 +130,7 @@ def equal_files(
 
 
 def _comparable(file: Found, there: t.Optional[Existing]) -> bool:
-    """Tell whether it is worth while to compare."""
+    """Return whether the file may be right, so that comparing is worth while."""
     return there is not None and there.alone and there.size == file.entry.size and file.entry.algorithm is not None
 
 
@@ -143,7 +143,7 @@ def _is_right(file: Found, copier: FileCopier, layout: Layout) -> bool:
 
 
 def _restore(file: Found, copier: FileCopier, layout: Layout, there: t.Optional[Existing]) -> bool:
-    """Bring one file to its place, and tell whether it was there."""
+    """Copy one file to its place, and return whether the right one was there already."""
     entry = file.entry
     target = layout.place(entry.path)
     if _comparable(file, there) and _is_right(file, copier, layout):
@@ -160,31 +160,6 @@ def _restore(file: Found, copier: FileCopier, layout: Layout, there: t.Optional[
     if layout.file_mode != 0o600:
         _set_mode(target, layout.file_mode)
     return False
-
-
-def corrupt(file: Found, why: str) -> BackupError:
-    """Return the failure that a file of the backup is not what was backed up."""
-    return BackupError(
-        f"The file {printable(file.entry.path)} of the backup is damaged: {why} ({printable(file.place)}).",
-        code="corrupt_file",
-        hint="Restore another backup; pgfleet.basebackup.backup_verify names all damaged files of this one.",
-        file=printable(file.entry.path),
-    )
-
-
-def read_verified(file: Found) -> bytes:
-    """Return the content of a small file of the backup. Raises BackupError: ``corrupt_file``, ``unreadable``."""
-    try:
-        with open(file.place, "rb") as stream:
-            content = stream.read()
-    except OSError as exc:
-        raise unreadable(file.place, exc) from exc
-    digest = new_hash(file.entry.algorithm or "NONE")
-    if digest is not None:
-        digest.update(content)
-    if len(content) != file.entry.size or (digest is not None and digest.hexdigest() != file.entry.checksum):
-        raise corrupt(file, f"its {file.entry.algorithm} is not {file.entry.checksum}")
-    return content
 
 
 def _set_mode(target: bytes, mode: int) -> None:

@@ -118,51 +118,60 @@ class Layout:
         roots = [self.data, *(space.real + b"/" + self.version for space in self.spaces)]
         return roots if self.waldir is None else [*roots, self.waldir]
 
+    @property
+    def wal_root(self) -> bytes:
+        """The one of the roots that holds the WAL."""
+        return self.waldir or self.data
+
     def survey(self, files: t.Container[bytes], directories: t.Container[bytes], links: t.Container[bytes]) -> Survey:
         """Look at what is there; ``files``, ``directories`` and symbolic ``links``, in backup terms, may stay.
 
-        ``pg_wal`` is left to ``_restore_wal``. Raises BackupError, code ``unreadable``.
+        ``pg_wal`` is left to ``old_wal.py``. Raises BackupError, code ``unreadable``.
         """
         survey = Survey({}, [])
-        pending = [(b"", self.data)]
-        for space in self.spaces:
-            place = space.real + b"/" + self.version
-            if os.path.islink(place):
-                survey.surplus.append((place, False))
-            else:
-                pending.append((b"pg_tblspc/%d/%s/" % (space.oid, self.version), place))
+        pending = self._tops(survey)
         untouched = self.mounts | {space.real for space in self.spaces}
         while pending:
             prefix, directory = pending.pop()
-            try:
-                with os.scandir(directory) as listing:
-                    entries = list(listing)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as exc:
-                raise unreadable(directory, exc) from exc
-            for entry in entries:
+            for entry in _entries(directory):
                 path = prefix + entry.name
                 if path in _APART or entry.path in untouched:
                     continue
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
-                    stays = (
-                        path in directories
-                        or path in _LOGS
-                        or any(place.startswith(entry.path + b"/") for place in untouched)
-                    )
-                    is_space = prefix == b"pg_tblspc/" and entry.name in self._spaces
-                    if is_space or not stays:
-                        survey.surplus.append((entry.path, True))
-                    else:
+                    if self._is_entered(path, entry, directories, untouched):
                         pending.append((path + b"/", entry.path))
+                    else:
+                        survey.surplus.append((entry.path, True))
                 elif stat.S_ISREG(status.st_mode) and path in files:
                     alone = status.st_nlink == 1 and status.st_uid == self._user
                     survey.existing[path] = Existing(status.st_size, stat.S_IMODE(status.st_mode), alone)
                 elif not self._may_stay(path, entry, stat.S_ISLNK(status.st_mode) and path in links):
                     survey.surplus.append((entry.path, False))
         return survey
+
+    def _tops(self, survey: Survey) -> list[tuple[bytes, bytes]]:
+        """Return where the survey begins, prefix in backup terms and directory; links there are surplus."""
+        tops = [(b"", self.data)]
+        for space in self.spaces:
+            place = space.real + b"/" + self.version
+            if os.path.islink(place):
+                survey.surplus.append((place, False))
+            else:
+                tops.append((b"pg_tblspc/%d/%s/" % (space.oid, self.version), place))
+        return tops
+
+    def _is_entered(
+        self,
+        path: bytes,
+        entry: os.DirEntry[bytes],
+        directories: t.Container[bytes],
+        untouched: t.AbstractSet[bytes],
+    ) -> bool:
+        """Return whether a directory stays, so that what lies in it counts."""
+        if path.startswith(b"pg_tblspc/") and path.count(b"/") == 1 and entry.name in self._spaces:
+            return False
+        return path in directories or path in _LOGS or any(one.startswith(entry.path + b"/") for one in untouched)
 
     def _may_stay(self, path: bytes, entry: os.DirEntry[bytes], known_link: bool) -> bool:
         if path.partition(b"/")[0] in _LOGS or known_link:
@@ -200,6 +209,16 @@ class Layout:
             raise unwritable(place, exc) from exc
 
 
+def _entries(directory: bytes) -> list[os.DirEntry[bytes]]:
+    try:
+        with os.scandir(directory) as listing:
+            return list(listing)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as exc:
+        raise unreadable(directory, exc) from exc
+
+
 def remove(place: bytes, is_directory: bool) -> None:
     """Remove what a survey found too much. Raises BackupError as ``unwritable``."""
     try:
@@ -230,3 +249,29 @@ def backup_directories(backup: bytes) -> list[bytes]:
         except OSError as exc:
             raise unreadable(directory, exc) from exc
     return sorted(found)
+
+
+def is_empty(directory: bytes, *known: bytes) -> bool:
+    """Return whether nothing but what a file system or a replaced cluster leaves, or ``known`` names, lies in
+    ``directory``, or it is absent.
+
+    Raises BackupError, code ``unreadable``.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    except OSError as exc:
+        raise unreadable(directory, exc) from exc
+    return all(name in (b"lost+found", *known) or name.startswith(b"replaced-") for name in names)
+
+
+def wal_directory(data: bytes) -> t.Optional[bytes]:
+    """Return where the ``pg_wal`` of a data directory really is, None when there is none."""
+    place = data + b"/pg_wal"
+    try:
+        return os.path.realpath(place) if stat.S_ISDIR(os.stat(place).st_mode) else None
+    except OSError:
+        return None

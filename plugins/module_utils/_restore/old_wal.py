@@ -10,204 +10,129 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import functools
 import os
-import shutil
-import stat
+import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unreadable, unwritable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK, wal_directory
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.pg_wal import unarchived, usable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
+    CLUSTER,
+    EMPTY,
+    INTERRUPTED,
+    OTHER,
+    WAL_SAVED,
+    Destination,
+    control_in,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path import Path, path_segment
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, DirectoryArchive
 
-_HEADER_BYTES = 8192
-
-
-_STATUS = b"archive_status"
+# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
+_IN_RECOVERY = (2, 5)
 
 
-_FOLDERS = (_STATUS, b"summaries")
+class OldWal(t.NamedTuple):
+    """The WAL that only the cluster to be replaced has.
 
-
-def unarchived(directory: bytes, size: int, is_archived: t.Callable[[str], bool] = lambda name: True) -> list[str]:
-    """Return the names of the files in a ``pg_wal`` that are not archived.
-
-    Those are the ones that its archiver has not marked as done, or of which ``is_archived`` tells that the mark is not
-    true. Segments prepared for later use, whose first page is that of an older one, are not meant.
-    Raises BackupError, code ``unreadable``.
+    ``unarchived`` are the names of files in its ``pg_wal``, moved to ``save_to`` unless that is empty; ``sources`` are
+    the directories with what earlier calls have moved; ``used`` (directory, name) are the segments that recovery uses.
     """
-    found = []
-    for name in _files(directory):
-        if not (_segments.is_history_name(name) or _segments.is_segment_name(name.partition(".partial")[0])):
-            continue
-        done = directory + b"/" + _STATUS + b"/" + os.fsencode(name) + b".done"
-        if os.path.exists(done) and is_archived(name):
-            continue
-        if _segments.is_history_name(name) or _header_fits(directory, name, size):
-            found.append(name)
-    return sorted(found)
+
+    unarchived: t.Tuple[str, ...] = ()
+    save_to: bytes = b""
+    sources: t.Tuple[bytes, ...] = ()
+    used: t.Tuple[t.Tuple[bytes, str], ...] = ()
 
 
-def _files(directory: bytes) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return [os.fsdecode(entry.name) for entry in entries if entry.is_file(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-    except OSError as exc:
-        raise unreadable(directory, exc) from exc
-
-
-def read_header(directory: bytes, name: str) -> bytes:
-    """Return the first page of a WAL file. Raises BackupError, code ``unreadable``."""
-    place = directory + b"/" + os.fsencode(name)
-    try:
-        with open(place, "rb") as stream:
-            return stream.read(_HEADER_BYTES)
-    except OSError as exc:
-        raise unreadable(place, exc) from exc
-
-
-def check_header(directory: bytes, name: str, size: int, system_identifier: int) -> None:
-    """Check the first page of a segment, if it is there and not compressed.
-
-    Raises BackupError, code ``bad_segment`` or ``unreadable``.
-    """
-    if _segments.is_segment_name(name) and os.path.exists(directory + b"/" + os.fsencode(name)):
-        try:
-            _segments.check_segment(read_header(directory, name), name, size, system_identifier)
-        except BackupError as exc:
-            raise BackupError(
-                f"{exc.msg} ({os.fsdecode(directory)})",
-                code=exc.code,
-                hint="Bring a good one, or restore another backup.",
-            ) from exc
-
-
-def _header_fits(directory: bytes, name: str, size: int) -> bool:
-    try:
-        _timeline, segment = _segments.parse_segment_name(name.partition(".")[0], size)
-        return _segments.parse_segment_header(read_header(directory, name)).address == segment * size
-    except (ValueError, BackupError) as exc:
-        if isinstance(exc, BackupError) and exc.code == "unreadable":
-            raise
-        return False
-
-
-def usable(
-    directory: bytes,
-    names: t.Sequence[str],
+def look_at_old_wal(
+    destination: Destination,
     archive: t.Optional[Archive],
-    path: Path,
-    start_lsn: int,
     size: int,
-    system_identifier: int,
-) -> list[str]:
-    """Return which ``names`` recovery along ``path`` from ``start_lsn`` on can use and ``archive`` lacks.
-
-    Those are the segments that the path names, of this cluster. Raises BackupError, code ``unreadable``.
-    """
-    found = []
-    for name in names:
-        if not _segments.is_segment_name(name) or (archive is not None and archive.has(name)):
-            continue
-        _timeline, segment = _segments.parse_segment_name(name, size)
-        if segment < _segments.segment_of(start_lsn, size) or path_segment(path, segment, size) != name:
-            continue
-        try:
-            _segments.check_segment(read_header(directory, name), name, size, system_identifier)
-        except BackupError as exc:
-            if exc.code == "unreadable":
-                raise
-            continue
-        found.append(name)
-    return found
-
-
-def save(names: t.Sequence[str], directory: bytes, target: bytes, mode: int) -> None:
-    """Move files to ``target``, which is made, durably; what has been moved before is not missed.
-
-    Raises BackupError as ``unwritable``.
-    """
-    try:
-        os.makedirs(target, mode=mode, exist_ok=True)
-        for name in map(os.fsencode, names):
-            place, saved = directory + b"/" + name, target + b"/" + name
-            if not os.path.exists(place):
-                continue
-            if os.stat(place).st_dev == os.stat(target).st_dev:
-                sync_path(place)
-                os.rename(place, saved)
-            else:
-                copy(place, saved, 0o600, True)
-                os.unlink(place)
-        for path in (target, os.path.dirname(target), directory):
-            sync_path(path)
-    except OSError as exc:
-        raise unwritable(exc.filename or target, exc) from exc
-
-
-def copy(source: bytes, target: bytes, mode: int, sync: bool) -> None:
-    """Copy one WAL file under a temporary name and rename it. Raises BackupError as ``unwritable``."""
-    temporary = target + b".new"
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        with open(source, "rb") as reader, os.fdopen(handle, "wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 20)
-            os.fchmod(writer.fileno(), mode)
-            writer.flush()
-            if sync:
-                os.fsync(writer.fileno())
-        os.rename(temporary, target)
-    except OSError as exc:
-        raise unwritable(target, exc) from exc
-
-
-def empty(directory: bytes) -> None:
-    """Remove what lies in a ``pg_wal``, but not its folders.
-
-    Raises BackupError as ``unwritable``.
-    """
-    for folder in (directory, *(directory + b"/" + name for name in _FOLDERS)):
-        try:
-            with os.scandir(folder) as listing:
-                entries = list(listing)
-            for entry in entries:
-                path = entry.path[len(directory) + 1 :]
-                if entry.name == b"lost+found" or path.startswith(b"replaced-"):
-                    continue
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                elif path not in _FOLDERS:
-                    shutil.rmtree(entry.path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as exc:
-            raise unwritable(exc.filename or folder, exc) from exc
-
-
-def is_empty(directory: bytes, *known: bytes) -> bool:
-    """Tell whether nothing but what a file system or a replaced cluster leaves, or ``known`` names, lies in
-    ``directory``, or it is absent.
+    replace: bool,
+    save_wal_to: t.Optional[str],
+) -> OldWal:
+    """Return what is not archived, and where it is saved; ``size`` is that of a segment in bytes.
 
     Raises BackupError, code ``unreadable``.
     """
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return True
-    except NotADirectoryError:
-        return False
-    except OSError as exc:
-        raise unreadable(directory, exc) from exc
-    return all(name in (b"lost+found", *known) or name.startswith(b"replaced-") for name in names)
+    data, request = destination.data, destination.request
+    # That of a copy for tests is not part of the cluster's history.
+    if destination.record is not None and destination.record.restore_as == "copy":
+        return OldWal()
+    sources = list(request.wal_from)
+    if replace and destination.state == EMPTY and not request.digest:
+        sources += _moved_before(data)
+    names: list[str] = []
+    own = _own_wal(destination)
+    if own is not None:
+        names = unarchived(own, size, functools.partial(_is_archived, archive, data))
+    save_to = request.save_wal_to
+    if not save_to and names and not (replace and destination.state in (CLUSTER, OTHER)):
+        save_to = os.fsencode(save_wal_to or _default_place(data))
+    return OldWal(tuple(names), save_to, tuple(sources))
 
 
-def directory_of(data: bytes) -> t.Optional[bytes]:
-    """Return where the ``pg_wal`` of a data directory really is, None when there is none."""
-    place = data + b"/pg_wal"
-    try:
-        return os.path.realpath(place) if stat.S_ISDIR(os.stat(place).st_mode) else None
-    except OSError:
-        return None
+def look_for_usable_wal(
+    destination: Destination,
+    archive: t.Optional[Archive],
+    sources: t.Sequence[bytes],
+    choice: Choice,
+    included: t.Container[bytes],
+) -> t.Tuple[t.Tuple[bytes, str], ...]:
+    """Return the directory and name of each segment that recovery uses.
+
+    ``sources`` are directories that come before the ``pg_wal`` of the cluster to be replaced, ``included`` the paths
+    of the backup's files. Raises BackupError, code ``unreadable``.
+    """
+    if destination.record is not None and destination.record.restore_as == "copy":
+        return ()
+    server = choice.content["server"]
+    size, identifier = server["wal_segment_size"], int(server["system_identifier"])
+    start = _segments.parse_lsn(choice.content["start"]["start_lsn"])
+    own = _own_wal(destination)
+    found: dict[str, bytes] = {}
+    for place in [*sources, *([own] if own else [])]:
+        names = unarchived(place, size, functools.partial(_is_archived, archive, destination.data))
+        for name in usable(place, names, archive, choice.path, start, size, identifier):
+            if b"pg_wal/" + os.fsencode(name) not in included:
+                found.setdefault(name, place)
+    return tuple((place, name) for name, place in found.items())
+
+
+def _own_wal(destination: Destination) -> t.Optional[bytes]:
+    """Return the ``pg_wal`` of the cluster to be replaced, None without one or when its WAL has been saved."""
+    # The file that says so does not count when a server may have run since.
+    marker = destination.data + b"/" + WORK + b"/" + WAL_SAVED
+    saved = destination.state == INTERRUPTED and os.path.exists(marker)
+    return None if saved else wal_directory(destination.data)
+
+
+def _default_place(data: bytes) -> str:
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    place = f"{os.fsdecode(data)}.saved_wal-{now}"
+    while os.path.lexists(place):
+        place += "x"
+    return place
+
+
+def _is_archived(archive: t.Optional[Archive], data: bytes, name: str) -> bool:
+    """Return whether a WAL file that the old cluster has marked as done is in the archive, as far as is known.
+
+    A standby marks so what it streams, whether its primary could archive it or not.
+    """
+    if isinstance(archive, DirectoryArchive):
+        return archive.has(name)
+    control = control_in(data)
+    return control is not None and control.state not in _IN_RECOVERY
+
+
+def _moved_before(data: bytes) -> list[bytes]:
+    """Return the WAL of what was moved aside by a call that died before it could record that."""
+    parent, name = os.path.split(data)
+    names = os.listdir(parent) if os.path.isdir(parent) else []
+    found = [one for one in names if one.startswith(name + b".replaced-")]
+    place = wal_directory(parent + b"/" + max(found)) if found else None
+    return [place] if place else []

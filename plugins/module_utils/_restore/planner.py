@@ -8,133 +8,134 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import os
-import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.manifest import ManifestFile
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import version_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import neighbours as _neighbours
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import settings as _restore_settings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import places as _places
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import room as _room
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.archives import ArchiveAndServer
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.choose import choose_backup
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.copy import read_verified
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import (
-    WORK,
-    WRITTEN,
-    backup_directories,
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import (
+    Contents,
+    check_needed_wal,
+    look_at_contents,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.places import Places
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, Survey, wal_directory
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
+    Surroundings,
+    check_relatives,
+    look_around,
+    source_of,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import (
+    OldWal,
+    look_at_old_wal,
+    look_for_usable_wal,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
     EMPTY,
-    INTERRUPTED,
-    WAL_SAVED,
-    read_record,
-    read_wish,
-    state_of,
+    Destination,
+    digest_of,
+    look_at_destination,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found, Look
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import parse_lsn
-
-# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
-_IN_RECOVERY = (2, 5)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.settings import Configuration, configure
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.tablespaces import (
+    LeftOver,
+    TablespaceChecks,
+    map_tablespaces,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.target import Target, parse_target
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import (
+    Archive,
+    DirectoryArchive,
+    open_archive,
+)
 
 
 def make(cluster: Cluster, params: t.Mapping[str, t.Any]) -> Plan:
-    """Return the plan of a restore; the order of the looks is that of the refusals."""
-    plan = Plan(cluster, params)
-    _guard(plan, functools.partial(_find_state, plan))
-    plan.record = read_record(plan.data)
-    # That of an interrupted restore; when a cluster is there it is nobody's.
-    plan.wish = read_wish(plan.data) if plan.state in (EMPTY, INTERRUPTED) else {}
-    plan.servers = _running.running_servers()
-    _make(plan)
-    return plan
+    """Return the plan of a restore; the order of the looks is that of the refusals.
+
+    Raises BackupError, code ``bad_target``, for arguments that name no target.
+    """
+    findings = Findings()
+    target = parse_target(params)
+    destination = look_at_destination(findings, os.path.realpath(os.fsencode(params["data_directory"])))
+    archive, choice = _look_for_backup(findings, cluster, params, target, destination)
+    plan = Plan(params, digest_of(params), target, destination, choice)
+    if not plan.is_done:
+        around = look_around(destination.data, cluster.repository.path, archive)
+        findings.collect(None, _check_destination, findings, around, destination, cluster, params)
+        if choice is not None:
+            plan = _complete(findings, plan, choice, archive, around)
+    return dataclasses.replace(plan, refusals=tuple(findings.refusals), warnings=tuple(findings.warnings))
 
 
-def _make(plan: Plan) -> None:
-    _guard(plan, functools.partial(_choose, plan))
-    if plan.is_done:
-        return
-    _guard(plan, functools.partial(_check_record, plan))
-    places = Places(plan)
-    _guard(plan, places.check_target)
-    if plan.chosen is None:
-        return
-    _guard(plan, functools.partial(_look, plan))
-    _guard(plan, functools.partial(_check_wal, plan))
-    _guard(plan, places.make_layout)
-    if plan.layout is None:
-        return
-    _guard(plan, functools.partial(_survey, plan))
-    _guard(plan, functools.partial(_find_old_wal, plan))
-    _guard(plan, places.check_saved_wal)
-    _guard(plan, functools.partial(_restore_settings.check, plan))
-    _guard(plan, functools.partial(_neighbours.check_relatives, plan))
-    _guard(plan, places.check_space)
-
-
-def _guard(plan: Plan, step: t.Callable[[], object]) -> None:
-    """A refusal is noted, so that all of them are told at once."""
+def _look_for_backup(
+    findings: Findings, cluster: Cluster, params: t.Mapping[str, t.Any], target: Target, destination: Destination
+) -> tuple[t.Optional[Archive], t.Optional[Choice]]:
     try:
-        step()
+        archive = _open_archive(cluster, params)
     except BackupError as exc:
-        plan.refusals.append(exc)
+        findings.refusals.append(exc)
+        return None, None
+    return archive, findings.collect(None, _choose, findings, cluster, params, target, archive, destination)
 
 
-def _find_state(plan: Plan) -> None:
-    plan.state = state_of(plan.data)
-
-
-def _choose(plan: Plan) -> None:
-    known = plan.cluster.system_identifier()
+def _open_archive(cluster: Cluster, params: t.Mapping[str, t.Any]) -> t.Optional[Archive]:
+    known = cluster.system_identifier()
     size = 16 << 20
-    for backup in plan.cluster.published():
+    for backup in cluster.published():
         try:
-            size = int(backup.load()["server"]["wal_segment_size"])
+            size = int(backup.load_raw()["server"]["wal_segment_size"])
         except (BackupError, KeyError, TypeError, ValueError):
             continue
-    directory, command = plan.params["archive_directory"], plan.params["restore_command"]
-    default = os.path.join(plan.cluster.path, "wal")
+    directory, command = params["archive_directory"], params["restore_command"]
+    default = os.path.join(cluster.path, "wal")
     if not directory and not command and os.path.isdir(default):
         directory = default
-    plan.archive = _archive.open_archive(directory, command, size, int(known) if known else None)
-    plan.chosen = choose_backup(plan.cluster, plan.params["backup_id"], plan.target, _with_server(plan))
-    plan.warnings += plan.chosen.warnings
-    if plan.content.get("kind", "full") != "full":
-        raise BackupError(
-            f"The backup {plan.chosen.backup.id} is not a full one.", code="not_full", hint="Combine it first."
-        )
+    return open_archive(directory, command, size, int(known) if known else None)
 
 
-def _with_server(plan: Plan) -> t.Optional[_archive.Archive]:
-    """Return the archive with what only the cluster in the target directory has, where that will be used."""
-    own = _old_wal.directory_of(plan.data)
-    places = [os.fsencode(place) for place in plan.wish.get("wal_from", [])] + ([own] if own else [])
-    uses = plan.params["restore_as"] == "primary" and plan.record.get("restore_as") != "copy"
-    if uses and places and isinstance(plan.archive, _archive.DirectoryArchive):
-        return ArchiveAndServer(plan.archive, places)
-    return plan.archive
+def _choose(
+    findings: Findings,
+    cluster: Cluster,
+    params: t.Mapping[str, t.Any],
+    target: Target,
+    archive: t.Optional[Archive],
+    destination: Destination,
+) -> t.Optional[Choice]:
+    if params["restore_as"] == "primary":
+        archive = _with_old_wal(archive, destination)
+    choice = choose_backup(cluster, params["backup_id"], target, archive)
+    findings.warnings += choice.warnings
+    if choice.content.get("kind", "full") != "full":
+        findings.refuse("not_full", f"The backup {choice.backup.id} is not a full one.", "Combine it first.")
+    _check_record(choice)
+    return choice
 
 
-def _check_record(plan: Plan) -> None:
+def _check_record(choice: Choice) -> None:
     """Require that ``backup.json`` is what was written, as far as it is used here; else there is no backup."""
-    if plan.chosen is None:
-        return
-    backup, content = plan.chosen.backup, plan.content
+    backup, content = choice.backup, choice.content
     try:
-        int(content["server"]["system_identifier"]), os.path.join(content["server"]["data_directory"], "")
-        plan.version(), plan.specials(), list(content["server"].get("config_files_outside") or [])
+        server = content["server"]
+        int(server["system_identifier"]), os.path.join(server["data_directory"], "")
+        version_directory(server["major"], server["catalog_version"])
+        list(server.get("config_files_outside") or [])
+        [one["path"].encode() for one in content["copy"].get("special_files") or [] if one["kind"] == "symlink"]
         float(content["copy"]["bytes"]), float(content["copy"].get("seconds") or 0)
         [(int(oid), os.fsencode(location)) for oid, location in content["stop"]["tablespaces"].items()]
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        plan.chosen = None
         raise BackupError(
             f"The backup {backup.path} is damaged: backup.json is not what was written: {exc!r}",
             code="damaged_backup",
@@ -142,114 +143,114 @@ def _check_record(plan: Plan) -> None:
         ) from exc
 
 
-def _look(plan: Plan) -> None:
-    """Look at the backup as far as its files need not be read."""
-    backup, content = plan.choice.backup, plan.content
-    look = Look(backup, content)
-    if look.bad_files:
-        first = look.bad_files[0]
-        plan.refuse(
-            "damaged_backup",
-            f"The backup {backup.id} is damaged: {first['path']}: {first['msg']} ({len(look.bad_files)} in all)",
-            "Restore another backup.",
-            bad_files=look.bad_files,
-        )
-    for file in look.files:
-        if file.entry.path in WRITTEN:
-            plan.small[file.entry.path] = file
-            _guard(plan, functools.partial(read_verified, file))
-        elif not file.entry.path.startswith(WORK + b"/"):
-            plan.files.append(file)
-    if content.get("wal") == "include":
-        _add_included_wal(plan)
-    if any(file.entry.algorithm is None for file in plan.files):
-        plan.warnings.append(f"The backup {backup.id} has no checksums: its files cannot be verified.")
-    plan.directories = backup_directories(os.fsencode(backup.path))
-    plan.config_files_outside = list(content["server"].get("config_files_outside") or [])
+def _with_old_wal(archive: t.Optional[Archive], destination: Destination) -> t.Optional[Archive]:
+    """Return the archive with what only the cluster in the target directory has, where that will be used."""
+    if destination.record is not None and destination.record.restore_as == "copy":
+        return archive
+    own = wal_directory(destination.data)
+    directories = [*destination.request.wal_from, *([own] if own else [])]
+    if directories and isinstance(archive, DirectoryArchive):
+        return ArchiveAndServer(archive, directories)
+    return archive
 
 
-def _check_wal(plan: Plan) -> None:
-    """Look into the first page of the WAL files that are needed: those of another cluster have the same names."""
-    if isinstance(plan.archive, _archive.DirectoryArchive):
-        directory, server = os.fsencode(plan.archive.directory), plan.content["server"]
-        size, identifier = server["wal_segment_size"], int(server["system_identifier"])
-        for name in plan.choice.wal_needed:
-            _guard(plan, functools.partial(_old_wal.check_header, directory, name, size, identifier))
+def _check_destination(
+    findings: Findings,
+    around: Surroundings,
+    destination: Destination,
+    cluster: Cluster,
+    params: t.Mapping[str, t.Any],
+) -> None:
+    _places.check_data_directory(findings, around)
+    _places.check_content(findings, destination, cluster, params["delta"], params["replace"])
 
 
-def _add_included_wal(plan: Plan) -> None:
-    checksums = plan.content["wal_proof"].get("sha256") or {}
-    for name in plan.content["wal_proof"]["archived"]:
-        place = os.fsencode(plan.choice.backup.file("data", "pg_wal", name))
-        path = b"pg_wal/" + os.fsencode(name)
-        checksum = checksums.get(name)
-        entry = ManifestFile(path, os.stat(place).st_size, 0, "SHA256" if checksum else None, checksum)
-        plan.files.append(Found(entry, place))
+def _complete(
+    findings: Findings, plan: Plan, choice: Choice, archive: t.Optional[Archive], around: Surroundings
+) -> Plan:
+    """Return the plan with all that depends on the chosen backup."""
+    params, destination = plan.params, plan.destination
+    contents = findings.collect(Contents(), look_at_contents, findings, choice)
+    check_needed_wal(findings, choice, archive)
+    placed = findings.collect(None, _lay_out, findings, plan, choice, contents, around)
+    if placed is None:
+        return dataclasses.replace(plan, contents=contents)
+    layout, left_over = placed
+    survey = findings.collect(Survey({}, []), _survey, plan, contents, layout)
+    wal = _look_at_wal(findings, plan, choice, archive, contents)
+    findings.collect(None, _places.check_saved_wal, findings, around, destination, layout, wal)
+    configuration = findings.collect(
+        Configuration(), configure, findings, params, choice, archive, contents.directories, around.data
+    )
+    findings.collect(None, check_relatives, findings, around, choice, archive, plan.target, params["restore_as"])
+    size = choice.content["server"]["wal_segment_size"]
+    room = findings.collect((), _room.check_room, findings, layout, contents, survey, wal, size)
+    return dataclasses.replace(
+        plan,
+        contents=contents,
+        layout=layout,
+        left_over=left_over,
+        survey=survey,
+        wal=wal,
+        configuration=configuration,
+        room=room,
+    )
 
 
-def _survey(plan: Plan) -> None:
-    # What is to be set aside is not there any more.
-    if not plan.replaces and not (plan.params["replace"] and plan.state == EMPTY):
-        wanted = {file.entry.path for file in plan.files}
-        plan.survey = plan.places.survey(wanted, set(plan.directories), plan.specials())
+def _lay_out(
+    findings: Findings, plan: Plan, choice: Choice, contents: Contents, around: Surroundings
+) -> tuple[Layout, LeftOver]:
+    """Return where everything goes, after checking those places. Raises BackupError, code ``bad_mapping``."""
+    params, data, source = plan.params, plan.data, source_of(choice)
+    server = choice.content["server"]
+    version = version_directory(server["major"], server["catalog_version"])
+    originals = {
+        int(oid): location.encode("utf-8", "surrogateescape")
+        for oid, location in choice.content["stop"]["tablespaces"].items()
+    }
+    spaces = map_tablespaces(originals, params["tablespace_mapping"], params["tablespace_directory"])
+    takes_over = bool(params["delta"] or params["replace"])
+    checks = TablespaceChecks(findings, around, plan.destination, source, version, takes_over)
+    checks.check(spaces)
+    left_over = checks.left_over(spaces, params["replace"])
+    link = data + b"/pg_wal"
+    linked = os.path.realpath(link) if os.path.islink(link) and not plan.replaces else None
+    waldir = os.fsencode(params["waldir"]) if params["waldir"] else None
+    versions = [space.real + b"/" + version for space in spaces]
+    waldir = _places.check_waldir(findings, around, waldir, linked, source, versions)
+    mounts = set() if plan.replaces else _paths.mounts_below(data) - {link}
+    mounts = mounts.union(*(_paths.mounts_below(space.real) for space in spaces))
+    layout = Layout(data, version, spaces, waldir, mounts, bool(params["allow_group_access"]))
+    _check_mounts(findings, layout, contents)
+    return layout, left_over
 
 
-def _find_old_wal(plan: Plan) -> None:
-    """Find the WAL of the replaced cluster that only it has."""
-    source = _old_wal.directory_of(plan.data)
-    size = plan.content["server"]["wal_segment_size"]
-    # That of a copy for tests is nobody's.
-    if plan.record.get("restore_as") == "copy":
-        return
-    plan.wal_from = [os.fsencode(place) for place in plan.wish.get("wal_from", [])]
-    if plan.params["replace"] and plan.state == EMPTY and not plan.wish:
-        plan.wal_from += _moved_before(plan)
-    places = list(plan.wal_from)
-    # The file that says so does not count when a server may have run since.
-    saved = plan.state == INTERRUPTED and os.path.exists(plan.data + b"/" + WORK + b"/" + WAL_SAVED)
-    if source is not None and not saved:
-        plan.unarchived = _old_wal.unarchived(source, size, functools.partial(_is_archived, plan))
-        places.append(source)
-    if plan.wish.get("save_wal_to"):
-        plan.save_to = os.fsencode(plan.wish["save_wal_to"])
-    elif plan.unarchived and not plan.replaces:
-        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        default = f"{os.fsdecode(plan.data)}.saved_wal-{now}"
-        while os.path.lexists(default):
-            default += "x"
-        plan.save_to = os.fsencode(plan.params["save_wal_to"] or default)
-    if plan.params["restore_as"] == "primary":
-        _use(plan, places, size)
+def _check_mounts(findings: Findings, layout: Layout, contents: Contents) -> None:
+    for mount in layout.mounts:
+        if any(inside(layout.place(file.entry.path), mount) for file in contents.files):
+            findings.refuse(
+                "nested_mount",
+                f"{printable(mount)} is a mount point, and the backup has files there.",
+                "Unmount it, or restore elsewhere.",
+            )
 
 
-def _is_archived(plan: Plan, name: str) -> bool:
-    """Tell whether a WAL file that the old cluster has marked as done is in the archive, as far as can be told.
-
-    A standby marks so what it streams, whether its primary could archive it or not.
-    """
-    if isinstance(plan.archive, _archive.DirectoryArchive):
-        return plan.archive.has(name)
-    control = plan.old_control()
-    return control is not None and control.state not in _IN_RECOVERY
+def _survey(plan: Plan, contents: Contents, layout: Layout) -> Survey:
+    # What is moved aside will not be in the way.
+    if plan.replaces or (plan.params["replace"] and plan.destination.state == EMPTY):
+        return Survey({}, [])
+    return layout.survey(contents.paths, frozenset(contents.directories), contents.links)
 
 
-def _moved_before(plan: Plan) -> list[bytes]:
-    """Return the WAL of what was moved aside by a call that died before it could say so."""
-    parent, name = os.path.split(plan.data)
-    names = os.listdir(parent) if os.path.isdir(parent) else []
-    found = [one for one in names if one.startswith(name + b".replaced-")]
-    place = _old_wal.directory_of(parent + b"/" + max(found)) if found else None
-    return [place] if place else []
-
-
-def _use(plan: Plan, places: t.Sequence[bytes], size: int) -> None:
-    start = parse_lsn(plan.content["start"]["start_lsn"])
-    identifier = int(plan.content["server"]["system_identifier"])
-    included = {os.path.basename(file.entry.path) for file in plan.files if file.entry.path.startswith(b"pg_wal/")}
-    seen: set[str] = set()
-    for place in places:
-        names = _old_wal.unarchived(place, size, functools.partial(_is_archived, plan))
-        for name in _old_wal.usable(place, names, plan.archive, plan.choice.path, start, size, identifier):
-            if name not in seen and os.fsencode(name) not in included:
-                seen.add(name)
-                plan.used.append((place, name))
+def _look_at_wal(
+    findings: Findings, plan: Plan, choice: Choice, archive: t.Optional[Archive], contents: Contents
+) -> OldWal:
+    params, destination = plan.params, plan.destination
+    size = choice.content["server"]["wal_segment_size"]
+    wal = findings.collect(None, look_at_old_wal, destination, archive, size, params["replace"], params["save_wal_to"])
+    if wal is None:
+        return OldWal()
+    if params["restore_as"] == "primary":
+        used = findings.collect((), look_for_usable_wal, destination, archive, wal.sources, choice, contents.paths)
+        return wal._replace(used=used)
+    return wal

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a restore writes down of itself.
+"""The directory to restore to, and what restores record in it: what is asked for, and what has been done.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -13,19 +13,21 @@ import json
 import os
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import is_empty
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import ControlFile, read_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK, is_empty
 
-# Says that nothing of the old cluster is in pg_wal any more.
+# Its presence says that the old cluster has nothing in pg_wal any more.
 WAL_SAVED = b"wal_saved"
+REQUEST = b"request.json"
+SCHEMA = 1
 # What the target directory of a restore can be.
 EMPTY, INTERRUPTED, CLUSTER, OTHER = "empty", "interrupted", "cluster", "other"
-WISH = "wish.json"
 
-
-# What tells one restore from another; the other arguments say how it is done.
-_WISH = (
+# The arguments that distinguish one restore from another; the others say how it is done.
+_REQUEST = (
     "repository cluster backup_id data_directory recovery_target recovery_target_time recovery_target_lsn"
     " recovery_target_xid recovery_target_name recovery_target_inclusive recovery_target_timeline"
     " recovery_target_action archive_directory restore_command tablespace_mapping tablespace_directory waldir"
@@ -33,39 +35,120 @@ _WISH = (
 )
 
 
+class Record(t.NamedTuple):
+    """A finished restore: ``restored_at`` in seconds since 1970, ``result`` that of the module."""
+
+    digest: str
+    backup_id: str
+    restore_as: str
+    restored_at: float
+    run_id: t.Optional[str]
+    result: t.Mapping[str, t.Any]
+
+
+class Request(t.NamedTuple):
+    """The restore under way, or interrupted, with what the call that continues it must know; empty without one.
+
+    ``spaces`` are the locations of the tablespaces by oid, ``save_wal_to`` where WAL is saved, ``wal_from`` the
+    directories with WAL that is used.
+    """
+
+    digest: str = ""
+    backup_id: str = ""
+    spaces: t.Mapping[str, str] = {}
+    save_wal_to: bytes = b""
+    wal_from: t.Tuple[bytes, ...] = ()
+
+
+class Destination(t.NamedTuple):
+    """The data directory to restore to as it was found: ``state`` is EMPTY, INTERRUPTED, CLUSTER or OTHER."""
+
+    data: bytes
+    state: str
+    record: t.Optional[Record]
+    request: Request
+
+
+def look_at_destination(findings: Findings, data: bytes) -> Destination:
+    """Return what ``data``, a path without links, is."""
+    state = findings.collect(OTHER, state_of, data)
+    # Where a cluster is, the request is not its own.
+    request = read_request(data) if state in (EMPTY, INTERRUPTED) else Request()
+    return Destination(data, state, read_record(data), request)
+
+
 def digest_of(params: t.Mapping[str, t.Any]) -> str:
-    """Return what is the same for two calls that want the same; it does not tell passwords."""
-    wish = json.dumps({name: params[name] for name in _WISH.split()}, sort_keys=True)
-    return hashlib.sha256(wish.encode("ascii")).hexdigest()
+    """Return what is the same for two calls that ask for the same; it does not disclose passwords."""
+    request = json.dumps({name: params[name] for name in _REQUEST.split()}, sort_keys=True)
+    return hashlib.sha256(request.encode("ascii")).hexdigest()
 
 
-def read_record(data: bytes) -> dict[str, t.Any]:
-    """Return the record of the finished restore of this very directory, {} when there is none.
+def read_record(data: bytes) -> t.Optional[Record]:
+    """Return the record of the finished restore of this very directory, None when there is none.
 
     That of a copy of the directory does not count, nor one of a restore that was not finished.
     """
     try:
-        record = read_json(os.fsdecode(data + b"/" + RECORD))
+        content = read_json(os.fsdecode(data + b"/" + RECORD))
         place = os.stat(data)
-        if [record["device"], record["inode"]] != [place.st_dev, place.st_ino]:
-            return {}
-        return record if os.path.lexists(data + b"/" + CONTROL) else {}
+        if [content["device"], content["inode"]] != [place.st_dev, place.st_ino]:
+            return None
+        if not os.path.lexists(data + b"/" + CONTROL):
+            return None
+        return Record(**{name: content[name] for name in Record._fields})
     except (OSError, ValueError, KeyError):
-        return {}
+        return None
 
 
-def read_wish(data: bytes) -> dict[str, t.Any]:
-    """Return what the restore that works, or has worked, in ``data`` has written down of itself, {} when none has."""
+def write_record(data: bytes, record: Record) -> None:
+    """Write the record of a finished restore durably; it counts when ``pg_control`` is beside it."""
+    place = os.stat(data)
+    content = {"schema": SCHEMA, "data_directory": os.fsdecode(data), "device": place.st_dev, "inode": place.st_ino}
+    write_json(os.fsdecode(data + b"/" + RECORD), {**content, **record._asdict()})
+
+
+def read_request(data: bytes) -> Request:
+    """Return the request of the restore that works, or has worked, in ``data``."""
     try:
-        return read_json(os.path.join(os.fsdecode(data), os.fsdecode(WORK), WISH))
+        content = read_json(os.fsdecode(data + b"/" + WORK + b"/" + REQUEST))
     except (OSError, ValueError):
-        return {}
+        return Request()
+    return Request(
+        digest=content.get("digest", ""),
+        backup_id=content.get("backup_id", ""),
+        spaces=content.get("spaces", {}),
+        save_wal_to=os.fsencode(content.get("save_wal_to", "")),
+        wal_from=tuple(map(os.fsencode, content.get("wal_from", []))),
+    )
+
+
+def write_request(data: bytes, request: Request) -> None:
+    """Write the request durably."""
+    content = {
+        "digest": request.digest,
+        "backup_id": request.backup_id,
+        "spaces": dict(request.spaces),
+        "save_wal_to": os.fsdecode(request.save_wal_to),
+        "wal_from": [os.fsdecode(place) for place in request.wal_from],
+    }
+    write_json(os.fsdecode(data + b"/" + WORK + b"/" + REQUEST), content)
 
 
 def state_of(data: bytes) -> str:
-    """Return what the target directory is: EMPTY or absent, an INTERRUPTED restore, a CLUSTER, or OTHER."""
+    """Return what a directory is: EMPTY or absent, an INTERRUPTED restore, a CLUSTER, or OTHER.
+
+    Raises BackupError, code ``unreadable``.
+    """
     if is_empty(data, WORK):
         return EMPTY
-    if os.path.isfile(data + b"/" + WORK + b"/" + os.fsencode(WISH)) and not os.path.lexists(data + b"/" + CONTROL):
+    if os.path.isfile(data + b"/" + WORK + b"/" + REQUEST) and not os.path.lexists(data + b"/" + CONTROL):
         return INTERRUPTED
     return CLUSTER if os.path.lexists(data + b"/PG_VERSION") else OTHER
+
+
+def control_in(data: bytes) -> t.Optional[ControlFile]:
+    """Return the control file of the cluster in ``data``, None without a good one."""
+    try:
+        return read_control(data + b"/" + CONTROL, attempts=1)
+    except BackupError:
+        return None

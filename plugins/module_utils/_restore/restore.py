@@ -18,7 +18,8 @@ import shutil
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import parse_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.label import format_tablespace_map
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
@@ -27,21 +28,37 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
     sync_path,
     unwritable,
     write_file,
-    write_json,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import copy as _restore_copy
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import old_wal as _old_wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import settings as _restore_settings
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside import _set_aside, _unlink, stamp
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK, remove
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside import Aside, set_aside, unlink
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import read_verified
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.copy import Copies, restore_files
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import (
+    CONTROL,
+    RECORD,
+    WORK,
+    Survey,
+    remove,
+    wal_directory,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.pg_wal import copy_segment, empty, save
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import WAL_SAVED, WISH
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
+    WAL_SAVED,
+    Record,
+    Request,
+    write_record,
+    write_request,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.report import result_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.settings import (
+    AUTO_CONF,
+    auto_conf,
+    data_directory_line,
+    signal_file,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
 JOURNAL = b"files.jsonl"
-
-
-SCHEMA = 1
 
 
 class RestoreJob(Job):
@@ -59,44 +76,45 @@ class RestoreJob(Job):
 
 
 class Restore:
-    """The work of one restore, under the lock of its folder. Each step can be repeated."""
+    """Carries out a plan, under the lock of the folder of the work. Each step can be repeated.
 
-    def __init__(self, plan: Plan, check: t.Callable[[], None], progress: t.Callable[[int, int], None]) -> None:
+    ``aside`` is what has been moved out of the way, ``check`` is called often and may raise, ``progress`` is called
+    with the bytes and files done.
+    """
+
+    def __init__(
+        self, plan: Plan, aside: Aside, check: t.Callable[[], None], progress: t.Callable[[int, int], None]
+    ) -> None:
         self._plan = plan
-        self._layout = plan.places
-        self._chosen = plan.choice
+        self._aside = aside
+        self._choice, self._layout = plan.approved()
         self._check = check
         self._progress = progress
         self._sync = bool(plan.params["sync"])
         self._folder = plan.data + b"/" + WORK
+        self._warnings: list[str] = []
+        self._used = [(self._aside.wal if place == aside.old_wal else place, name) for place, name in plan.wal.used]
 
-    def write_wish(self) -> None:
-        """Write down what is wanted, for the call that has to continue."""
-        plan = self._plan
-        if plan.save_to and plan.save_to not in plan.wal_from:
-            plan.wal_from.append(plan.save_to)
-        if plan.wish.get("backup_id") != self._chosen.backup.id:
+    def write_request(self) -> None:
+        """Record what is asked for, for the call that has to continue."""
+        plan, wal = self._plan, self._plan.wal
+        if plan.destination.request.backup_id != self._choice.backup.id:
             # Files without a checksum are known by their size alone, which those of another backup may have.
-            _unlink(self._folder + b"/" + JOURNAL)
+            unlink(self._folder + b"/" + JOURNAL)
             sync_path(self._folder)
-        write_json(
-            os.path.join(os.fsdecode(self._folder), WISH),
-            {
-                "digest": plan.digest,
-                "backup_id": self._chosen.backup.id,
-                "spaces": {str(space.oid): os.fsdecode(space.location) for space in self._layout.spaces},
-                "save_wal_to": os.fsdecode(plan.save_to),
-                "wal_from": [os.fsdecode(place) for place in plan.wal_from],
-            },
-        )
+        sources = [*wal.sources, *([self._aside.wal] if self._aside.wal else [])]
+        if wal.save_to and wal.save_to not in sources:
+            sources.append(wal.save_to)
+        spaces = {str(space.oid): os.fsdecode(space.location) for space in self._layout.spaces}
+        write_request(plan.data, Request(plan.digest, self._choice.backup.id, spaces, wal.save_to, tuple(sources)))
 
     def run(self) -> dict[str, t.Any]:
         """Restore, and return the module's result. Raises BackupError."""
-        self._stop_being_startable()
-        self._take_wal_away()
-        surplus = self._clear()
+        self._remove_control()
+        self._save_old_wal()
+        survey = self._clear()
         self._make_directories()
-        copies = self._copy()
+        copies = self._copy(survey)
         self._write_wal()
         self._write_configuration()
         if self._sync:
@@ -104,60 +122,59 @@ class Restore:
                 _trees.sync_tree(root, jobs=self._plan.params["jobs"], check=self._check)
             for space in self._layout.spaces:
                 sync_path(space.real)
-        result = self._result(copies, surplus)
+        result = self._result(copies, survey)
         self._finish(result)
         return result
 
-    def _stop_being_startable(self) -> None:
+    def _remove_control(self) -> None:
+        """Make the data directory one that cannot be started."""
         _running.refuse_running(self._plan.data)
         control = self._layout.place(CONTROL)
         folder = os.path.dirname(control)
         try:
             if os.path.islink(folder):
-                # What it leads to is somebody else's.
+                # What it leads to belongs to something else.
                 os.unlink(folder)
                 sync_path(self._plan.data)
             if os.path.lexists(control):
                 # While it was there a server may have run, and changed what the journal vouches for.
-                _unlink(self._folder + b"/" + JOURNAL)
-                _unlink(self._folder + b"/" + WAL_SAVED)
+                unlink(self._folder + b"/" + JOURNAL)
+                unlink(self._folder + b"/" + WAL_SAVED)
                 sync_path(self._folder)
                 os.unlink(control)
                 sync_path(os.path.dirname(control))
-            _unlink(self._plan.data + b"/" + RECORD)
+            unlink(self._plan.data + b"/" + RECORD)
         except OSError as exc:
             raise unwritable(control, exc) from exc
 
-    def _take_wal_away(self) -> None:
-        plan, layout = self._plan, self._layout
-        directory = _old_wal.directory_of(plan.data)
+    def _save_old_wal(self) -> None:
+        """Move the WAL that is not archived to where it is kept, and empty the old ``pg_wal``."""
+        data, wal, layout = self._plan.data, self._plan.wal, self._layout
+        directory = wal_directory(data)
         if directory is None:
             return
-        own = [plan.data + b"/pg_wal"] + ([os.path.realpath(layout.waldir)] if layout.waldir else [])
+        own = [data + b"/pg_wal"] + ([os.path.realpath(layout.waldir)] if layout.waldir else [])
         if directory not in own:
-            plan.warnings.append(f"The old WAL in {printable(directory)} is left alone.")
+            self._warnings.append(f"The old WAL in {printable(directory)} is left alone.")
             return
-        if plan.save_to and plan.unarchived:
-            _old_wal.save(plan.unarchived, directory, plan.save_to, 0o700)
-            plan.used = [(plan.save_to if place == directory else place, name) for place, name in plan.used]
+        if wal.save_to and wal.unarchived:
+            save(wal.unarchived, directory, wal.save_to, 0o700)
+            self._used = [(wal.save_to if place == directory else place, name) for place, name in self._used]
         write_file(self._folder + b"/" + WAL_SAVED, b"", True)
-        _old_wal.empty(directory)
+        empty(directory)
 
-    def _clear(self) -> int:
-        plan = self._plan
-        if not plan.replaces:
-            for oid, location in plan.aside:
-                _set_aside(plan.data, oid, location, plan.version(), stamp())
-        self.survey = self._layout.survey(
-            {file.entry.path for file in plan.files}, set(plan.directories), plan.specials()
-        )
-        for surplus, is_directory in self.survey.surplus:
+    def _clear(self) -> Survey:
+        """Remove what does not belong there, and return what there was."""
+        plan, contents = self._plan, self._plan.contents
+        set_aside(plan.data, self._aside.left_over, self._layout.version)
+        survey = self._layout.survey(contents.paths, frozenset(contents.directories), contents.links)
+        for surplus, is_directory in survey.surplus:
             self._check()
             remove(surplus, is_directory)
-        return len(self.survey.surplus)
+        return survey
 
     def _make_directories(self) -> None:
-        plan, layout = self._plan, self._layout
+        data, layout = self._plan.data, self._layout
         own = {b"pg_tblspc/%d" % space.oid for space in layout.spaces}
         for place in [space.real for space in layout.spaces] + ([layout.waldir] if layout.waldir else []):
             try:
@@ -165,23 +182,23 @@ class Restore:
                 os.chmod(place, layout.directory_mode)
             except OSError as exc:
                 raise unwritable(place, exc) from exc
-        for path in plan.directories:
+        for path in self._plan.contents.directories:
             if path not in own and path.partition(b"/")[0] != b"pg_wal":
                 layout.make_directory(layout.place(path))
         if layout.waldir:
-            layout.make_link(plan.data + b"/pg_wal", layout.waldir)
-        elif not os.path.ismount(plan.data + b"/pg_wal"):
-            layout.make_directory(plan.data + b"/pg_wal")
-        for name in (b"archive_status", b"summaries")[: 2 if plan.content["server"]["major"] >= 17 else 1]:
+            layout.make_link(data + b"/pg_wal", layout.waldir)
+        elif not os.path.ismount(data + b"/pg_wal"):
+            layout.make_directory(data + b"/pg_wal")
+        for name in (b"archive_status", b"summaries")[: 2 if self._choice.content["server"]["major"] >= 17 else 1]:
             layout.make_directory(layout.place(b"pg_wal/" + name))
         for space in layout.spaces:
-            layout.make_link(plan.data + b"/pg_tblspc/%d" % space.oid, space.location)
+            layout.make_link(data + b"/pg_tblspc/%d" % space.oid, space.location)
 
-    def _copy(self) -> _restore_copy.Copies:
-        return _restore_copy.restore_files(
-            self._plan.files,
+    def _copy(self, survey: Survey) -> Copies:
+        return restore_files(
+            self._plan.contents.files,
             self._layout,
-            self.survey.existing,
+            survey.existing,
             self._folder + b"/" + JOURNAL,
             jobs=self._plan.params["jobs"],
             sync=self._sync,
@@ -189,94 +206,80 @@ class Restore:
             progress=self._progress,
         )
 
-    def _write(self, place: bytes, content: bytes) -> None:
+    def _write(self, path: bytes, content: bytes) -> None:
+        place = self._layout.place(path)
         write_file(place, content, False)
         os.chmod(place, self._layout.file_mode)
 
     def _write_wal(self) -> None:
-        plan, layout = self._plan, self._layout
-        for file in plan.files:
+        layout = self._layout
+        for file in self._plan.contents.files:
             if file.entry.path.startswith(b"pg_wal/"):
                 name = os.path.basename(file.entry.path)
-                self._write(layout.place(b"pg_wal/archive_status/" + name + b".done"), b"")
-        for place, segment in plan.used:
-            target = layout.place(b"pg_wal/" + os.fsencode(segment))
-            _old_wal.copy(place + b"/" + os.fsencode(segment), target, layout.file_mode, self._sync)
+                self._write(b"pg_wal/archive_status/" + name + b".done", b"")
+        for place, segment in self._used:
+            name = os.fsencode(segment)
+            copy_segment(place + b"/" + name, layout.place(b"pg_wal/" + name), layout.file_mode, self._sync)
 
     def _write_configuration(self) -> None:
         plan, layout = self._plan, self._layout
         if layout.spaces:
             spaces = {space.oid: space.location for space in layout.spaces}
-            self._write(layout.place(b"tablespace_map"), _label.format_tablespace_map(spaces))
-        self._write(layout.place(_restore_settings.AUTO_CONF), _restore_settings.auto_conf(plan))
-        if plan.data_directory_setting:
-            conf = layout.place(b"postgresql.conf")
-            with open(conf, "rb") as stream:
+            self._write(b"tablespace_map", format_tablespace_map(spaces))
+        old = plan.contents.small.get(AUTO_CONF)
+        self._write(AUTO_CONF, auto_conf(old, plan.configuration.settings))
+        if plan.configuration.overrides_data_directory:
+            with open(layout.place(b"postgresql.conf"), "rb") as stream:
                 content = stream.read()
-            self._write(conf, content + _restore_settings.data_directory_line(plan.data))
-        _restore_settings.write_signals(layout, plan.params["restore_as"], self._write)
+            self._write(b"postgresql.conf", content + data_directory_line(plan.data))
+        self._write(signal_file(plan.params["restore_as"]), b"")
 
     def _finish(self, result: t.Mapping[str, t.Any]) -> None:
-        plan, layout = self._plan, self._layout
-        control = _restore_settings.control_of(plan)
-        directory = os.stat(plan.data)
-        record = os.path.join(os.fsdecode(plan.data), os.fsdecode(RECORD))
+        """Record that the restore is finished, and make the data directory startable."""
+        plan, layout, place = self._plan, self._layout, self._layout.place(CONTROL)
+        control = parse_control(read_verified(plan.contents.small[CONTROL])).raw
         temporary = self._folder + b"/pg_control"
         write_file(temporary, control, self._sync)
         _running.refuse_running(plan.data)
-        write_json(
-            record,
-            {
-                "schema": SCHEMA,
-                "digest": plan.digest,
-                "backup_id": self._chosen.backup.id,
-                "restore_as": plan.params["restore_as"],
-                "data_directory": os.fsdecode(plan.data),
-                "device": directory.st_dev,
-                "inode": directory.st_ino,
-                "restored_at": time.time(),
-                "run_id": plan.params["run_id"],
-                "result": dict(result),
-            },
-        )
+        params, backup_id = plan.params, self._choice.backup.id
+        record = Record(plan.digest, backup_id, params["restore_as"], time.time(), params["run_id"], dict(result))
+        write_record(plan.data, record)
         try:
             os.chmod(plan.data + b"/" + RECORD, layout.file_mode)
             os.chmod(temporary, layout.file_mode)
-            os.rename(temporary, layout.place(CONTROL))
+            os.rename(temporary, place)
         except OSError as exc:
-            raise unwritable(layout.place(CONTROL), exc) from exc
-        sync_path(os.path.dirname(layout.place(CONTROL)))
+            raise unwritable(place, exc) from exc
+        sync_path(os.path.dirname(place))
 
-    def _result(self, copies: _restore_copy.Copies, surplus: int) -> dict[str, t.Any]:
-        told = self._plan.told()
+    def _result(self, copies: Copies, survey: Survey) -> dict[str, t.Any]:
+        result = result_of(self._plan, aside=self._aside, warnings=self._warnings)
         kept_files = copies.kept_files + copies.reused_files
-        kept_bytes = copies.kept_bytes + copies.reused_bytes
-        there = len(self.survey.existing)
-        told["plan"].update(
+        result["plan"].update(
             keep_files=kept_files,
-            keep_bytes=kept_bytes,
+            keep_bytes=copies.kept_bytes + copies.reused_bytes,
             copy_files=copies.copied_files,
             copy_bytes=copies.copied_bytes,
-            replace_files=max(0, there - kept_files),
-            remove_files=surplus,
+            replace_files=max(0, len(survey.existing) - kept_files),
+            remove_files=len(survey.surplus),
         )
         rate = copies.copied_bytes + copies.kept_bytes
         return {
-            **told,
+            **result,
             "reused_files": copies.reused_files,
             "seconds": round(copies.seconds, 3),
             "bytes_per_second": round(rate / max(copies.seconds, 0.000001)),
         }
 
 
-def finished(plan_data: bytes, record: t.Mapping[str, t.Any], digest: str) -> t.Optional[dict[str, t.Any]]:
-    """Return the result of the restore that ``record`` tells of when it is the one with this digest, else None."""
-    if record.get("digest") != digest:
+def finished(data: bytes, record: t.Optional[Record], digest: str) -> t.Optional[dict[str, t.Any]]:
+    """Return the result of the finished restore into ``data`` when it is the one with this digest, else None."""
+    if record is None or record.digest != digest:
         return None
-    job = RestoreJob(plan_data)
+    job = RestoreJob(data)
     # A crash right after the end leaves the folder, which no one needs.
     with contextlib.suppress(BackupError, OSError):
         if os.path.isdir(job.folder):
             with job.hold(0):
                 shutil.rmtree(job.folder, ignore_errors=True)
-    return t.cast("dict[str, t.Any]", record["result"])
+    return dict(record.result)

@@ -24,8 +24,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.planne
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
     digest_of,
     read_record,
-    read_wish,
+    read_request,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.report import result_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore, RestoreJob, finished
 
 _LEAVE_SECONDS = 5.0
@@ -51,11 +52,11 @@ class Run:
         """Return the plan with every refusal; nothing is touched."""
         plan = self._plan()
         if plan.is_done:
-            return self._done(plan.record)
+            return self._done(plan)
         equal = None
         if plan.layout is not None and self._params["delta"] and not plan.refusals:
-            equal = equal_files(plan.files, plan.layout, plan.survey.existing, self._params["jobs"])
-        result = {**plan.told(equal), "finished": False, "warnings": plan.warnings}
+            equal = equal_files(plan.contents.files, plan.layout, plan.survey.existing, self._params["jobs"])
+        result = {**result_of(plan, equal), "finished": False, "warnings": list(plan.warnings)}
         if plan.refusals:
             return {**result, "changed": False, "restorable": False, "msg": _reasons(plan)}
         msg = f"The backup {result['backup_id']} would be restored to {self._params['data_directory']}."
@@ -66,18 +67,18 @@ class Run:
         if not self._job.is_running():
             plan = self._plan()
             if plan.is_done:
-                return self._done(plan.record)
+                return self._done(plan)
             if plan.refusals:
                 first = plan.refusals[0]
                 # Ansible takes "path" in a result for a file of its own.
                 details = {name: value for name, value in first.details.items() if name != "path"}
-                details.update(plan.told())
+                details.update(result_of(plan))
                 if len(plan.refusals) == 1:
                     raise BackupError(first.msg, code=first.code, hint=first.hint, **details)
                 raise BackupError(_reasons(plan), code=first.code, **details)
-            self._before = plan.record.get("restored_at")
+            self._before = plan.destination.record
             self._begin(plan)
-        elif read_wish(self._data).get("digest") != self._digest:
+        elif read_request(self._data).digest != self._digest:
             raise BackupError(
                 f"Another restore into {self._params['data_directory']} is under way.",
                 code="busy",
@@ -89,11 +90,12 @@ class Run:
         return make(self._cluster, self._params)
 
     def _begin(self, plan: Plan) -> None:
-        prepare(plan)
+        aside = prepare(plan)
+        files = plan.contents.files
 
         def work(recorder: Recorder) -> dict[str, t.Any]:
-            recorder.content.update(total_bytes=sum(one.entry.size for one in plan.files), total_files=len(plan.files))
-            return Restore(plan, lambda: None, recorder.progress).run()
+            recorder.content.update(total_bytes=sum(one.entry.size for one in files), total_files=len(files))
+            return Restore(plan, aside, lambda: None, recorder.progress).run()
 
         with self._job.hold() as lock:
             # Another call may have finished it, and with it the folder, while this one waited.
@@ -101,7 +103,7 @@ class Run:
                 place = identity(os.fsencode(self._job.lock))
                 if place is None or place[1] != os.fstat(lock).st_ino:
                     raise BackupError(f"Another restore into {plan.params['data_directory']} just ended.", code="busy")
-                Restore(plan, lambda: None, lambda _bytes, _files: None).write_wish()
+                Restore(plan, aside, lambda: None, lambda _bytes, _files: None).write_request()
                 self._job.launch(lock, work)
 
     def _wait(self) -> dict[str, t.Any]:
@@ -121,7 +123,7 @@ class Run:
         return {
             "changed": True,
             "finished": False,
-            "backup_id": read_wish(self._data).get("backup_id"),
+            "backup_id": read_request(self._data).backup_id or None,
             "data_directory": os.fsdecode(self._data),
             "restore_as": self._params["restore_as"],
             "progress": progress_of(record),
@@ -136,11 +138,11 @@ class Run:
 
     def _finished(self) -> t.Optional[dict[str, t.Any]]:
         record = read_record(self._data)
-        return None if record.get("restored_at") == self._before else finished(self._data, record, self._digest)
+        return None if record == self._before else finished(self._data, record, self._digest)
 
-    def _done(self, record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-        result = finished(self._data, record, self._digest) or {}
-        msg = f"The backup {record['backup_id']} has been restored to {self._params['data_directory']} already."
+    def _done(self, plan: Plan) -> dict[str, t.Any]:
+        result = finished(self._data, plan.destination.record, self._digest) or {}
+        msg = f"The backup {result['backup_id']} has been restored to {self._params['data_directory']} already."
         return {**result, "finished": True, "changed": False, "restorable": True, "msg": msg}
 
 

@@ -17,10 +17,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.copy import read_verified
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, Layout
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import read_verified
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, restore_command
 
 AUTO_CONF = b"postgresql.auto.conf"
 
@@ -46,54 +47,88 @@ _OPTIONS = frozenset(
 )
 
 
-def check(plan: Plan) -> None:
-    """Decide the settings of the restored server and note what is wrong with them.
+class Configuration(t.NamedTuple):
+    """The configuration of the restored server.
 
-    Raises BackupError: ``bad_setting``, and what reading the configuration raises.
+    ``settings`` are written to ``postgresql.auto.conf``; ``parameters`` are lower than recovery needs;
+    ``overrides_data_directory`` says that ``postgresql.conf`` names another data directory.
     """
-    params = plan.params
+
+    settings: t.Mapping[str, t.Any] = {}
+    parameters: t.Tuple[t.Mapping[str, t.Any], ...] = ()
+    overrides_data_directory: bool = False
+
+
+def configure(
+    findings: Findings,
+    params: t.Mapping[str, t.Any],
+    choice: Choice,
+    archive: t.Optional[Archive],
+    directories: t.Sequence[bytes],
+    data: bytes,
+) -> Configuration:
+    """Decide the settings of the restored server, and refuse what is wrong with them.
+
+    ``directories`` are those of the backup, ``data`` is the data directory. Raises BackupError, code ``bad_setting``.
+    """
     for name in params["settings"]:
         if name.lower() in _OPTIONS or name.lower().startswith("recovery_target"):
             raise BackupError(f"settings: {name} has an option of its own, or none.", code="bad_setting")
+    _check_standby(findings, params, archive)
+    settings = _settings(params, choice, archive, _has_in_place_spaces(choice, directories))
+    configuration = Configuration(settings)
+    try:
+        for name, value in settings.items():
+            _conf.format_setting(name, value)
+        return _check_source(findings, params, choice, configuration, data)
+    except BackupError as exc:
+        findings.refusals.append(exc)
+        return configuration
+
+
+def _check_standby(findings: Findings, params: t.Mapping[str, t.Any], archive: t.Optional[Archive]) -> None:
     standby = params["restore_as"] == "standby"
-    if standby and plan.target.kind:
-        plan.refuse("bad_target", "A standby follows its primary and has no recovery target.", "Leave the target out.")
-    if standby and not params["primary_conninfo"] and plan.archive is None:
-        plan.refuse("no_upstream", "A standby needs primary_conninfo or an archive.", "Give primary_conninfo.")
+    if standby and _target.parse_target(params).kind:
+        findings.refuse(
+            "bad_target", "A standby follows its primary and has no recovery target.", "Leave the target out."
+        )
+    if standby and not params["primary_conninfo"] and archive is None:
+        findings.refuse("no_upstream", "A standby needs primary_conninfo or an archive.", "Give primary_conninfo.")
     if not standby and (params["primary_conninfo"] or params["primary_slot_name"]):
-        plan.refuse(
+        findings.refuse(
             "no_standby",
             "primary_conninfo and primary_slot_name are for restore_as: standby.",
             "Leave them out, or restore_as: standby.",
         )
-    plan.settings = _settings(plan)
-    for name, value in plan.settings.items():
-        _conf.format_setting(name, value)
-    _check_parameters(plan)
 
 
-def _settings(plan: Plan) -> dict[str, t.Any]:
-    params = plan.params
+def _has_in_place_spaces(choice: Choice, directories: t.Sequence[bytes]) -> bool:
+    """Return whether the backup has tablespaces inside the data directory."""
+    in_place = {path for path in directories if path.startswith(b"pg_tblspc/") and path.count(b"/") == 1}
+    return bool(in_place - {b"pg_tblspc/%s" % oid.encode("ascii") for oid in choice.content["stop"]["tablespaces"]})
+
+
+def _settings(
+    params: t.Mapping[str, t.Any], choice: Choice, archive: t.Optional[Archive], in_place_spaces: bool
+) -> dict[str, t.Any]:
     settings: dict[str, t.Any] = {}
     if params["restore_as"] == "standby":
         settings.update(_target.recovery_settings(_target.parse_target({})))
         settings["primary_conninfo"] = params["primary_conninfo"] or ""
         settings["primary_slot_name"] = params["primary_slot_name"] or ""
-        if plan.archive is not None:
-            settings["restore_command"] = _archive.restore_command(plan.archive)
+        if archive is not None:
+            settings["restore_command"] = restore_command(archive)
     else:
-        settings.update(_target.recovery_settings(plan.choice.target))
+        settings.update(_target.recovery_settings(choice.target))
         # Recovery asks for it; where there is no archive, nothing is ever found.
-        settings["restore_command"] = _archive.restore_command(plan.archive) if plan.archive else "false"
+        settings["restore_command"] = restore_command(archive) if archive else "false"
         settings.update(_NO_STANDBY)
     if params["restore_as"] == "copy":
         settings.update(_COPY)
-        if plan.content["server"]["major"] < 15:
+        if choice.content["server"]["major"] < 15:
             # Each server empties it when it starts.
             settings["stats_temp_directory"] = "pg_stat_tmp"
-    in_place = [path for path in plan.directories if path.startswith(b"pg_tblspc/") and path.count(b"/") == 1]
-    mapped = {b"pg_tblspc/%s" % oid.encode("ascii") for oid in plan.content["stop"]["tablespaces"]}
-    if set(in_place) - mapped:
+    if in_place_spaces:
         # Without it recovery takes a directory in pg_tblspc for damage (CheckTablespaceDirectory of xlogrecovery.c).
         settings["allow_in_place_tablespaces"] = "on"
     if params["port"]:
@@ -102,76 +137,103 @@ def _settings(plan: Plan) -> dict[str, t.Any]:
     return settings
 
 
-def _check_parameters(plan: Plan) -> None:
-    """Compare with what the source had: lower values make recovery stop."""
-    data = plan.choice.backup.file("data")
-    config = plan.params["config_file"] or os.path.join(data, "postgresql.conf")
-    if not plan.params["config_file"] and not os.path.exists(config):
-        outside = [one for one in plan.config_files_outside if os.path.basename(one) == "postgresql.conf"]
-        if not outside or not os.access(outside[0], os.R_OK):
-            plan.warnings.append(
-                "The backup has no postgresql.conf, and config_file was not given: the settings cannot be checked."
-            )
-            return
-        config = outside[0]
-    configured = _conf.read_settings(config, data, plan.settings)
-    with open(plan.choice.backup.file("data", "global", "pg_control"), "rb") as stream:
+def _check_source(
+    findings: Findings, params: t.Mapping[str, t.Any], choice: Choice, configuration: Configuration, data: bytes
+) -> Configuration:
+    """Compare with the configuration of the source, and return the settings changed accordingly."""
+    source = choice.backup.file("data")
+    config = _config_file(params["config_file"], source, choice.content["server"].get("config_files_outside") or [])
+    if config is None:
+        findings.warn(
+            "The backup has no postgresql.conf, and config_file was not given: the settings cannot be checked."
+        )
+        return configuration
+    configured = _conf.read_settings(config, source, configuration.settings)
+    with open(choice.backup.file("data", "global", "pg_control"), "rb") as stream:
         control = _control.parse_control(stream.read())
-    plan.parameters = _conf.lowered_parameters(control, configured)
-    if plan.params["restore_as"] == "copy":
-        given = {name.lower() for name in plan.params["settings"]}
-        for one in plan.parameters:
-            if one["name"] not in given:
-                plan.settings[one["name"]] = one["needed"]
-        plan.parameters = [one for one in plan.parameters if one["name"] in given]
-    if plan.parameters:
-        words = ", ".join(f"{one['name']} = {one['configured']} (needed {one['needed']})" for one in plan.parameters)
-        plan.refuse(
+    configuration = _raise_parameters(findings, params, configuration, _conf.lowered_parameters(control, configured))
+    named = configured.get("data_directory")
+    return configuration._replace(
+        overrides_data_directory=_overrides_data_directory(findings, named, config, source, data)
+    )
+
+
+def _config_file(given: t.Optional[str], source: str, outside: t.Sequence[str]) -> t.Optional[str]:
+    """Return the configuration file to check, None when there is none: the one ``given``, or the server's own.
+
+    ``source`` is the data directory in the backup, ``outside`` are the server's files that are not in the backup.
+    """
+    config = given or os.path.join(source, "postgresql.conf")
+    if given or os.path.exists(config):
+        return config
+    others = [one for one in outside if os.path.basename(one) == "postgresql.conf"]
+    return others[0] if others and os.access(others[0], os.R_OK) else None
+
+
+def _raise_parameters(
+    findings: Findings,
+    params: t.Mapping[str, t.Any],
+    configuration: Configuration,
+    lowered: t.Sequence[t.Mapping[str, t.Any]],
+) -> Configuration:
+    """Raise the parameters of a copy that are lower than at the source; of others refuse them: recovery would stop."""
+    settings = dict(configuration.settings)
+    if params["restore_as"] == "copy":
+        given = {name.lower() for name in params["settings"]}
+        settings.update((one["name"], one["needed"]) for one in lowered if one["name"] not in given)
+        lowered = [one for one in lowered if one["name"] in given]
+    if lowered:
+        words = ", ".join(f"{one['name']} = {one['configured']} (needed {one['needed']})" for one in lowered)
+        findings.refuse(
             "parameters_too_low",
             f"Recovery would stop, because these are lower than at the source: {words}.",
             "Raise them in the configuration or in settings.",
-            parameters=plan.parameters,
+            parameters=list(lowered),
         )
-    # The server would run in the directory that the setting names, and not in the restored one.
-    named = configured.get("data_directory")
-    if named and os.path.realpath(named) != os.fsdecode(plan.data):
-        if os.path.dirname(os.path.realpath(config)) == os.path.realpath(data):
-            plan.data_directory_setting = True
-            plan.warnings.append(f"data_directory = {named!r} in postgresql.conf is overruled by a line at its end.")
-        else:
-            plan.warnings.append(
-                f"{config} says data_directory = {named!r}: a server started with it does not run in"
-                f" {os.fsdecode(plan.data)}."
-            )
+    return configuration._replace(settings=settings, parameters=tuple(lowered))
 
 
-def auto_conf(plan: Plan) -> bytes:
-    """Return the restored server's ``postgresql.auto.conf``. Raises BackupError, code ``corrupt_file``."""
-    file = plan.small.get(AUTO_CONF)
+def _overrides_data_directory(
+    findings: Findings, named: t.Optional[str], config: str, source: str, data: bytes
+) -> bool:
+    """Return whether the restored ``postgresql.conf`` needs a line that overrides the data directory ``named`` in it.
+
+    The server would run in the directory that the setting names, and not in the restored one.
+    """
+    if not named or os.path.realpath(named) == os.fsdecode(data):
+        return False
+    if os.path.dirname(os.path.realpath(config)) == os.path.realpath(source):
+        findings.warn(f"data_directory = {named!r} in postgresql.conf is overruled by a line at its end.")
+        return True
+    findings.warn(
+        f"{config} says data_directory = {named!r}: a server started with it does not run in {os.fsdecode(data)}."
+    )
+    return False
+
+
+def auto_conf(file: t.Optional[Found], settings: t.Mapping[str, t.Any]) -> bytes:
+    """Return the restored server's ``postgresql.auto.conf``, made from the backup's.
+
+    Raises BackupError, code ``corrupt_file``.
+    """
     text = read_verified(file).decode("utf-8", "surrogateescape") if file else ""
-    lines = [line for line in _conf.clean_auto_conf(text).splitlines(keepends=True) if not _sets(line, plan.settings)]
+    lines = [line for line in _conf.clean_auto_conf(text).splitlines(keepends=True) if not _sets(line, settings)]
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
-    lines += [_conf.format_setting(name, value) for name, value in plan.settings.items()]
+    lines += [_conf.format_setting(name, value) for name, value in settings.items()]
     return "".join(lines).encode("utf-8", "surrogateescape")
 
 
 def _sets(line: str, settings: t.Mapping[str, t.Any]) -> bool:
-    """Tell whether a line, as ALTER SYSTEM writes it, sets one of these."""
+    """Return whether a line, as ALTER SYSTEM writes it, sets one of these."""
     return line.partition("=")[0].strip().lower() in {name.lower() for name in settings}
 
 
-def write_signals(layout: Layout, restore_as: str, write: t.Callable[[bytes, bytes], None]) -> None:
-    """Write the file that makes the server recover; a standby's wins over the other, so there is only one."""
-    name = b"standby.signal" if restore_as == "standby" else b"recovery.signal"
-    write(layout.place(name), b"")
+def signal_file(restore_as: str) -> bytes:
+    """Return the name of the file that makes the server recover; a standby's wins over the other."""
+    return b"standby.signal" if restore_as == "standby" else b"recovery.signal"
 
 
 def data_directory_line(data: bytes) -> bytes:
     """Return the line that makes the server run in ``data`` whatever ``postgresql.conf`` says before it."""
     return b"\n" + os.fsencode(_conf.format_setting("data_directory", os.fsdecode(data)))
-
-
-def control_of(plan: Plan) -> bytes:
-    """Return the backup's control file. Raises BackupError, code ``corrupt_file`` or ``bad_control``."""
-    return _control.parse_control(read_verified(plan.small[CONTROL])).raw

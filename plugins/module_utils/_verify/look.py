@@ -22,7 +22,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import COMPLETE, Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 

@@ -56,7 +56,7 @@ def chosen(cluster: Cluster, backup_id: str) -> Backup:
 
 def _ended(backup: Backup) -> tuple[float, str]:
     try:
-        return float(backup.load()["stop"]["stopped_at"]), backup.id
+        return float(backup.load_raw()["stop"]["stopped_at"]), backup.id
     except (BackupError, KeyError, TypeError, ValueError):
         # Its files tell as well when it was published.
         return os.stat(backup.path).st_mtime, backup.id
@@ -83,7 +83,7 @@ def verify(
     """
     begun = time.monotonic()
     try:
-        content = backup.load()
+        content = backup.load_raw()
     except BackupError as exc:
         if exc.code != "damaged_backup":
             raise

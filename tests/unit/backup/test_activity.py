@@ -17,10 +17,10 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
+    edit,
     held_by_another_process,
     make_backup,
     make_cluster,
-    metadata,
 )
 
 
@@ -152,7 +152,7 @@ def test_look_at_something_damaged(backup: Backup) -> None:
 
 def test_session_of_another_host(backup: Backup) -> None:
     """It cannot be asked, so it counts as alive until its lease must have ended."""
-    backup.save({**metadata(host="elsewhere"), "schema": 1, "backup_id": "b1"})
+    edit(backup, host="elsewhere")
     _work.claim(backup, "one")
     assert _work.look(backup)[:2] == ("running", "")
     assert not _work.look(backup).here

@@ -25,6 +25,7 @@ from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     files_below,
     make_cluster,
     metadata,
+    record_of,
 )
 
 CATALOG = 202506291
@@ -242,11 +243,8 @@ class Stopping:
     def __init__(self, live: Live, tmp_path: pathlib.Path) -> None:
         self.live = live
         cluster = make_cluster(tmp_path)
-        content = metadata()
-        content["server"].update(
-            data_directory=str(live.data), catalog_version=CATALOG, wal_segment_size=16777216, stats_temp_directory=None
-        )
-        self.backup = cluster.new_backup("b1", content)
+        server = {"data_directory": str(live.data), "catalog_version": CATALOG}
+        self.backup = cluster.new_backup(record_of(metadata(server=server)))
         pathlib.Path(self.backup.file("session")).mkdir()
         _user_copy.write_listing(self.backup.file(_user_copy.LISTING), live.scan())
         self.record: dict[str, t.Any] = {
@@ -322,7 +320,7 @@ def test_control_file_that_asks_for_more(
         return
     with pytest.raises(BackupError) as caught:
         stopping.run()
-    assert (caught.value.code, stopping.backup.load()["state"]) == (code, "failed")
+    assert (caught.value.code, stopping.backup.load().state) == (code, "failed")
 
 
 def test_killed_after_the_stop(stopping: Stopping) -> None:
@@ -359,7 +357,7 @@ def test_session_that_neither_stopped_nor_failed(stopping: Stopping) -> None:
     stopping.stop_session = lambda: stopping.record.update(state="stopping")  # type: ignore[method-assign]
     with pytest.raises(BackupError) as caught:
         stopping.run()
-    assert (caught.value.code, stopping.backup.load()["state"]) == ("session_lost", "started")
+    assert (caught.value.code, stopping.backup.load().state) == ("session_lost", "started")
 
 
 @pytest.mark.parametrize(
@@ -384,5 +382,5 @@ def test_what_may_not_become_a_backup(stopping: Stopping, change: dict[str, t.An
     stopping.stop_session = stop_session  # type: ignore[method-assign]
     with pytest.raises(BackupError) as caught:
         stopping.run()
-    assert (caught.value.code, stopping.backup.load()["state"]) == (code, state)
+    assert (caught.value.code, stopping.backup.load().state) == (code, state)
     assert not os.path.exists(stopping.backup.file("data", "backup_manifest"))

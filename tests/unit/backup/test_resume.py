@@ -21,9 +21,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     IDENTIFIER,
+    SEGMENT,
+    edit,
     held_by_another_process,
     make_backup,
     make_cluster,
+    proof,
 )
 
 SERVER = {
@@ -138,9 +141,9 @@ def test_dead(cluster: Cluster, sessions: Sessions) -> None:
     # Whoever holds its lock may be about to start its session.
     with held_by_another_process(backup.file("lock")):
         assert choose(cluster) == (None, "b1", [])
-    backup.save({**backup.load(), "host": "elsewhere"})
+    edit(backup, host="elsewhere")
     assert choose(cluster) == (None, None, [])
-    backup.save({**backup.load(), "host": _work.host_name(), "kept": True})
+    edit(backup, host=_work.host_name(), kept=True)
     assert choose(cluster) == (None, None, [])
 
 
@@ -164,8 +167,7 @@ def test_dead_beside_alive(cluster: Cluster, sessions: Sessions) -> None:
 def test_outdated(
     cluster: Cluster, sessions: Sessions, state: str, age: float, silence: float, expected: t.Any
 ) -> None:
-    backup = make_backup(cluster, state=state)
-    backup.save({**backup.load(), "stop": {"stopped_at": time.time() - age}})
+    backup = make_backup(cluster, state=state, stop={"stopped_at": time.time() - age})
     heard_of(backup, "one", silence)
     assert choose(cluster, max_age=3600.0) == expected
     assert choose(cluster) == ((None, "b1", []) if silence == 1 else ("b1", None, []))
@@ -174,7 +176,7 @@ def test_outdated(
 @pytest.mark.parametrize(
     "begun, state, silence, locked, expected",
     [
-        (None, "stopped", 100, False, (None, None, ["b1"])),
+        ("archive", "stopped", 100, False, (None, None, ["b1"])),
         ("none", "running", 100, False, (None, None, ["b1"])),
         ("include", "stopped", 100, False, ("b1", None, [])),
         # Its WAL is proven.
@@ -185,10 +187,10 @@ def test_outdated(
     ],
 )
 def test_begun_with_another_wal(
-    cluster: Cluster, sessions: Sessions, begun: str | None, state: str, silence: float, locked: bool, expected: t.Any
+    cluster: Cluster, sessions: Sessions, begun: str, state: str, silence: float, locked: bool, expected: t.Any
 ) -> None:
-    more = {} if begun is None else {"wal": begun}
-    backup = make_backup(cluster, state="started" if state == "running" else state, **more)
+    more = {"wal_proof": {**proof(), "sha256": {SEGMENT: "0" * 64}}} if begun == "include" else {}
+    backup = make_backup(cluster, state="started" if state == "running" else state, wal=begun, **more)
     sessions["b1"] = ("running", "")
     heard_of(backup, "one", silence)
     with held_by_another_process(backup.file("lock")) if locked else contextlib.nullcontext():
@@ -238,13 +240,13 @@ def test_new(cluster: Cluster, sessions: Sessions, launched: list[Backup]) -> No
     answer = start(cluster).run()
     assert [backup.id for backup in launched] == [answer["backup_id"]]
     assert answer["backup_id"].endswith("Z-full")
-    content = launched[0].load()
-    assert (content["state"], content["kind"], content["server"]["data_directory"]) == ("started", "full", "/srv/pg")
+    record = launched[0].load()
+    assert (record.state, record.kind, record.server.data_directory) == ("started", "full", "/srv/pg")
     assert json.loads(pathlib.Path(launched[0].file("owner.json")).read_text())["owner"] == "me again"
 
 
 def test_ids_of_one_second(cluster: Cluster, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_start.time, "strftime", lambda *args: "T")
+    monkeypatch.setattr(_start, "utc_name", lambda: "T")
     names = []
     for _number in range(3):
         names.append(_start.default_id(cluster, "full"))
@@ -286,8 +288,7 @@ def test_cleaning_spares_what_somebody_has_gone_on_with(
     cluster: Cluster, sessions: Sessions, launched: list[Backup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the decision and the cleaning lies the start, which may take a checkpoint."""
-    backup = make_backup(cluster, "old", state="stopped")
-    backup.save({**backup.load(), "stop": {"stopped_at": 1.0}})
+    backup = make_backup(cluster, "old", state="stopped", stop={"stopped_at": 1.0})
     heard_of(backup, "one", 100)
     call = start(cluster, max_age=60.0)
     real = Start._launch

@@ -14,10 +14,17 @@ import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import drills as _proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.listing import catalogue
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Drill
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import (
+    drill_result,
+    parse_drill,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Repository
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     FILES,
     crashes,
+    edit,
     files_below,
     make_backup,
     make_cluster,
@@ -36,9 +43,9 @@ def published(folder: pathlib.Path, name: str = "b1") -> Backup:
     return backup
 
 
-def drill(age: float = 0, ok: bool = True, **more: t.Any) -> dict[str, t.Any]:
-    at = time.strftime(_proven.TIME_FORMAT, time.gmtime(time.time() - age))
-    return {"at": at, "ok": ok, "by": "me", "host": "db", "last_transaction_at": f"data {age}", **more}
+def drill(age: float = 0, ok: bool = True) -> Drill:
+    at = utc(time.time() - age)
+    return parse_drill({"at": at, "ok": ok, "by": "me", "host": "db", "last_transaction_at": f"data {age}"})
 
 
 def entry(backup: Backup, proven_max_age: float | None = None) -> dict[str, t.Any]:
@@ -56,9 +63,9 @@ def test_recorded_once(tmp_path: pathlib.Path) -> None:
     one = drill()
     assert _proven.record(backup, one) is True
     for check_mode in (True, False):
-        assert _proven.record(backup, {**one, "ok": False}, check_mode) is False
-    assert backup.load() == {**before, "drills": [one]}
-    assert _proven.record(backup, {**one, "host": "elsewhere"}) is True
+        assert _proven.record(backup, one._replace(ok=False), check_mode) is False
+    assert backup.load() == before._replace(drills=(one,))
+    assert _proven.record(backup, one._replace(host="elsewhere")) is True
     assert files_below(backup.path) == FILES | {"backup.json"}
 
 
@@ -67,7 +74,7 @@ def test_the_newest_are_kept(tmp_path: pathlib.Path) -> None:
     ages = [1000, 10, 900, 20, 800, 30, 700, 40, 600, 50, 500, 60]
     for age in ages:
         _proven.record(backup, drill(age))
-    kept = [one["last_transaction_at"] for one in backup.load()["drills"]]
+    kept = [one.last_transaction_at for one in backup.load().drills]
     assert kept == [f"data {age}" for age in sorted(ages, reverse=True)[-_proven.KEPT_DRILLS :]]
 
 
@@ -85,20 +92,20 @@ def test_catalogue(tmp_path: pathlib.Path) -> None:
     _proven.record(backup, bad)
     one = entry(backup, 200)
     # What failed today does not take back what was shown before; both are told.
-    assert [one["backups"][0][name] for name in names] == [good["at"], "me on db", "data 100", bad]
+    assert [one["backups"][0][name] for name in names] == [good.at, "me on db", "data 100", drill_result(bad)]
     assert one["proven_recently"] is True
     assert [backup["proven_recently"] for backup in one["backups"]] == [True, False]
     assert entry(backup, 50)["proven_recently"] is False
 
 
-@pytest.mark.parametrize("drills", [None, 1, {"at": 1}, [1, None], [{"at": "yesterday", "ok": True}]])
+@pytest.mark.parametrize("drills", [1, {"at": 1}, [1, None], [{"at": "yesterday", "ok": True}]])
 def test_nonsense_in_the_record(tmp_path: pathlib.Path, drills: t.Any) -> None:
-    """It is told or passed over, and does not stop the list."""
+    """It is damage like any other, and does not stop the list."""
     backup = published(tmp_path)
-    backup.save({**backup.load(), "drills": drills})
+    edit(backup, drills=drills)
     one = entry(backup, 60)
-    assert one["proven_recently"] in (False, None)
-    assert _proven.record(backup, drill()) is True
+    assert (one["proven_recently"], one["backups"][0]["state"]) == (False, "damaged")
+    assert "drills" in one["backups"][0]["problem"]
 
 
 def test_refused(tmp_path: pathlib.Path) -> None:
@@ -107,9 +114,6 @@ def test_refused(tmp_path: pathlib.Path) -> None:
         _proven.record(unfinished, drill())
     assert caught.value.code == "not_published"
     unfinished.publish()
-    with pytest.raises(BackupError) as caught:
-        _proven.record(unfinished, {**drill(), "at": "2026-11-22 11:32"})
-    assert caught.value.code == "bad_time"
     pathlib.Path(unfinished.file("backup.json")).write_text("{")
     with pytest.raises(BackupError) as caught:
         _proven.record(unfinished, drill())
@@ -121,9 +125,9 @@ def test_crash_anywhere(tmp_path: pathlib.Path) -> None:
     one = drill()
     found = set()
     for where, backup in crashes(tmp_path, published, lambda backup: _proven.record(backup, one)):
-        content = backup.load()
-        found.add(len(content.get("drills", [])))
-        assert (content["state"], content["wal_proof"]["archived"] != []) == ("complete", True), where
+        record = backup.load()
+        found.add(len(record.drills))
+        assert (record.state, record.wal_proof is not None) == ("complete", True), where
         _proven.record(backup, one)
-        assert backup.load()["drills"] == [one], where
+        assert backup.load().drills == (one,), where
     assert found == {0, 1}

@@ -18,7 +18,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
     Cluster,
     Repository,
 )
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, make_backup, make_cluster
+from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, edit, make_backup, make_cluster
 
 
 @pytest.fixture
@@ -28,11 +28,9 @@ def cluster(tmp_path: pathlib.Path) -> Cluster:
 
 def published(cluster: Cluster, name: str, age: float, **more: t.Any) -> Backup:
     """Publish a backup that was stopped ``age`` seconds ago."""
-    backup = make_backup(cluster, name, state="complete", **more)
-    content = backup.load()
-    content["stop"]["stopped_at"] = time.time() - age
-    content["start"]["started_at"] = time.time() - age - 10
-    backup.save(content)
+    ended = time.time() - age
+    times = {"start": {"started_at": ended - 10}, "stop": {"stopped_at": ended}}
+    backup = make_backup(cluster, name, state="complete", **times, **more)
     backup.publish()
     return backup
 
@@ -109,15 +107,10 @@ def test_published_without_its_metadata(cluster: Cluster, content: str | None) -
 @pytest.mark.parametrize("field", ["start", "stop", "copy", "server", "wal_proof", "kind", "required_wal"])
 def test_published_with_a_gap_in_its_metadata(cluster: Cluster, field: str) -> None:
     backup = published(cluster, "bad", 1)
-    content = backup.load()
     for value in (None, 5):
-        backup.save({**content, field: value})
-        if field not in ("kind", "required_wal"):
-            assert entry(cluster)["backups"][0]["state"] == "damaged"
-    del content[field]
-    backup.save(content)
-    one = entry(cluster)
-    assert (one["backups"][0]["state"], field in one["backups"][0]["problem"]) == ("damaged", True)
+        edit(backup, **{field: value})
+        one = entry(cluster)
+        assert (one["backups"][0]["state"], field in one["backups"][0]["problem"]) == ("damaged", True)
 
 
 def test_damaged_cluster(cluster: Cluster) -> None:

@@ -11,13 +11,12 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue import recoverable as _recoverable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.recoverable import archive_info
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.report import detect
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, make_backup, make_cluster
+from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, edit, make_backup, make_cluster
 from ansible_collections.pgfleet.basebackup.tests.unit.helpers_wal import FIRST, SIZE, Wal
 
 
@@ -207,7 +206,8 @@ def published(tmp_path: pathlib.Path, number: int, timeline: int = 1, **more: t.
     """Publish a backup that starts and ends in one segment, behind its transaction."""
     cluster = Cluster(make_cluster(tmp_path).repository, "main")
     content = {
-        "start": {"start_lsn": _wal.format_lsn(number * SIZE + 80), "timeline": timeline, "from_standby": False},
+        "server": {"wal_segment_size": SIZE},
+        "start": {"start_lsn": _wal.format_lsn(number * SIZE + 80), "timeline": timeline},
         "stop": {"stop_lsn": _wal.format_lsn(number * SIZE + 4000), "timeline": timeline},
         "required_wal": [name(timeline, number)],
     }
@@ -241,7 +241,7 @@ def test_backup(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
 
 def test_backup_with_its_wal_or_none(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     put(folder, 1, 6)
-    included = published(tmp_path, 4, wal="include")
+    included = published(tmp_path, 4, wal="include", wal_proof={"sha256": {name(1, 4): "0" * 64}})
     none = published(tmp_path, 3, wal="none")
     answer = told(folder, included)
     assert (answer["wal"], answer["missing"], answer["recoverable_until"]) == ("included", [], None)
@@ -274,12 +274,7 @@ def test_damaged_backups(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     put(folder, 1, 3)
     first, second = published(tmp_path, 3), published(tmp_path, 4)
     pathlib.Path(first.file("backup.json")).write_text("{")
-    second.save({**second.load(), "stop": {}})
+    edit(second, stop={})
     answer = info(folder, first.cluster)
     assert [bool(one["problem"]) for one in answer["backups"]] == [True, True]
     assert len(answer["problems"]) == 2
-
-
-def test_times() -> None:
-    assert _recoverable.utc_us(1) == "1970-01-01T00:00:00.000001Z"
-    assert _recoverable.utc_us(1795348694000000) == "2026-11-22T11:58:14.000000Z"

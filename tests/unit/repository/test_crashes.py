@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import repository as _repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
@@ -29,6 +30,8 @@ from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
     files_below,
     make_backup,
     make_cluster,
+    metadata,
+    record_of,
 )
 
 
@@ -96,11 +99,11 @@ def test_publish_after_a_crash_anywhere(tmp_path: pathlib.Path) -> None:
         outcomes.add(backup.published)
         if not backup.published:
             assert wanted <= files_below(backup.path), where
-            with backup.work():
+            with backup.hold():
                 backup.publish()
         assert (fresh.unfinished(), [one.id for one in fresh.published()]) == ([], ["b1"]), where
         assert files_below(fresh.get("b1").path) == wanted, where
-        assert fresh.get("b1").load()["state"] == "complete", where
+        assert fresh.get("b1").load().state == "complete", where
     assert outcomes == {False, True}
 
 
@@ -132,7 +135,7 @@ def test_remove_after_a_crash_anywhere(tmp_path: pathlib.Path, full: bool) -> No
 def _could_be_published(backup: Backup) -> bool:
     """Whether publish would take it: see _publish.refuse_unproven."""
     try:
-        return backup.load()["state"] == "complete" and os.path.isfile(backup.file("data", "backup_label"))
+        return backup.load().state == "complete" and os.path.isfile(backup.file("data", "backup_label"))
     except BackupError:
         return False
 
@@ -144,7 +147,7 @@ def disk_full() -> t.Iterator[None]:
     def refuse(path: str, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
-    with mock.patch.object(_host_files, "write_bytes", refuse):
+    with mock.patch.object(_repository, "write_bytes", refuse):
         yield
 
 
@@ -153,12 +156,12 @@ def test_start_after_a_crash_anywhere(tmp_path: pathlib.Path) -> None:
 
     def work(cluster: Cluster) -> None:
         with cluster.lock():
-            cluster.new_backup("b1", {"state": "started"})
+            cluster.new_backup(record_of(metadata()))
 
     for where, cluster in crashes(tmp_path, make_cluster, work):
         for backup in cluster.unfinished():
             with contextlib.suppress(BackupError):
-                assert backup.load()["state"] == "started"
+                assert backup.load().state == "started"
             backup.remove()
         assert os.listdir(cluster.in_progress) == [], where
         work(cluster)
@@ -207,7 +210,7 @@ def test_remove_and_publish_at_once(tmp_path: pathlib.Path, first: str) -> None:
                     work[first](Backup(cluster, "b1", published=False))
         for backup in cluster.published():
             assert files_below(backup.path) - {"lock"} == FILES | {"backup.json"}, folder.name
-            assert backup.load()["state"] == "complete", folder.name
+            assert backup.load().state == "complete", folder.name
         outcomes.add(bool(cluster.published()))
         if not begun:
             break

@@ -28,7 +28,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verific
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
-from tests.unit.helpers_unit import IDENTIFIER, make_cluster, metadata
+from tests.unit.helpers_unit import IDENTIFIER, make_cluster, metadata, record_of
 
 MB: t.Final = 1 << 20
 LOCATION: t.Final = b"/srv/caf\xe9"
@@ -84,7 +84,7 @@ class Published:
         out = io.BytesIO()
         checksum = _manifest.write_manifest(out, 18, int(IDENTIFIER), entries, ranges)
         (self.path / "data/backup_manifest").write_bytes(out.getvalue())
-        content = metadata("complete", backup_id=backup_id, schema=1)
+        content = metadata("complete", backup_id=backup_id)
         content["server"]["wal_segment_size"] = MB
         content["start"]["from_standby"] = bool(more.pop("standby", False))
         content["stop"].update(
@@ -349,7 +349,7 @@ def test_which_one(tmp_path: pathlib.Path) -> None:
     cluster = newer.cluster
     assert _verify_job.chosen(cluster, "latest").id == "a"
     assert _verify_job.chosen(cluster, "b").id == "b"
-    cluster.new_backup("c", metadata())
+    cluster.new_backup(record_of(metadata(backup_id="c")))
     for name, code in (("c", "not_published"), ("d", "unknown_backup"), ("../b", "bad_name")):
         with pytest.raises(BackupError) as caught:
             _verify_job.chosen(cluster, name)

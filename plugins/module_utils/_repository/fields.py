@@ -1,0 +1,261 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks of the single values of a record, each returning the typed value; what is wrong is named by its field.
+
+Private to pgfleet.basebackup: no stability is promised. Knows JSON and the grammar of PostgreSQL's names, no record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import parse_utc
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import (
+    is_history_name,
+    is_segment_name,
+    parse_lsn,
+)
+
+LONGEST_PATH = 4096
+LONGEST_TEXT = 100_000
+LONGEST_LIST = 1_000_000
+MOST_BYTES = 1 << 62
+MOST_SECONDS = 1e12
+# time.gmtime takes no more than the year 9999.
+LAST_TIME = 253402300799.0
+# No number in a record has more digits; int() of a long text takes quadratic time.
+_MOST_DIGITS = 20
+_SHOWN = 80
+
+_IDENTIFIER = re.compile(r"[0-9]{1,20}\Z")
+_OID = re.compile(r"[1-9][0-9]{0,9}\Z")
+
+T = t.TypeVar("T")
+Check = t.Callable[[t.Any], T]
+
+
+class Wrong(Exception):
+    """A value that is not what it must be: ``field`` says where, ``problem`` what is wrong with it."""
+
+    def __init__(self, problem: str, field: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.field = field
+
+    def inside(self, name: str) -> Wrong:
+        """Return the same for what contains it under ``name``."""
+        dot = "." if self.field and not self.field.startswith("[") else ""
+        return Wrong(self.problem, name + dot + self.field)
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.problem}".strip()
+
+
+def _not(value: t.Any, what: str) -> Wrong:
+    shown = repr(value[:_SHOWN] if isinstance(value, (str, list)) else value)
+    return Wrong(f"is {shown if len(shown) <= 2 * _SHOWN else shown[:_SHOWN] + '...'}, not {what}")
+
+
+def load_object(data: bytes) -> t.Any:
+    """Return the JSON in ``data``. Raises :class:`Wrong`, also for endless nesting."""
+    try:
+        return json.loads(data.decode("utf-8"), parse_int=_parse_int)
+    except RecursionError as exc:
+        raise Wrong("is nested too deeply") from exc
+    except ValueError as exc:
+        raise Wrong(f"is not JSON: {exc}") from exc
+
+
+def _parse_int(digits: str) -> float:
+    return int(digits) if len(digits) <= _MOST_DIGITS else math.inf
+
+
+def field(content: t.Any, name: str, check: Check[T]) -> T:
+    """Return the checked value ``name`` of a JSON object. Raises :class:`Wrong`, also when it is missing."""
+    if not isinstance(content, dict):
+        raise _not(content, "an object")
+    if name not in content:
+        raise Wrong("is missing", name)
+    try:
+        return check(content[name])
+    except Wrong as exc:
+        raise exc.inside(name) from exc
+
+
+def optional(content: t.Any, name: str, check: Check[T]) -> t.Optional[T]:
+    """Do what :func:`field` does; None for a value that is null or missing."""
+    return None if isinstance(content, dict) and content.get(name) is None else field(content, name, check)
+
+
+def text(longest: int = LONGEST_TEXT) -> Check[str]:
+    """Check for text of at most ``longest`` characters without NUL, which can be a file name's bytes."""
+
+    def check(value: t.Any) -> str:
+        if not isinstance(value, str) or len(value) > longest or "\0" in value:
+            raise _not(value, f"text of at most {longest} characters")
+        try:
+            value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as exc:
+            raise _not(value, "text that can be written as UTF-8") from exc
+        return value
+
+    return check
+
+
+def matching(pattern: t.Pattern[str], what: str) -> Check[str]:
+    """Check for text that ``pattern`` matches."""
+
+    def check(value: t.Any) -> str:
+        if not isinstance(value, str) or not pattern.match(value):
+            raise _not(value, what)
+        return value
+
+    return check
+
+
+def one_of(*values: str) -> Check[str]:
+    """Check for one of several words."""
+
+    def check(value: t.Any) -> str:
+        if not isinstance(value, str) or value not in values:
+            raise _not(value, " or ".join(values))
+        return value
+
+    return check
+
+
+def boolean(value: t.Any) -> bool:
+    """Check for true or false."""
+    if not isinstance(value, bool):
+        raise _not(value, "true or false")
+    return value
+
+
+def integer(low: int, high: int) -> Check[int]:
+    """Check for a whole number from ``low`` to ``high``."""
+
+    def check(value: t.Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise _not(value, f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float) -> Check[float]:
+    """Check for a finite number from ``low`` to ``high``."""
+
+    def check(value: t.Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+            raise _not(value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+seconds = number(0, MOST_SECONDS)
+timestamp = number(0, LAST_TIME)  # seconds since 1970
+byte_count = integer(0, MOST_BYTES)
+timeline = integer(1, 0xFFFFFFFF)
+
+
+def power_of_two(low: int, high: int) -> Check[int]:
+    """Check for a power of two from ``low`` to ``high``."""
+
+    def check(value: t.Any) -> int:
+        checked = integer(low, high)(value)
+        if checked & (checked - 1):
+            raise _not(value, "a power of two")
+        return checked
+
+    return check
+
+
+def lsn(value: t.Any) -> int:
+    """Check for the text of an LSN, and return it as the number of the byte."""
+    try:
+        return parse_lsn(text(17)(value))
+    except (Wrong, ValueError) as exc:
+        raise _not(value, "an LSN") from exc
+
+
+def wal_name(value: t.Any) -> str:
+    """Check for the name of a WAL segment or of a timeline's history."""
+    if not isinstance(value, str) or not (is_segment_name(value) or is_history_name(value)):
+        raise _not(value, "the name of a WAL segment or a timeline history file")
+    return value
+
+
+def oid(value: t.Any) -> int:
+    """Check for the digits of an oid, the name of a tablespace's directory."""
+    if not isinstance(value, str) or not _OID.match(value) or int(value) > 0xFFFFFFFF:
+        raise _not(value, "an oid")
+    return int(value)
+
+
+def system_identifier(value: t.Any) -> str:
+    """Check for the digits of a system identifier."""
+    if not isinstance(value, str) or not _IDENTIFIER.match(value) or int(value) >= 1 << 64:
+        raise _not(value, "a system identifier")
+    return value
+
+
+def location(value: t.Any) -> str:
+    """Check for an absolute path."""
+    if not text(LONGEST_PATH)(value).startswith("/"):
+        raise _not(value, "an absolute path")
+    return t.cast(str, value)
+
+
+def path_below(value: t.Any) -> str:
+    """Check for the relative path of something below a directory, which no component of it leaves."""
+    if {"", ".", ".."} & set(text(LONGEST_PATH)(value).split("/")):
+        raise _not(value, "a path below the data directory")
+    return t.cast(str, value)
+
+
+def utc_text(value: t.Any) -> str:
+    """Check for a time as text, in UTC."""
+    try:
+        parse_utc(text(64)(value))
+    except (Wrong, ValueError) as exc:
+        raise _not(value, "a time like 2026-11-22T11:32:00Z") from exc
+    return t.cast(str, value)
+
+
+def list_of(check: Check[T], longest: int = LONGEST_LIST) -> Check[t.Tuple[T, ...]]:
+    """Check for a list of at most ``longest`` values that all pass ``check``."""
+
+    def check_list(value: t.Any) -> t.Tuple[T, ...]:
+        if not isinstance(value, list) or len(value) > longest:
+            raise _not(value, f"a list of at most {longest} values")
+        found = []
+        for index, one in enumerate(value):
+            try:
+                found.append(check(one))
+            except Wrong as exc:
+                raise exc.inside(f"[{index}]") from exc
+        return tuple(found)
+
+    return check_list
+
+
+def mapping_of(key: Check[T], check: Check[t.Any], longest: int = LONGEST_LIST) -> Check[t.Dict[T, t.Any]]:
+    """Check for an object of at most ``longest`` values, whose names pass ``key`` and whose values pass ``check``."""
+
+    def check_mapping(value: t.Any) -> t.Dict[T, t.Any]:
+        if not isinstance(value, dict) or len(value) > longest:
+            raise _not(value, f"an object of at most {longest} values")
+        found = {}
+        for name, one in value.items():
+            try:
+                found[key(name)] = check(one)
+            except Wrong as exc:
+                raise exc.inside(f"[{name[:_SHOWN]}]") from exc
+        return found
+
+    return check_mapping

@@ -1,0 +1,177 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the tablespaces of a backup go, and whether those places are free.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Space, is_empty
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import Surroundings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.places import check_alone, check_directory
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
+    CLUSTER,
+    EMPTY,
+    INTERRUPTED,
+    Destination,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
+
+_REMAP = "Choose a different place in tablespace_mapping or tablespace_directory."
+
+# Tablespaces to move aside: oid and location.
+LeftOver = t.Tuple[t.Tuple[int, bytes], ...]
+
+
+def map_tablespaces(
+    originals: t.Mapping[int, bytes], wanted: t.Mapping[str, str], folder: t.Optional[str]
+) -> list[Space]:
+    """Return where the tablespaces with these original locations go, by oid.
+
+    ``wanted`` are the locations by oid or original location, ``folder`` is where the others go.
+    Raises BackupError, code ``bad_mapping``.
+    """
+    mapping = {os.fsencode(str(key)): os.fsencode(value) for key, value in wanted.items()}
+    spaces = []
+    for oid, original in sorted(originals.items()):
+        location = os.path.join(os.fsencode(folder), b"%d" % oid) if folder else original
+        for key in (b"%d" % oid, original, original + b"/"):
+            location = mapping.pop(key, location)
+        if not os.path.isabs(location):
+            raise BackupError(f"{printable(location)} is not an absolute path.", code="bad_mapping")
+        location = os.path.normpath(location)
+        spaces.append(Space(oid, original, location, os.path.realpath(location)))
+    if mapping:
+        known = ", ".join(f"{one.oid} at {printable(one.original)}" for one in spaces) or "none"
+        raise BackupError(
+            f"tablespace_mapping: the backup has no {', '.join(map(printable, sorted(mapping)))}.",
+            code="bad_mapping",
+            hint=f"It has {known}.",
+        )
+    return spaces
+
+
+def place_of(location: bytes, version: bytes) -> bytes:
+    """Return where a tablespace is whose link leads to ``location``.
+
+    That is its parent when a crash came while it was set aside, after its link and before its directory.
+    """
+    set_aside = os.path.basename(location).startswith(b"replaced-")
+    return os.path.dirname(location) if set_aside and not os.path.exists(location + b"/" + version) else location
+
+
+class TablespaceChecks:
+    """The checks of the places of tablespaces.
+
+    ``source`` is the data directory of the backup's server, ``version`` the name of the server's directory in each
+    tablespace, ``takes_over`` whether what the old cluster has may be overwritten or moved aside.
+    """
+
+    def __init__(
+        self,
+        findings: Findings,
+        around: Surroundings,
+        destination: Destination,
+        source: bytes,
+        version: bytes,
+        takes_over: bool,
+    ) -> None:
+        self._findings = findings
+        self._around = around
+        self._destination = destination
+        self._source = source
+        self._version = version
+        self._takes_over = takes_over
+        # Through a link one would see another cluster's.
+        linked = os.path.islink(destination.data + b"/pg_tblspc")
+        self._old: dict[int, bytes] = {} if linked else _running.tablespaces_of(destination.data)
+
+    def check(self, spaces: t.Sequence[Space]) -> None:
+        """Refuse places that are in use, overlap, or are not empty."""
+        for space in spaces:
+            self._check(space, [one.real for one in spaces if one.oid != space.oid])
+
+    def _check(self, space: Space, others: t.Sequence[bytes]) -> None:
+        findings, data, real = self._findings, self._destination.data, space.real
+        name = f"The tablespace {space.oid}"
+        user = self._user_of(real)
+        if user:
+            findings.refuse(
+                "tablespace_in_use",
+                f"{name} cannot be restored to {printable(space.location)}: it is in use by {user}.",
+                _REMAP,
+                oid=space.oid,
+            )
+            return
+        above = [data] if inside(data, real) else []
+        if not check_alone(findings, self._around, name, real, *above, *others):
+            return
+        if inside(real, data) and space.location != space.original:
+            findings.refuse("overlap", f"{name} must not lie in the data directory.", _REMAP)
+        else:
+            check_directory(findings, real)
+        if not self._is_empty(real) and not self._is_own(space):
+            findings.refuse(
+                "tablespace_not_empty",
+                f"{name} cannot be restored to {printable(space.location)}: it is not empty.",
+                _REMAP,
+                oid=space.oid,
+            )
+
+    def _is_empty(self, place: bytes) -> bool:
+        return is_empty(place + b"/" + self._version)
+
+    def _user_of(self, real: bytes) -> str:
+        """Return which other cluster has its data in a directory, "" for none."""
+        wanted = _paths.identity(real)
+        for server in self._around.others():
+            places = {path: known for path, known in server.tablespaces.items() if known == wanted or path == real}
+            if places or inside(real, server.data_directory):
+                return f"the running server in {printable(server.data_directory)}"
+        source = self._source
+        if source != self._around.data and real in map(os.path.realpath, _running.tablespaces_of(source).values()):
+            return f"the cluster in {printable(source)}"
+        return ""
+
+    def _is_own(self, space: Space) -> bool:
+        """Return whether what lies there is that of the cluster, or interrupted restore, in the data directory."""
+        destination = self._destination
+        if destination.request.spaces.get(str(space.oid)) == os.fsdecode(space.location):
+            return True
+        if destination.state in (EMPTY, INTERRUPTED):
+            # The data directory is lost, its tablespaces are not.
+            return self._takes_over
+        linked = self._old.get(space.oid)
+        if linked is None or not self._takes_over:
+            return False
+        return os.path.realpath(place_of(linked, self._version)) == space.real
+
+    def left_over(self, spaces: t.Sequence[Space], replace: bool) -> LeftOver:
+        """Return the tablespaces of the old cluster that must not stay where replay may create them again."""
+        state = self._destination.state
+        found = []
+        if state == EMPTY and replace:
+            found = [(one.oid, one.location) for one in spaces if not self._is_empty(one.real)]
+        if state not in (CLUSTER, INTERRUPTED):
+            return tuple(found)
+        kept = set() if replace and state == CLUSTER else {space.oid for space in spaces}
+        for oid, location in sorted(self._old.items()):
+            place = place_of(location, self._version)
+            if oid in kept or self._is_empty(place):
+                continue
+            user = self._user_of(os.path.realpath(place))
+            if user:
+                self._findings.warn(f"{printable(location)} is in use by {user} and is left alone.")
+            else:
+                found.append((oid, location))
+        return tuple(found)

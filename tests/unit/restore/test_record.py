@@ -1,0 +1,91 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What restores record in a data directory, and what that directory then is."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
+    CLUSTER,
+    EMPTY,
+    INTERRUPTED,
+    OTHER,
+    Record,
+    Request,
+    look_at_destination,
+    read_record,
+    read_request,
+    state_of,
+    write_record,
+    write_request,
+)
+
+RECORD = Record("d1", "b1", "primary", 1.5, None, {"plan": {}})
+REQUEST = Request("d1", "b1", {"16385": "/srv/a"}, os.fsencode("/saved/caf\udce9"), (b"/wal/\xe9",))
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path) -> bytes:
+    (tmp_path / "data/pgfleet_restore").mkdir(parents=True)
+    (tmp_path / "data/global").mkdir()
+    return os.fsencode(tmp_path / "data")
+
+
+def touch(path: bytes) -> None:
+    with open(path, "wb"):
+        pass
+
+
+def test_a_record_counts_beside_its_control_file(data: bytes) -> None:
+    write_record(data, RECORD)
+    assert read_record(data) is None
+    touch(data + b"/global/pg_control")
+    assert read_record(data) == RECORD
+    os.rename(data, data + b".old")
+    os.makedirs(data + b"/global")
+    for name in (b"/pgfleet_restore.json", b"/global/pg_control"):
+        os.rename(data + b".old" + name, data + name)
+    assert read_record(data) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"device": 1, "inode": 1}'])
+def test_a_damaged_record_is_none(data: bytes, content: bytes) -> None:
+    touch(data + b"/global/pg_control")
+    with open(data + b"/pgfleet_restore.json", "wb") as stream:
+        stream.write(content)
+    assert read_record(data) is None
+
+
+def test_a_request_survives(data: bytes) -> None:
+    assert read_request(data) == Request()
+    write_request(data, REQUEST)
+    assert read_request(data) == REQUEST
+
+
+def test_states(data: bytes) -> None:
+    assert state_of(data + b"/absent") == EMPTY
+    os.rmdir(data + b"/global")
+    assert state_of(data) == EMPTY
+    os.mkdir(data + b"/global")
+    assert state_of(data) == OTHER
+    touch(data + b"/PG_VERSION")
+    assert state_of(data) == CLUSTER
+    write_request(data, REQUEST)
+    assert state_of(data) == INTERRUPTED
+    touch(data + b"/global/pg_control")
+    assert state_of(data) == CLUSTER
+
+
+def test_the_request_of_an_interrupted_restore_alone_counts(data: bytes) -> None:
+    write_request(data, REQUEST)
+    found = look_at_destination(Findings(), data)
+    assert (found.state, found.record, found.request) == (INTERRUPTED, None, REQUEST)
+    for name in (b"/PG_VERSION", b"/global/pg_control"):
+        touch(data + name)
+    found = look_at_destination(Findings(), data)
+    assert (found.state, found.request) == (CLUSTER, Request())
