@@ -114,7 +114,7 @@ def test_session_is_killed(sandbox: Sandbox, fleet: Fleet, primary: Server) -> N
     text = message(play, "db")
     assert f"db: the backup {copying.backup.name} of the cluster db failed at" in text
     assert "Copy the files" in text
-    assert "The session process is gone without a word" in text
+    assert "The session process ended without recording a result" in text
     assert content(copying.backup)["state"] == "failed"
     fleet.run({"db": fleet.host(primary)}).ok()
     (backup,) = fleet.published("db")
