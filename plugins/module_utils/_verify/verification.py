@@ -18,9 +18,10 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.checksums import wrong_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Look, bad_file
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.pg_verifybackup import find_tool, run_tool
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.pg_verifybackup import run_tool
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.wal import bad_wal, required_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, open_archive
 
@@ -96,7 +97,8 @@ def verify(
     included = content.get("wal") == "include"
     reads_wal = WAL in wish.levels or (FULL in wish.levels and included)
     archive = None if included or not reads_wal else _archive(backup, content, wish)
-    tool = find_tool(wish.bin_directory, content["server"]["major"]) if wish.pg_verifybackup else None
+    # It reads the manifests of its own version only.
+    tool = find("pg_verifybackup", content["server"]["major"], wish.bin_directory) if wish.pg_verifybackup else None
     files = look.files
     hashed = [one for one in files if one.entry.algorithm] if FULL in wish.levels else []
     hashed_bytes = sum(one.entry.size for one in hashed)
