@@ -31,8 +31,11 @@ _STATUS_LINE = 8
 
 
 class Postmaster(t.NamedTuple):
-    """The process of a running server: ``status`` is ``starting``, ``stopping``, ``ready``, ``standby`` or "" when it is
-    not known. ``is_main`` is false when only other processes of the server are left."""
+    """The process of a running server.
+
+    ``status`` is ``starting``, ``stopping``, ``ready`` or ``standby``, "" when it is not known. ``is_main`` is false
+    when only other processes of the server are left.
+    """
 
     pid: int
     status: str
