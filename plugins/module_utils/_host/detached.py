@@ -3,6 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Work in a detached process, which survives the end of the task, the connection and the controller.
 
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
+
 Private to pgfleet.basebackup: no stability is promised.
 
 The process is forked from the module after everything is imported, because the module's payload disappears. It holds a
@@ -127,8 +129,8 @@ class Job:
     """A piece of work that at most one process does at a time; each kind of it is a subclass with :meth:`work`.
 
     ``folder`` holds its record; ``lock`` is the path of the file whose flock the process holds, by default in that
-    folder. Messages speak of the ``noun`` of the ``subject``, "The copy of the backup b1 failed", and codes begin with
-    the noun; ``verb`` is its participle, "the process copying the backup b1". ``again`` is the hint after the process
+    folder. Messages speak of the ``noun`` of the ``subject``, "The copy of photo 1 failed", and codes begin with
+    the noun; ``verb`` is its participle, "the process copying photo 1". ``again`` is the hint after the process
     was killed.
     """
 
