@@ -47,12 +47,11 @@ extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.handle.backup_id
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
   - pgfleet.basebackup.detached
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 seealso:
   - module: pgfleet.basebackup.backup_start
   - module: pgfleet.basebackup.backup_stop
@@ -158,6 +157,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
     detached_argument_spec,
     handle,
     handle_argument_spec,
+    read_durations,
     require_positive,
     run,
 )
@@ -202,6 +202,7 @@ def main() -> None:
         return dict(handle(module), **answer, finished=True, changed=changed, msg=msg)
 
     def work() -> dict[str, object]:
+        read_durations(params, may_be_zero="progress_interval wait_timeout")
         require_positive(params, "jobs")
         new_hash(params["checksum_algorithm"])
         backup = backup_of(module)

@@ -38,10 +38,10 @@ options:
     default: fast
   timeout:
     description:
-      - Seconds to wait until the server has stopped, and with O(state=restarted) as long again until it accepts
-        connections.
-    type: float
-    default: 300
+      - How long to wait until the server has stopped, and with O(state=restarted) as long again until it accepts
+        connections. A duration.
+    type: str
+    default: 5 minutes
   bin_directory:
     description:
       - Directory of PostgreSQL's programs. Without it the module searches C(PATH), C(/usr/lib/postgresql/<major>/bin)
@@ -60,6 +60,8 @@ options:
     type: path
 extends_documentation_fragment:
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes
 attributes:
   idempotent:
@@ -67,8 +69,6 @@ attributes:
     details:
       - With O(state=restarted) each call restarts the server.
 notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
   - It must run as the server's operating system user.
 seealso:
   - module: pgfleet.basebackup.recovery_info
@@ -130,7 +130,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
     major_of,
@@ -150,7 +150,7 @@ def main() -> None:
             data_directory={"type": "path", "required": True},
             state={"type": "str", "choices": ["started", "stopped", "restarted"], "required": True},
             mode={"type": "str", "choices": ["smart", "fast", "immediate"], "default": "fast"},
-            timeout={"type": "float", "default": 300.0},
+            timeout=duration("5 minutes"),
             bin_directory={"type": "path"},
             config_file={"type": "path"},
             log_file={"type": "path"},
@@ -193,6 +193,7 @@ def main() -> None:
         return dict(answer, **found, msg=f"The server on {directory} was restarted.")
 
     def work() -> dict[str, object]:
+        read_durations(params, may_be_zero="timeout")
         if not os.path.isabs(directory):
             raise BackupError(f"data_directory must be an absolute path, not {directory}.", code="bad_path")
         return {"started": started, "stopped": stopped, "restarted": restarted}[params["state"]]()

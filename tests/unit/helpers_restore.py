@@ -208,8 +208,8 @@ def chosen(published: Published) -> t.Callable[..., _candidate.Choice]:
 
     def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _candidate.Choice:
         path = _path.Path(1, [])
-        content = published.backup.load_raw()
-        return _candidate.Choice(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
+        record = published.backup.load()
+        return _candidate.Choice(published.backup, record, "the only one", path, [], [], None, [], None, True, target)
 
     return choose
 

@@ -227,25 +227,6 @@ def remove(place: bytes) -> None:
         raise unwritable(exc.filename or place, exc) from exc
 
 
-def backup_directories(backup: bytes) -> list[bytes]:
-    """Return the directories of a backup in backup terms, parents first. Raises BackupError, code ``unreadable``."""
-    found = []
-    pending = [(b"", backup + b"/data"), (b"pg_tblspc/", backup + b"/tablespaces")]
-    while pending:
-        prefix, directory = pending.pop()
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        found.append(prefix + entry.name)
-                        pending.append((prefix + entry.name + b"/", entry.path))
-        except FileNotFoundError:
-            continue
-        except OSError as exc:
-            raise unreadable(directory, exc) from exc
-    return sorted(found)
-
-
 def is_empty(directory: bytes, *known: bytes) -> bool:
     """Return whether nothing but what a file system or a replaced cluster leaves, or ``known`` names, lies in
     ``directory``, or it is absent.

@@ -27,7 +27,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
     Destination,
     control_in,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, DirectoryArchive
 
 
@@ -86,14 +85,13 @@ def look_for_usable_wal(
     """
     if destination.record is not None and destination.record.restore_as == "copy":
         return ()
-    server = choice.content["server"]
-    size, identifier = server["wal_segment_size"], int(server["system_identifier"])
-    start = _segments.parse_lsn(choice.content["start"]["start_lsn"])
+    server = choice.record.server
+    size, identifier = server.wal_segment_size, int(server.system_identifier)
     own = _own_wal(destination)
     found: dict[str, bytes] = {}
     for place in [*sources, *([own] if own else [])]:
         names = unarchived(place, size, functools.partial(_is_archived, archive, destination.data))
-        for name in usable(place, names, archive, choice.path, start, size, identifier):
+        for name in usable(place, names, archive, choice.path, choice.record.start.lsn, size, identifier):
             if b"pg_wal/" + os.fsencode(name) not in included:
                 found.setdefault(name, place)
     return tuple((place, name) for name, place in found.items())

@@ -171,7 +171,7 @@ class Restore:
             layout.make_link(data + b"/pg_wal", layout.waldir)
         elif not os.path.ismount(data + b"/pg_wal"):
             layout.make_directory(data + b"/pg_wal")
-        for name in (b"archive_status", b"summaries")[: 2 if self._choice.content["server"]["major"] >= 17 else 1]:
+        for name in (b"archive_status", b"summaries")[: 2 if self._choice.record.server.major >= 17 else 1]:
             layout.make_directory(layout.place(b"pg_wal/" + name))
         for space in layout.spaces:
             layout.make_link(data + b"/pg_tblspc/%d" % space.oid, space.location)
