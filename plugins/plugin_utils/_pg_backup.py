@@ -141,8 +141,9 @@ class BackupRun:
         return (
             f"{one.get('owner') or 'An unnamed run'} has been working on the backup {one['backup_id']} since"
             f" {one.get('since') or 'an unknown time'} (state {one['state']}, {one.get('percent') or 0} % copied,"
-            f" last heard of {one.get('silent_seconds')} s ago). After {self.facts['takeover_after']} s of silence it"
-            f" would be continued; before that pg_backup_concurrent={self.facts['concurrent']} decides."
+            f" last heard of {one.get('silent_seconds')} s ago). It would be continued after a silence of"
+            f" pg_backup_takeover_after={self.facts['takeover_after']}; before that"
+            f" pg_backup_concurrent={self.facts['concurrent']} decides."
         )
 
     def _directory(self, parent: str) -> str:

@@ -28,7 +28,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verific
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
-from tests.unit.helpers_unit import IDENTIFIER, make_cluster, metadata, record_of
+from tests.unit.helpers_unit import IDENTIFIER, make_cluster, metadata, proof, record_of
 
 MB: t.Final = 1 << 20
 LOCATION: t.Final = b"/srv/caf\xe9"
@@ -109,7 +109,7 @@ class Published:
         return Backup(self.cluster, self.path.name, published=True)
 
     def quick(self) -> set[tuple[str, str]]:
-        return {(one["path"], one["problem"]) for one in _verify.quick(self.backup, self.content)}
+        return {(one["path"], one["problem"]) for one in _verify.quick(self.backup, self.backup.load())}
 
     def verify(self, *levels: str, **wish: t.Any) -> dict[str, t.Any]:
         given = dict.fromkeys(Wish._fields, None) | {"levels": levels, "jobs": 2} | wish
@@ -286,7 +286,7 @@ def test_included_history(tmp_path: pathlib.Path) -> None:
         ranges=TWO_TIMELINES,
         wal_files=wal_files,
         wal="include",
-        wal_proof={"sha256": {**sums, SEGMENTS[0]: ""}},
+        wal_proof={**proof(), "sha256": {**sums, SEGMENTS[0]: "0" * 64}},
     )
     place = published.path / "data/pg_wal"
     segments = {(f"pg_wal/{name}", "bad_segment") for name in SEGMENTS[1:]} | {(f"pg_wal/{SEGMENTS[0]}", "missing")}
@@ -374,7 +374,7 @@ def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch
 
 def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checksums that cannot be computed are no checksums that hold."""
-    look = _verify.Look(published.backup, published.content)
+    look = _verify.Look(published.backup, published.backup.load())
     files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in look.files]
     monkeypatch.setattr(_host_checksums, "crc32c", None)
     with pytest.raises(BackupError) as caught:
