@@ -50,6 +50,15 @@ def handle_argument_spec() -> dict[str, t.Any]:
     )
 
 
+def detached_argument_spec(run_id: bool = False) -> dict[str, t.Any]:
+    """Return the arguments of the ``detached`` documentation fragment, with ``run_id`` where it is wanted."""
+    arguments: dict[str, t.Any] = {
+        "progress_interval": {"type": "int", "default": 10},
+        "wait_timeout": {"type": "int", "default": 0},
+    }
+    return {**arguments, "run_id": {"type": "str"}} if run_id else arguments
+
+
 def seconds(text: str, name: str) -> float:
     """Return the seconds in ``text``: ``90``, ``15 min``, ``20 hours``, ``2d``. Raises :class:`BackupError`."""
     match = _DURATION.match(text.lower())

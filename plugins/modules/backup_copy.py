@@ -43,37 +43,16 @@ options:
         C(pg_wal).
     type: bool
     default: false
-  progress_interval:
-    description:
-      - Seconds between two lines of progress on the controller; V(0) shows none.
-    type: int
-    default: 10
-  wait_timeout:
-    description:
-      - Seconds after which the call returns with RV(finished=false) while the copy continues; V(0) waits until it is
-        done.
-      - The action plugin of this name sets it. Set it only if you run the module without that plugin.
-    type: int
-    default: 0
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.handle.backup_id
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.detached
   - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
 notes:
   - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
     action group.
-attributes:
-  action:
-    description:
-      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
-    support: full
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: full
-    details:
-      - Without live progress.
 seealso:
   - module: pgfleet.basebackup.backup_start
   - module: pgfleet.basebackup.backup_stop
@@ -175,6 +154,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE, progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
+    detached_argument_spec,
     handle,
     handle_argument_spec,
     require_positive,
@@ -200,6 +180,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             handle_argument_spec(),
+            **detached_argument_spec(),
             jobs={"type": "int", "default": 2},
             checksum_algorithm={
                 "type": "str",
@@ -208,8 +189,6 @@ def main() -> None:
             },
             sync={"type": "bool", "default": True},
             follow_symlinks={"type": "bool", "default": False},
-            progress_interval={"type": "int", "default": 10},
-            wait_timeout={"type": "int", "default": 0},
         ),
         supports_check_mode=True,
     )

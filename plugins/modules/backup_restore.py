@@ -155,46 +155,22 @@ options:
     description: Flush files and directories to disk. Without it a crash of the host can damage the restored files.
     type: bool
     default: true
-  progress_interval:
-    description:
-      - Seconds between two lines of progress on the controller; V(0) shows none.
-    type: int
-    default: 10
-  wait_timeout:
-    description:
-      - Seconds after which the call returns with RV(finished=false) while the restore continues; V(0) waits until it is
-        done.
-      - The action plugin of this name sets it. Set it only if you run the module without that plugin.
-    type: int
-    default: 0
-  run_id:
-    description:
-      - Name of the task's run, by which a later call of the same task knows that its restore is done, with or without
-        O(force).
-      - The action plugin of this name sets it. Without it each call with O(force) restores again.
-    type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.detached
+  - pgfleet.basebackup.detached.run_id
   - pgfleet.basebackup.attributes
 notes:
   - Run the module as the operating system user of the server, not as root.
+  - With O(run_id) a later call of the same task finds its restore done even with O(force); without it each call with
+    O(force) restores again.
   - The module does not connect to a server. It accepts the login options so that they can be set as defaults of the
     action group.
   - The files C(postgresql.auto.conf), C(tablespace_map), C(recovery.signal) and C(standby.signal) are rewritten.
   - In check mode with O(delta) the existing files are read and compared.
   - Replay recreates a tablespace that was created after the backup, in its original directory. If another server of the
     same cluster on this host uses that directory, a restore to a point after the creation is refused.
-attributes:
-  action:
-    description:
-      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
-    support: full
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: full
-    details:
-      - Without live progress.
 seealso:
   - module: pgfleet.basebackup.backup_verify
   - module: pgfleet.basebackup.backup_info
@@ -405,6 +381,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
+    detached_argument_spec,
     require_positive,
     run,
 )
@@ -418,6 +395,7 @@ def main() -> None:
         argument_spec=dict(
             cluster_argument_spec(),
             **login_argument_spec(),
+            **detached_argument_spec(run_id=True),
             backup_id={"type": "str"},
             data_directory={"type": "path", "required": True},
             recovery_target={"type": "str"},
@@ -446,9 +424,6 @@ def main() -> None:
             config_file={"type": "path"},
             jobs={"type": "int", "default": 2},
             sync={"type": "bool", "default": True},
-            progress_interval={"type": "int", "default": 10},
-            wait_timeout={"type": "int", "default": 0},
-            run_id={"type": "str"},
         ),
         mutually_exclusive=[("delta", "replace")],
         supports_check_mode=True,

@@ -61,40 +61,16 @@ options:
       - Directory of PostgreSQL's programs, of the major version of the backup.
       - By default the module searches C(PATH) and the usual directories of packages.
     type: path
-  progress_interval:
-    description:
-      - Seconds between two lines of progress on the controller; V(0) shows none.
-    type: int
-    default: 10
-  wait_timeout:
-    description:
-      - Seconds after which the call returns with RV(finished=false) while the verification continues; call again with
-        the same O(run_id). V(0) verifies in the module itself.
-      - The action plugin of this name sets it. Set it only if you run the module without that plugin.
-    type: int
-    default: 0
-  run_id:
-    description:
-      - Name of the verification, by which the next call finds it. Any text that no other task uses.
-      - Set by the action plugin of this name. Required with O(wait_timeout).
-    type: str
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.detached
+  - pgfleet.basebackup.detached.run_id
   - pgfleet.basebackup.attributes.info
 notes:
+  - With O(wait_timeout) above 0 O(run_id) is required; without it the verification is not detached.
   - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
     action group.
-attributes:
-  action:
-    description:
-      - Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
-    support: full
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: full
-    details:
-      - Without live progress.
 seealso:
   - module: pgfleet.basebackup.backup_info
   - module: pgfleet.basebackup.backup_restore
@@ -225,6 +201,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
+    detached_argument_spec,
     handle,
     require_positive,
     run,
@@ -246,6 +223,7 @@ def main() -> None:
         argument_spec=dict(
             cluster_argument_spec(),
             **login_argument_spec(),
+            **detached_argument_spec(run_id=True),
             backup_id={"type": "str", "default": "latest"},
             levels={"type": "list", "elements": "str", "choices": ["quick", "full", "wal"], "default": ["quick"]},
             jobs={"type": "int", "default": 2},
@@ -253,9 +231,6 @@ def main() -> None:
             restore_command={"type": "str"},
             pg_verifybackup={"type": "bool", "default": False},
             bin_directory={"type": "path"},
-            progress_interval={"type": "int", "default": 10},
-            wait_timeout={"type": "int", "default": 0},
-            run_id={"type": "str"},
         ),
         mutually_exclusive=[("archive_directory", "restore_command")],
         supports_check_mode=True,

@@ -19,21 +19,13 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.validation import check_type_int
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes
 
 display = Display()
 
 # The run must be heard of more often than takeover_after of backup_start.
 LONGEST_SLICE = 10
 DEFAULT_INTERVAL = 10
-
-
-def readable_bytes(number: float) -> str:
-    """Return bytes with a binary unit, for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
 
 
 def describe(host: str, subject: str, progress: t.Mapping[str, t.Any]) -> str:

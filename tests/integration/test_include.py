@@ -269,17 +269,18 @@ def _has_segments(directory: pathlib.Path, count: int) -> bool:
 
 def _stop_until_killed(steps: Steps, done: t.Callable[[], bool]) -> None:
     """Run backup_stop in a process of its own that is killed, at a copy's first piece, once ``done``."""
-    write = _include._write
+    pieces = _include.Inclusion._pieces
 
-    def write_or_die(stream: t.Any, piece: bytes) -> None:
-        write(stream, piece)
-        if done():
-            os.kill(os.getpid(), signal.SIGKILL)
+    def pieces_or_death(*arguments: t.Any) -> t.Iterator[bytes]:
+        for piece in pieces(*arguments):
+            yield piece
+            if done():
+                os.kill(os.getpid(), signal.SIGKILL)
 
     pid = os.fork()
     if pid == 0:
         try:
-            with mock.patch.object(_include, "_write", write_or_die):
+            with mock.patch.object(_include.Inclusion, "_pieces", pieces_or_death):
                 steps.run("backup_stop")
         finally:
             os._exit(1)

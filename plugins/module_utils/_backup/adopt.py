@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import write_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
 
 CONTROL = b"global/pg_control"
@@ -159,7 +159,7 @@ def _prune_folder(root: bytes, top: bytes, keep: set[bytes], folders: set[bytes]
             if path in folders:
                 _prune_folder(root, path, keep, folders, links)
             else:
-                shutil.rmtree(entry.path)
+                remove(entry.path)
         elif path in keep and entry.is_file(follow_symlinks=False):
             os.chmod(entry.path, 0o600)
         else:

@@ -30,9 +30,10 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree i
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.copier import Copied, FileCopier
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unwritable, write_file
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import replacing, unwritable, write_file
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.journal import append, open_journal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import sync_tree
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.plain import backup_files, tablespace_link
@@ -164,10 +165,9 @@ def _keep_finished(destination: bytes, journal: bytes, algorithm: t.Optional[str
                 os.unlink(place)
             except OSError as exc:
                 raise unwritable(place, exc) from exc
-    temporary = journal + b".new"
-    write_file(temporary, b"".join(map(journal_line, kept.values())), False)
     try:
-        os.rename(temporary, journal)
+        with replacing(journal, durable=False) as stream:
+            stream.writelines(map(journal_line, kept.values()))
     except OSError as exc:
         raise unwritable(journal, exc) from exc
     return kept
@@ -202,5 +202,5 @@ def _make_directories(scan: Scan, destination: bytes) -> None:
 
 def _disk_full(error: BackupError, needed: int) -> BackupError:
     free = error.details["free"]
-    hint = f"{free / 1e6:.0f} MB are free and {needed / 1e6:.0f} MB were still to be copied."
+    hint = f"{readable_bytes(free)} are free and {readable_bytes(needed)} were still to be copied."
     return BackupError(error.msg, code=error.code, hint=hint, **{**error.details, "needed": needed})

@@ -18,7 +18,8 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, replacing
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
@@ -65,18 +66,10 @@ class Inclusion:
             fsync_path(directory)
 
     def _copy(self, name: str, end: t.Optional[int], target: str) -> str:
-        temporary = target + ".tmp"
-        try:
-            for attempt in range(ATTEMPTS):
-                time.sleep(PAUSE if attempt else 0)
-                with contextlib.suppress(FileNotFoundError):
-                    digest = self._copy_once(name, end, temporary)
-                    if digest is not None:
-                        os.rename(temporary, target)
-                        return digest
-        finally:
+        for attempt in range(ATTEMPTS):
+            time.sleep(PAUSE if attempt else 0)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+                return self._copy_once(name, end, target)
         raise BackupError(
             f"The WAL file {name} was removed from {self._source} before it was copied into the backup, which is void.",
             code="wal_removed",
@@ -84,21 +77,18 @@ class Inclusion:
             " or a restart of the server; its log tells. Take a new backup.",
         )
 
-    def _copy_once(self, name: str, end: t.Optional[int], temporary: str) -> t.Optional[str]:
-        """Copy, and return None when the file was not the same one all the time."""
+    def _copy_once(self, name: str, end: t.Optional[int], target: str) -> str:
+        """Copy, and return the SHA-256. Raises FileNotFoundError when the source was not the same file all the time."""
         source = os.path.join(self._source, name)
         digest = hashlib.sha256()
-        with open(source, "rb", buffering=0) as stream:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(handle, "wb", buffering=0) as copy:
-                for piece in self._pieces(stream, name, end):
-                    digest.update(piece)
-                    _write(copy, piece)
-                os.fsync(copy.fileno())
+        with replacing(target) as copy, open(source, "rb", buffering=0) as stream:
+            for piece in self._pieces(stream, name, end):
+                digest.update(piece)
+                copy.write(piece)
             # A segment is recycled by renaming it, and written to only after that. While the name still leads to the
             # file that was read, nothing was.
-            if os.stat(source).st_ino != os.fstat(stream.fileno()).st_ino:
-                return None
+            if not same(identity(source), identity_of(os.fstat(stream.fileno()))):
+                raise FileNotFoundError(source)
         return digest.hexdigest()
 
     def _pieces(self, stream: t.Any, name: str, end: t.Optional[int]) -> t.Iterator[bytes]:
@@ -125,12 +115,6 @@ class Inclusion:
             return self._size
         _timeline, segment = _segments.parse_segment_name(name, self._size)
         return min(self._size, end - segment * self._size)
-
-
-def _write(stream: t.Any, piece: bytes) -> None:
-    rest = memoryview(piece)
-    while rest:
-        rest = rest[stream.write(rest) :]
 
 
 def _digest(path: str) -> str:

@@ -32,7 +32,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _host_detached
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, write_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import replacing, write_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
     BY_US,
@@ -57,10 +57,6 @@ STOP_SECONDS = 900.0
 
 # How often the session is told that its WAL is still being copied.
 RENEW_SECONDS = 10.0
-
-
-# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
-RECOVERY_STATES = (2, 5)
 
 
 def result(backup: Backup, record: BackupRecord, changed: bool, msg: str) -> dict[str, t.Any]:
@@ -321,7 +317,7 @@ class Stop:
             control = _control.parse_control(stream.read())
         if str(control.system_identifier) != self._server.system_identifier:
             raise self._void(BackupError("The copied pg_control belongs to another cluster.", code="other_cluster"))
-        if (label.backup_from == "standby") != (control.state in RECOVERY_STATES):
+        if (label.backup_from == "standby") != control.in_recovery:
             raise self._void(
                 BackupError(
                     f"The backup is from a {label.backup_from}, but the copied pg_control has the state"
@@ -376,17 +372,11 @@ class Stop:
         self, files: t.Mapping[bytes, _manifest.ManifestFile], ranges: t.Sequence[_timelines.WalRange]
     ) -> str:
         path = self._backup.file("data", "backup_manifest")
-        handle = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            checksum = _manifest.write_manifest(
+        with replacing(path) as stream:
+            return _manifest.write_manifest(
                 stream,
                 self._server.major,
                 int(self._server.system_identifier),
                 (files[path] for path in sorted(files)),
                 ranges,
             )
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(path + ".tmp", path)
-        fsync_path(os.path.dirname(path))
-        return checksum

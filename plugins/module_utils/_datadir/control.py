@@ -31,6 +31,12 @@ _SETTINGS = struct.Struct("<172xi4x5i")
 _CHECKSUM_VERSION = struct.Struct("<252xI")
 
 
+# DBState of pg_control.h: DB_SHUTDOWNED_IN_RECOVERY, which a recovery leaves whose target's action is "shutdown", and
+# DB_IN_ARCHIVE_RECOVERY.
+SHUT_DOWN_IN_RECOVERY = 2
+_IN_RECOVERY = (SHUT_DOWN_IN_RECOVERY, 5)
+
+
 class ControlFile(t.NamedTuple):
     """The fields of a control file that we use, and its bytes.
 
@@ -56,6 +62,11 @@ class ControlFile(t.NamedTuple):
     max_locks_per_xact: int
     data_checksum_version: int
     raw: bytes
+
+    @property
+    def in_recovery(self) -> bool:
+        """Whether the file is that of a standby, or of another server in archive recovery, running or shut down."""
+        return self.state in _IN_RECOVERY
 
 
 def _crc_table() -> list[int]:

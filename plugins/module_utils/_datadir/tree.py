@@ -22,6 +22,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import Identity, identity_of
 
 _EXCLUDED_PREFIXES = (b"pgsql_tmp", b"pg_internal.init")
 
@@ -44,7 +45,6 @@ _EMPTIED_NAMES = frozenset(
 _RELATION = re.compile(rb"([0-9]+)(?:_(fsm|vm|init))?(?:\.([0-9]+))?", re.DOTALL)
 _TEMPORARY_RELATION = re.compile(rb"t[0-9]+_[0-9]+(?:_(?:fsm|vm|init))?(?:\.[0-9]+)?", re.DOTALL)
 _SPECIAL_KINDS = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFLNK: "symlink"}
-_Identity = t.Tuple[int, int]
 
 
 class Tablespace(t.NamedTuple):
@@ -189,8 +189,8 @@ class _Walk:
         self.pending: list[tuple[bytes, bytes, bool]] = []
         self.links: list[tuple[bytes, bytes]] = []
         # Directories that no followed link may add again, and those that become separate archives.
-        self.known: set[_Identity] = set()
-        self.separate: set[_Identity] = set()
+        self.known: set[Identity] = set()
+        self.separate: set[Identity] = set()
 
     def run(self) -> None:
         self.tablespaces = _find_tablespaces(self.root)
@@ -198,7 +198,7 @@ class _Walk:
         separate = [space for space in self.tablespaces if not space.in_place or self.major >= 16]
         for space in separate:
             with contextlib.suppress(FileNotFoundError):
-                self.separate.add(_identity(space.location))
+                self.separate.add(identity_of(os.stat(space.location)))
         self.pending.append((b"", self.root, False))
         self._drain()
         for space in separate:
@@ -235,7 +235,7 @@ class _Walk:
                     raise
 
     def _read_directory(self, path: bytes, source: bytes, followed: bool) -> None:
-        self.known.add(_identity(source))
+        self.known.add(identity_of(os.stat(source)))
         with os.scandir(source) as listing:
             entries = list(listing)
         in_database = is_database_directory(path, self.version_directory)
@@ -267,10 +267,10 @@ class _Walk:
             self.directories.append(path)
             if path == b"pg_wal":
                 self.directories += [b"pg_wal/archive_status"] + [b"pg_wal/summaries"] * (self.major >= 17)
-            self.known.add(_identity(entry.path))
+            self.known.add(identity_of(os.stat(entry.path)))
         elif is_directory:
             self.directories.append(path)
-            if not self.separate or _identity(entry.path) not in self.separate:
+            if not self.separate or identity_of(os.stat(entry.path)) not in self.separate:
                 self.pending.append((path, entry.path, followed))
         elif not entry.is_symlink():
             kind = _SPECIAL_KINDS.get(stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode), "device")
@@ -296,18 +296,18 @@ class _Walk:
             mode = target.st_mode
         if stat.S_ISREG(mode):
             self.files.append(Entry(path, source, target.st_size, True))
-        elif stat.S_ISDIR(mode) and not self._holds_known(source, (target.st_dev, target.st_ino)):
+        elif stat.S_ISDIR(mode) and not self._holds_known(source, identity_of(target)):
             self.directories.append(path)
             self.pending.append((path, source, True))
         else:
             with contextlib.suppress(FileNotFoundError):
                 self.specials.append(Special(path, "symlink", os.readlink(source)))
 
-    def _holds_known(self, source: bytes, identity: _Identity) -> bool:
+    def _holds_known(self, source: bytes, found: Identity) -> bool:
         """Return whether the backup already contains this directory or one inside it."""
         parent = os.path.join(os.path.realpath(source), b"")
         trees = [self.root] + [space.location for space in self.tablespaces]
-        return identity in self.known | self.separate or any(os.path.realpath(x).startswith(parent) for x in trees)
+        return found in self.known | self.separate or any(os.path.realpath(x).startswith(parent) for x in trees)
 
 
 def _find_tablespaces(root: bytes) -> list[Tablespace]:
@@ -328,12 +328,6 @@ def _find_tablespaces(root: bytes) -> list[Tablespace]:
 
 def _is_oid(name: bytes) -> bool:
     return name.isdigit() and not name.startswith(b"0")
-
-
-def _identity(path: bytes) -> _Identity:
-    """Return device and inode, which identify a directory whatever path leads to it."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def _relative(directory: bytes, root: bytes) -> t.Optional[bytes]:

@@ -19,15 +19,15 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import stat
 import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import new_directory, read_json, write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import check_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import pg_ctl as _pg_ctl
 
@@ -112,12 +112,12 @@ class Scratch:
                 f"{socket_parent} is too long for the path of a socket.", code="bad_path", hint="Use /tmp."
             )
         self.remove(None)
-        os.mkdir(self.path, 0o700)
+        new_directory(self.path)
         socket = os.path.join(socket_parent, SOCKET_PREFIX + secrets.token_hex(4))
         # Its name is recorded before it is made, so that no crash leaves it behind.
         write_json(self.file(MARKER), {"run": run, "by": by, "socket_directory": socket})
-        os.mkdir(socket, 0o700)
-        os.mkdir(self.file("run"), 0o700)
+        new_directory(socket)
+        new_directory(self.file("run"))
         for name, content in CONFIGURATION.items():
             with open(self.file("run", name), "w", encoding="ascii") as stream:
                 stream.write(content)
@@ -151,7 +151,7 @@ class Scratch:
         for name in sorted(os.listdir(self.path), key=lambda one: one == MARKER):
             if name == MARKER:
                 _remove_socket(str(marker.get("socket_directory")))
-            _remove(self.file(name))
+            remove(self.file(name))
         os.rmdir(self.path)
         return True
 
@@ -190,11 +190,4 @@ def _remove_socket(directory: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(directory)
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
-            shutil.rmtree(directory)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+            remove(directory)

@@ -20,13 +20,13 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import Hash, new_hash
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
-    _READ_FLAGS,
-    _close,
-    _create,
-    _write,
+    READ_FLAGS,
+    close,
+    create,
     printable,
     unreadable,
     unwritable,
+    write_all,
 )
 
 # Larger pieces fall out of the processor's cache between being read, hashed and written.
@@ -83,7 +83,7 @@ class FileCopier:
         BackupError, code ``unreadable``, ``unwritable`` or ``disk_full``; the target may then be incomplete.
         """
         try:
-            reader = os.open(source, _READ_FLAGS if followed else _READ_FLAGS | os.O_NOFOLLOW)
+            reader = os.open(source, READ_FLAGS if followed else READ_FLAGS | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -92,13 +92,13 @@ class FileCopier:
             status = os.fstat(reader)
             if not stat.S_ISREG(status.st_mode):
                 raise BackupError(f"{printable(source)} is no longer a regular file", code="unreadable")
-            writer = _create(target)
+            writer = create(target)
             try:
                 checksum = self._fill(_Pair(reader, writer, source, target, status))
                 if self._sync:
                     _start_writing(writer)
             finally:
-                _close(writer, target)
+                close(writer, target)
         finally:
             os.close(reader)
         return Copied(status.st_size, int(status.st_mtime), checksum)
@@ -106,7 +106,7 @@ class FileCopier:
     def hash(self, path: bytes) -> Copied:
         """Hash a file that nobody changes. Raises BackupError, code ``unreadable``, when it cannot be read."""
         try:
-            reader = os.open(path, _READ_FLAGS | os.O_NOFOLLOW)
+            reader = os.open(path, READ_FLAGS | os.O_NOFOLLOW)
         except OSError as exc:
             raise unreadable(path, exc) from exc
         try:
@@ -175,7 +175,7 @@ class FileCopier:
             piece = piece[:count]
             if digest is not None:
                 digest.update(piece)
-            _write(pair.writer, piece, pair.target)
+            write_all(pair.writer, piece, pair.target)
             done += count
             if done - reported >= _REPORT and done < size:
                 self._advance(done - reported)

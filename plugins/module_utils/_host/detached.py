@@ -20,8 +20,9 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
-    fsync_path,
+    make_directory,
     read_json,
+    replacing,
     write_bytes,
     write_json,
 )
@@ -87,14 +88,9 @@ class Recorder:
             bytes_per_second=round(rate),
             seconds_left=round((total - done_bytes) / rate) if rate > 0 else None,
         )
-        # Read by others while it is replaced, so by rename; not durable, so without fsync.
-        temporary = self._path + ".new"
         # On a full disk those that work have the better message.
-        with contextlib.suppress(OSError):
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(json.dumps(self.content).encode("ascii"))
-            os.rename(temporary, self._path)
+        with contextlib.suppress(OSError), replacing(self._path, durable=False) as stream:
+            stream.write(json.dumps(self.content).encode("ascii"))
 
     def begin(self) -> None:
         """Write the first record, and keep room for the last one, which a full disk must not prevent."""
@@ -133,10 +129,7 @@ class Job:
 
     def make_folder(self) -> None:
         """Make the folder, of mode 0700, unless it is there."""
-        if not os.path.isdir(self.folder):
-            os.mkdir(self.folder, 0o700)
-            os.chmod(self.folder, 0o700)
-            fsync_path(os.path.dirname(self.folder))
+        make_directory(self.folder)
 
     @contextlib.contextmanager
     def hold(self, seconds: float = 5.0) -> t.Iterator[int]:

@@ -1,7 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Small files made durable, and the errors of reading and writing them.
+"""Files and directories: made, replaced and flushed to disk, and the errors of reading and writing them.
+
+``AnyPath`` is text or bytes. Functions for bytes raise BackupError, those for either raise OSError.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -13,13 +15,15 @@ import errno
 import json
 import os
 import pwd
-import shutil
 import stat
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+AnyPath = t.TypeVar("AnyPath", str, bytes)
+
+
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,12 +31,12 @@ _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 
 def write_file(path: bytes, data: bytes, sync: bool) -> None:
     """Write a small new file of mode 0600, and with ``sync`` make it and its name durable. Raises BackupError."""
-    writer = _create(path)
+    writer = create(path)
     try:
         os.fchmod(writer, 0o600)
-        _write(writer, memoryview(data), path)
+        write_all(writer, memoryview(data), path)
     finally:
-        _close(writer, path)
+        close(writer, path)
     if sync:
         sync_path(path)
         sync_path(os.path.dirname(path))
@@ -41,11 +45,7 @@ def write_file(path: bytes, data: bytes, sync: bool) -> None:
 def sync_path(path: bytes) -> None:
     """Make a file or a directory durable. Raises BackupError, code ``unwritable`` or ``disk_full``."""
     try:
-        descriptor = os.open(path, _READ_FLAGS | os.O_NOFOLLOW)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync_path(path, follow=False)
     except OSError as exc:
         raise unwritable(path, exc) from exc
 
@@ -54,7 +54,7 @@ def unreadable(path: bytes, error: OSError) -> BackupError:
     """Return the failure to read ``path``; when access is denied it names the user who may not."""
     hint = ""
     if error.errno in (errno.EACCES, errno.EPERM):
-        hint = f"The copy runs as {_user()}: run it as the operating system user of the server."
+        hint = f"This runs as {_user()}: run it as the owner of the files."
     return _failure("read", path, error, "unreadable", hint)
 
 
@@ -62,7 +62,7 @@ def unwritable(path: bytes, error: OSError) -> BackupError:
     """Return the failure to write ``path``: code ``disk_full``, with the bytes ``free``, or ``unwritable``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _failure("write", path, error, "disk_full", "", free=_free(path))
-    hint = f"The copy runs as {_user()}." if error.errno in (errno.EACCES, errno.EPERM) else ""
+    hint = f"This runs as {_user()}." if error.errno in (errno.EACCES, errno.EPERM) else ""
     return _failure("write", path, error, "unwritable", hint)
 
 
@@ -88,19 +88,21 @@ def _free(path: bytes) -> int:
     return system.f_bavail * system.f_frsize
 
 
-def _create(path: bytes) -> int:
+def create(path: bytes) -> int:
+    """Create a file of mode 0600, instead of one that exists, and return its descriptor. Raises BackupError."""
     try:
         try:
             return os.open(path, _CREATE_FLAGS, 0o600)
         except FileExistsError:
-            # Never written over: a process that was given up may still hold it open, and a link would lead elsewhere.
+            # Never overwritten: an abandoned process may still hold it open, and a link would lead elsewhere.
             os.unlink(path)
             return os.open(path, _CREATE_FLAGS, 0o600)
     except OSError as exc:
         raise unwritable(path, exc) from exc
 
 
-def _write(writer: int, data: memoryview, path: bytes) -> None:
+def write_all(writer: int, data: memoryview, path: bytes) -> None:
+    """Write all of ``data`` to a descriptor. Raises BackupError as :func:`unwritable`."""
     try:
         count = os.write(writer, data)
         while count < len(data):
@@ -110,8 +112,9 @@ def _write(writer: int, data: memoryview, path: bytes) -> None:
         raise unwritable(path, exc) from exc
 
 
-def _close(writer: int, path: bytes) -> None:
-    # Quotas and network file systems tell only here that data has no place.
+def close(writer: int, path: bytes) -> None:
+    """Close a descriptor that was written to. Raises BackupError as :func:`unwritable`."""
+    # Quotas and network file systems report only here that there is no space.
     try:
         os.close(writer)
     except OSError as exc:
@@ -123,29 +126,48 @@ def printable(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-def fsync_path(path: str) -> None:
-    """Make a file or directory durable."""
-    handle = os.open(path, os.O_RDONLY)
+def fsync_path(path: AnyPath, follow: bool = True) -> None:
+    """Flush a file or directory to disk; ``follow`` allows a symbolic link. Raises OSError."""
+    handle = os.open(path, READ_FLAGS if follow else READ_FLAGS | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def write_bytes(path: str, content: bytes) -> None:
-    """Replace ``path`` by ``content``, as a whole and durably, with mode 0600."""
-    temporary = path + ".tmp"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "wb") as stream:
+@contextlib.contextmanager
+def replacing(path: AnyPath, *, mode: int = 0o600, durable: bool = True) -> t.Iterator[t.BinaryIO]:
+    """Replace the file ``path`` as a whole: the block writes to a temporary file, which is then renamed.
+
+    With ``durable`` content and name are on disk afterwards. When the block raises, ``path`` stays as it was and the
+    temporary file is removed. Raises OSError.
+    """
+    temporary = path + (".tmp" if isinstance(path, str) else b".tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(handle, mode)
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(handle)
+        os.rename(temporary, path)
+    except Exception:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        fsync_path(os.path.dirname(path))
+
+
+def write_bytes(path: AnyPath, content: bytes) -> None:
+    """Replace ``path`` by ``content``, durably, with mode 0600. Raises OSError."""
+    with replacing(path) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(temporary, path)
-    fsync_path(os.path.dirname(path))
 
 
 def write_json(path: str, content: t.Mapping[str, t.Any]) -> None:
-    """Replace ``path`` by ``content`` as JSON; text with surrogate escapes survives."""
+    """Replace ``path`` by ``content`` as JSON; text with surrogate escapes survives. Raises OSError."""
     write_bytes(path, json.dumps(content, indent=2, sort_keys=True).encode("ascii") + b"\n")
 
 
@@ -160,7 +182,7 @@ def read_json(path: str) -> dict[str, t.Any]:
 
 def read_small(path: str, most: int) -> bytes:
     """Read a regular file of at most ``most`` bytes, no link. Raises OSError, also for what is none such."""
-    handle = os.open(path, _READ_FLAGS | os.O_NOFOLLOW)
+    handle = os.open(path, READ_FLAGS | os.O_NOFOLLOW)
     with os.fdopen(handle, "rb") as stream:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", path)
@@ -170,20 +192,16 @@ def read_small(path: str, most: int) -> bytes:
     return data
 
 
-def make_directory(path: str) -> None:
-    """Make a directory of mode 0700, unless it is there, and make its name durable."""
+def new_directory(path: AnyPath) -> None:
+    """Make a directory of mode 0700, whatever the umask, and flush its name. Raises OSError, also when it exists."""
+    os.mkdir(path, 0o700)
+    os.chmod(path, 0o700)
+    fsync_path(os.path.dirname(path))
+
+
+def make_directory(path: AnyPath) -> None:
+    """Make a directory as :func:`new_directory` does, unless it exists. Raises OSError."""
     if not os.path.isdir(path):
-        # Another run's first backup may make it at this moment.
+        # Another process may make it at this moment.
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)
-        fsync_path(os.path.dirname(path))
-
-
-def remove(path: str) -> None:
-    """Remove a file, a link or a whole directory, when it is there. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
+            new_directory(path)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Paths: which lies in which, which directory is the same, where mounts are.
+"""Paths: which one lies in which, whether two are the same directory, where mounts are.
+
+This package knows files, processes and locks of a host, and nothing of databases.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -18,13 +20,22 @@ Identity = t.Tuple[int, int]
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
-def identity(path: bytes) -> t.Optional[Identity]:
-    """Return what tells one file or directory from all others, None when there is none."""
+def identity_of(status: os.stat_result) -> Identity:
+    """Return device and inode, which distinguish one file or directory from all others, whatever path leads to it."""
+    return status.st_dev, status.st_ino
+
+
+def identity(path: t.Union[str, bytes]) -> t.Optional[Identity]:
+    """Return :func:`identity_of` what ``path`` leads to, None when it cannot be looked at. Compare by :func:`same`."""
     try:
-        status = os.stat(path)
+        return identity_of(os.stat(path))
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+
+
+def same(one: t.Optional[Identity], other: t.Optional[Identity]) -> bool:
+    """Return whether both are known and equal: two unknown directories are not the same one."""
+    return one is not None and one == other
 
 
 def mounts_below(directory: bytes) -> set[bytes]:
@@ -35,7 +46,7 @@ def mounts_below(directory: bytes) -> set[bytes]:
 
 
 def inside(path: bytes, directory: bytes) -> bool:
-    """Tell whether ``path`` is ``directory`` or lies in it."""
+    """Return whether ``path`` is ``directory`` or lies in it."""
     return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
 
 

@@ -1,17 +1,19 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Directory trees: walked, and made durable.
+"""Directory trees: walked, flushed to disk, removed.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unreadable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import AnyPath, sync_path, unreadable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
 
 
@@ -50,3 +52,18 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
     for paths in (files, directories):
         for _report in run_workers(batches(paths, [0] * len(paths)), sync, jobs, check):
             pass
+
+
+def remove(path: AnyPath) -> None:
+    """Remove a file, a link or a directory with all that lies in it; links are not followed, what does not exist is no
+    error. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def discard(path: AnyPath) -> None:
+    """Remove a directory that may be needed no more, as far as that can be done."""
+    shutil.rmtree(path, ignore_errors=True)

@@ -22,12 +22,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     fsync_path,
     make_directory,
+    new_directory,
     read_json,
     read_small,
-    remove,
     write_bytes,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     COMPLETE,
     NAME,
@@ -218,10 +219,8 @@ class Cluster:
         """Make ``in_progress/<id>`` with its record; the caller holds :meth:`lock`. Raises as :meth:`Backup.save`."""
         data = write_backup(record)
         backup = Backup(self, record.backup_id, published=False)
-        os.mkdir(backup.path, 0o700)
-        os.chmod(backup.path, 0o700)
+        new_directory(backup.path)
         write_bytes(backup.file("backup.json"), data)
-        fsync_path(self.in_progress)
         return backup
 
 

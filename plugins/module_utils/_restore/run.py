@@ -15,7 +15,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder, progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository, check_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside import prepare
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.copy import equal_files
@@ -100,8 +100,7 @@ class Run:
         with self._job.hold() as lock:
             # Another call may have finished it, and with it the folder, while this one waited.
             if self._finished() is None:
-                place = identity(os.fsencode(self._job.lock))
-                if place is None or place[1] != os.fstat(lock).st_ino:
+                if not same(identity(self._job.lock), identity_of(os.fstat(lock))):
                     raise BackupError(f"Another restore into {plan.params['data_directory']} just ended.", code="busy")
                 Restore(plan, aside, lambda: None, lambda _bytes, _files: None).write_request()
                 self._job.launch(lock, work)

@@ -22,14 +22,15 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import (
+    SHUT_DOWN_IN_RECOVERY,
+    read_control,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 # The line of postmaster.pid that holds the status (PostgreSQL's pidfile.h, LOCK_FILE_LINE_PM_STATUS).
 STATUS_LINE = 8
 
-# DB_SHUTDOWNED_IN_RECOVERY of pg_control.h: what a recovery leaves whose target's action is "shutdown".
-SHUT_DOWN_IN_RECOVERY = 2
 
 # pg_ctl looks this long whether the server dies at once; a recovery that takes longer goes on without it.
 START_SECONDS = 5

@@ -15,11 +15,13 @@ import struct
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import (
+    SHUT_DOWN_IN_RECOVERY,
+    read_control,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
-    SHUT_DOWN_IN_RECOVERY,
     log_tail,
     postmaster,
     told_by_log,

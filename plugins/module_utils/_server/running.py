@@ -17,7 +17,12 @@ import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import Identity, identity
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import (
+    Identity,
+    identity,
+    identity_of,
+    same,
+)
 
 _PROGRAMS = (b"postgres", b"postmaster", b"edb-postgres")
 
@@ -69,7 +74,7 @@ def _server_of(pid: int) -> t.Optional[Running]:
     except OSError:
         link = b""
     wal = identity(root + link if os.path.isabs(link) else directory + b"/pg_wal")
-    return Running(pid, path, (status.st_dev, status.st_ino), spaces, wal)
+    return Running(pid, path, identity_of(status), spaces, wal)
 
 
 def _named_directory(pid: int) -> bytes:
@@ -100,7 +105,7 @@ def server_in(data_directory: bytes, servers: t.Sequence[Running]) -> t.Optional
     """Return a process of the server that runs in ``data_directory``, None when there is none."""
     wanted = identity(data_directory)
     for server in servers:
-        if server.identity == wanted if server.identity else server.data_directory == data_directory:
+        if same(server.identity, wanted) if server.identity else server.data_directory == data_directory:
             return server.pid
     return None
 

@@ -19,7 +19,11 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, read_json, write_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
+    new_directory,
+    read_json,
+    write_bytes,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import connection as _connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import keeper as _keeper
@@ -48,9 +52,7 @@ class Session:
         ``fast``, ``from_standby``, ``system_identifier``, ``reserve_wal``, ``session_timeout`` and
         ``session_idle_timeout`` in seconds.
         """
-        os.mkdir(self.directory, 0o700)
-        os.chmod(self.directory, 0o700)
-        fsync_path(os.path.dirname(self.directory))
+        new_directory(self.directory)
         script = os.path.join(self.directory, "keeper.py")
         write_bytes(script, inspect.getsource(_keeper).encode("utf-8"))
         library = os.path.dirname(os.path.dirname(os.path.abspath(_connection.psycopg2.__file__)))

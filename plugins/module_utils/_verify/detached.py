@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
 import time
@@ -18,6 +17,8 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import make_directory
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Wish, chosen, verify
 
@@ -51,11 +52,11 @@ class Slices:
         try:
             record = self.job.wait(seconds)
         except BackupError:
-            shutil.rmtree(self.job.folder, ignore_errors=True)
+            discard(self.job.folder)
             raise
         if record is None:
             return None
-        shutil.rmtree(self.job.folder, ignore_errors=True)
+        discard(self.job.folder)
         result: dict[str, t.Any] = record["result"]
         return result
 
@@ -83,10 +84,7 @@ class Slices:
 
 
 def _make_private(path: str) -> None:
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
+    make_directory(path)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise BackupError(
@@ -101,4 +99,4 @@ def _sweep(top: str) -> None:
     for name in os.listdir(top):
         folder = os.path.join(top, name)
         if time.time() - os.lstat(folder).st_mtime > LEFTOVER_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)

@@ -31,10 +31,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import tim
 BadFile = t.Dict[str, str]
 
 
-# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
-_IN_RECOVERY = (2, 5)
-
-
 _HEADER_BYTES = 8192
 
 
@@ -163,7 +159,7 @@ class Look:
         problem = ""
         if str(control.system_identifier) != self._content["server"]["system_identifier"]:
             problem = f"It belongs to the cluster {control.system_identifier}."
-        elif label and (label.backup_from == "standby") != (control.state in _IN_RECOVERY):
+        elif label and (label.backup_from == "standby") != control.in_recovery:
             problem = f"Its state {control.state} contradicts a backup from a {label.backup_from}."
         elif control.min_recovery_point > _segments.parse_lsn(self._content["stop"]["stop_lsn"]):
             problem = (

@@ -171,14 +171,14 @@ def test_a_file_keeps_the_size_it_had_when_opened(
 ) -> None:
     path = bench.data / "base/5/16400"
     before = path.read_bytes()
-    created = _host_files._create
+    created = _host_files.create
 
     def changed_meanwhile(target: bytes) -> int:
         if target.endswith(b"16400"):
             os.truncate(path, len(before) + change)
         return created(target)
 
-    monkeypatch.setattr(_copyfile, "_create", changed_meanwhile)
+    monkeypatch.setattr(_copyfile, "create", changed_meanwhile)
     bench.copy(algorithm=algorithm)
     expected = before if change > 0 else before[:change] + bytes(-change)
     assert bench.copied()["data/base/5/16400"] == expected
@@ -297,7 +297,7 @@ def test_failures_name_file_and_reason(
     assert error.details["errno"] == errno.errorcode[number]
     if code == "disk_full":
         assert 0 < error.details["needed"] <= bench.scan().total_bytes
-        assert "MB are free" in error.hint
+        assert "iB are free" in error.hint
     if name != "fsync":
         assert b"base/5/16400" not in bench.journalled()
     monkeypatch.undo()
@@ -360,7 +360,7 @@ def test_a_lost_session_stops_the_copy_inside_a_file(bench: Bench, algorithm: st
 def test_a_worker_that_is_killed_fails_the_copy_and_loses_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
-    created = _host_files._create
+    created = _host_files.create
     main = os.getpid()
 
     def die(target: bytes) -> int:
@@ -368,7 +368,7 @@ def test_a_worker_that_is_killed_fails_the_copy_and_loses_nothing(
             os.kill(os.getpid(), signal.SIGKILL)
         return created(target)
 
-    monkeypatch.setattr(_copyfile, "_create", die)
+    monkeypatch.setattr(_copyfile, "create", die)
     with pytest.raises(BackupError) as caught:
         bench.copy(jobs=jobs)
     assert caught.value.code == "copy_worker_died"

@@ -119,15 +119,16 @@ class Meanwhile:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, what: t.Callable[[], object], times: int) -> None:
         self.left = times
-        write = _include._write
+        pieces = _include.Inclusion._pieces
 
-        def wrapped(stream: t.Any, piece: bytes) -> None:
-            write(stream, piece)
-            if self.left:
-                self.left -= 1
-                what()
+        def wrapped(*arguments: t.Any) -> t.Iterator[bytes]:
+            for piece in pieces(*arguments):
+                yield piece
+                if self.left:
+                    self.left -= 1
+                    what()
 
-        monkeypatch.setattr(_include, "_write", wrapped)
+        monkeypatch.setattr(_include.Inclusion, "_pieces", wrapped)
 
 
 def test_recycled_while_it_is_read(

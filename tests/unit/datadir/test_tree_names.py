@@ -11,7 +11,6 @@ import typing as t
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Tablespace
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
 
 MAJORS = [14, 15, 16, 17, 18]
@@ -120,7 +119,3 @@ def test_destination(path: bytes, expected: bytes) -> None:
 
 def test_link_to_a_tablespace_in_the_backup() -> None:
     assert _plain.tablespace_link(Tablespace(16384, b"/a", False)) == b"../../tablespaces/16384"
-
-
-def test_paths_in_messages() -> None:
-    assert _host_files.printable(b"caf\xe9") == "caf\\xe9"

@@ -33,24 +33,6 @@ def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
-    old, new = {"state": "old", "much": "x" * 10000}, {"state": "new"}
-
-    def prepare(folder: pathlib.Path) -> str:
-        path = str(folder / "x.json")
-        _host_files.write_json(path, old)
-        return path
-
-    seen = set()
-    for where, path in crashes(tmp_path, prepare, lambda path: _host_files.write_json(path, new)):
-        content = _host_files.read_json(path)
-        assert content in (old, new), where
-        seen.add(content["state"])
-        _host_files.write_json(path, new)
-        assert (_host_files.read_json(path), os.listdir(os.path.dirname(path))) == (new, ["x.json"]), where
-    assert seen == {"old", "new"}
-
-
 def test_content_is_durable_before_it_counts(tmp_path: pathlib.Path) -> None:
     """The order that a power cut does not forgive: content, then name, then the name's directory."""
     order: list[str] = []

@@ -14,8 +14,6 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import locks as _locks
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import repository as _repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
@@ -235,14 +233,6 @@ def test_only_names_of_ours_are_seen(cluster: Cluster) -> None:
         cluster.get("b2")
 
 
-def test_json_keeps_any_path(tmp_path: pathlib.Path) -> None:
-    path = str(tmp_path / "x.json")
-    content = {"path": os.fsdecode(b"caf\xe9"), "n": 1.5, "none": None}
-    _host_files.write_json(path, content)
-    assert _host_files.read_json(path) == content
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-
-
 # --- publish and remove refuse ---
 
 
@@ -327,10 +317,6 @@ def test_work_on_a_backup_that_is_gone(cluster: Cluster) -> None:
         with gone.hold():
             pass
     assert not gone.is_worked_on()
-
-
-def test_no_lock_file_is_no_lock(tmp_path: pathlib.Path) -> None:
-    assert not _locks.is_locked(str(tmp_path / "none"))
 
 
 def test_error_as_result() -> None:

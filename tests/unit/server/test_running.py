@@ -100,8 +100,3 @@ def test_command_line(words: list[bytes], expected: bytes) -> None:
         assert running.stdout
         assert running.stdout.readline()
         assert _live._named_directory(running.pid) == expected
-
-
-def test_mounts() -> None:
-    assert b"/proc" in _paths.mounts_below(b"/")
-    assert _paths.mounts_below(b"/proc/self/nothing") == set()

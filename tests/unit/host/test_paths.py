@@ -1,0 +1,42 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which directory is the same, which path lies in which, where mounts are."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+
+
+def test_the_same_directory(tmp_path: pathlib.Path) -> None:
+    """Whatever path leads to it; what cannot be looked at is the same as nothing, itself included."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    here = _paths.identity(str(tmp_path))
+    assert _paths.same(here, _paths.identity(os.fsencode(tmp_path / "link")))
+    assert not _paths.same(here, _paths.identity(str(tmp_path.parent)))
+    unknown = _paths.identity(str(tmp_path / "absent"))
+    assert unknown is None
+    assert not _paths.same(unknown, unknown)
+    assert not _paths.same(here, unknown)
+    assert not _paths.same(unknown, here)
+
+
+def test_inside() -> None:
+    assert _paths.inside(b"/a/b", b"/a")
+    assert _paths.inside(b"/a", b"/a")
+    assert _paths.inside(b"/a", b"/")
+    assert not _paths.inside(b"/ab", b"/a")
+
+
+def test_nearest(tmp_path: pathlib.Path) -> None:
+    place = os.fsencode(tmp_path)
+    assert _paths.nearest(place + b"/x/y") == place
+    assert _paths.nearest(place) == place
+
+
+def test_mounts() -> None:
+    assert b"/proc" in _paths.mounts_below(b"/")
+    assert _paths.mounts_below(b"/proc/self/nothing") == set()
