@@ -97,8 +97,7 @@ replay_lsn:
 last_transaction_at:
   description:
     - Commit or abort time of the last transaction that was replayed, in UTC with microseconds; null if there was none
-      since the server's start, or the server has shut down. Tell whether a PostgreSQL server can be backed up, and what
-      would stop it => Check whether a PostgreSQL server can be backed up, and report what would stop it
+      since the server's start, or the server has shut down.
   type: str
   returned: success
   sample: "2026-11-22T11:32:07.123456Z"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: server_info
-short_description: Tell whether a PostgreSQL server can be backed up, and what would stop it
+short_description: Check whether a PostgreSQL server can be backed up, and report what would stop it
 version_added: 0.1.0
 description:
   - Reads version, role, data directory, tablespaces, archiving and the privileges of the login role, and changes

@@ -53,19 +53,19 @@ def take_over(
     ``nothing_copied``; ``not_a_copy`` when what lies there is the server's own; ``copy_not_whole`` when files are
     missing that were there before the start and still are. Replay makes only those again that were created since.
     """
-    data = backup_path + b"/data"
-    _refuse_directories(live, backup_path)
-    if not os.path.isfile(data + b"/PG_VERSION"):
+    layout = _plain.PlainLayout(backup_path, _plain.external(live.tablespaces))
+    _refuse_directories(live, layout)
+    if not os.path.isfile(layout.place(b"PG_VERSION")):
         raise BackupError(
-            f"Nothing was copied into {os.fsdecode(data)}.",
+            f"Nothing was copied into {os.fsdecode(layout.data)}.",
             code="nothing_copied",
             hint="Run pgfleet.basebackup.backup_copy, or your own copy step, between start and stop.",
         )
     for name in LEFTOVERS:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(data + b"/" + name)
-    _link_tablespaces(live, backup_path)
-    copied = _tree.scan(data, major, catalog_version)
+            os.unlink(layout.place(name))
+    _link_tablespaces(live, layout)
+    copied = _tree.scan(layout.data, major, catalog_version)
     _refuse_files(live, copied)
     have = {one.path for one in copied.files}
     missing = sorted(one.path for one in live.files if one.path in at_start and one.path not in have)
@@ -76,13 +76,13 @@ def take_over(
             code="copy_not_whole",
             hint="Copy the data directory to data/ and each tablespace to tablespaces/<oid>/ of the backup.",
         )
-    _prune(copied, backup_path)
+    _prune(copied, layout)
 
 
-def _refuse_directories(live: _tree.Scan, backup_path: bytes) -> None:
+def _refuse_directories(live: _tree.Scan, layout: _plain.PlainLayout) -> None:
     """What is no part of a backup is about to be removed here, so it must not be the server's: no link, no mount."""
-    pairs = [(live.data_directory + name, backup_path + b"/data" + name) for name in (b"", b"/pg_tblspc")]
-    pairs += [(one.location, backup_path + b"/tablespaces/%d" % one.oid) for one in live.tablespaces]
+    pairs = [(live.data_directory + name, layout.data + name) for name in (b"", b"/pg_tblspc")]
+    pairs += [(one.location, layout.tablespace(one.oid)) for one in live.tablespaces]
     for original, place in pairs:
         if os.path.islink(place):
             raise _not_a_copy(place, "is a symbolic link")
@@ -110,57 +110,53 @@ def _not_a_copy(place: bytes, why: str) -> BackupError:
     )
 
 
-def _link_tablespaces(live: _tree.Scan, backup_path: bytes) -> None:
-    folder = backup_path + b"/data/pg_tblspc"
-    external = {b"%d" % one.oid: one for one in live.tablespaces if not one.in_place}
+def _link_tablespaces(live: _tree.Scan, layout: _plain.PlainLayout) -> None:
+    folder = layout.place(b"pg_tblspc")
     for name in os.listdir(folder):
         # A copied link leads to the live tablespace.
         if os.path.islink(folder + b"/" + name):
             os.unlink(folder + b"/" + name)
-    for name, tablespace in external.items():
-        if not os.path.isdir(backup_path + b"/tablespaces/" + name):
+    for tablespace in live.tablespaces:
+        place = layout.tablespace(tablespace.oid)
+        if tablespace.in_place:
+            continue
+        if not os.path.isdir(place):
             raise BackupError(
                 f"The tablespace {tablespace.oid} at {_host_files.printable(tablespace.location)} was not copied to"
-                f" {os.fsdecode(backup_path)}/tablespaces/{tablespace.oid}.",
+                f" {os.fsdecode(place)}.",
                 code="copy_not_whole",
                 hint="Copy each tablespace to tablespaces/<oid>/ of the backup.",
             )
-        os.symlink(_plain.tablespace_link(tablespace), folder + b"/" + name)
+        os.symlink(layout.link_target(tablespace.oid), layout.link(tablespace.oid))
 
 
-def _prune(copied: _tree.Scan, backup_path: bytes) -> None:
-    keep = {_plain.destination(one.path, copied.tablespaces) for one in copied.files}
-    keep.add(b"data/" + CONTROL)
-    folders = {_plain.destination(path, copied.tablespaces) for path in copied.directories} | {
-        b"data",
-        b"tablespaces",
-    }
-    links = {b"data/pg_tblspc/%d" % one.oid for one in copied.tablespaces if not one.in_place}
-    for top in (b"data", b"tablespaces"):
-        if os.path.isdir(backup_path + b"/" + top):
-            _prune_folder(backup_path, top, keep, folders, links)
-    for path in copied.directories:
-        place = backup_path + b"/" + _plain.destination(path, copied.tablespaces)
-        if os.path.islink(place) and _plain.destination(path, copied.tablespaces) not in links:
+def _prune(copied: _tree.Scan, layout: _plain.PlainLayout) -> None:
+    folders = {layout.data, layout.tablespaces, *map(layout.place, copied.directories)}
+    links = {layout.link(oid) for oid in _plain.external(copied.tablespaces)}
+    keep = {layout.place(CONTROL), *(layout.place(one.path) for one in copied.files)}
+    for top in (layout.data, layout.tablespaces):
+        if os.path.isdir(top):
+            _prune_folder(top, keep, folders, links)
+    for place in map(layout.place, copied.directories):
+        if os.path.islink(place) and place not in links:
             os.unlink(place)
         if not os.path.isdir(place):
             os.mkdir(place, 0o700)
 
 
-def _prune_folder(root: bytes, top: bytes, keep: set[bytes], folders: set[bytes], links: set[bytes]) -> None:
-    os.chmod(root + b"/" + top, 0o700)
-    with os.scandir(root + b"/" + top) as listing:
+def _prune_folder(folder: bytes, keep: set[bytes], folders: set[bytes], links: set[bytes]) -> None:
+    os.chmod(folder, 0o700)
+    with os.scandir(folder) as listing:
         entries = list(listing)
     for entry in entries:
-        path = top + b"/" + entry.name
-        if path in links:
+        if entry.path in links:
             continue
         if entry.is_dir(follow_symlinks=False):
-            if path in folders:
-                _prune_folder(root, path, keep, folders, links)
+            if entry.path in folders:
+                _prune_folder(entry.path, keep, folders, links)
             else:
                 remove(entry.path)
-        elif path in keep and entry.is_file(follow_symlinks=False):
+        elif entry.path in keep and entry.is_file(follow_symlinks=False):
             os.chmod(entry.path, 0o600)
         else:
             os.unlink(entry.path)

@@ -35,8 +35,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.journal i
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import sync_tree
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.plain import backup_files, tablespace_link
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.plain import PlainLayout, external
 
 
 class CopyResult(t.NamedTuple):
@@ -62,7 +61,7 @@ def copy_cluster(
     check: t.Callable[[], None],
     progress: t.Callable[[int, int], None],
 ) -> CopyResult:
-    """Copy what ``scan`` found to ``destination``/data and ``destination``/tablespaces.
+    """Copy what ``scan`` found to ``destination``, as ``plain.py`` lays it out.
 
     ``jobs`` processes copy; this one must have no other threads. Files that ``journal`` vouches for are kept, all else
     in the destination is removed and copied again. ``check`` is called ten times a second and stops everything by
@@ -75,8 +74,9 @@ def copy_cluster(
     begun = time.monotonic()
     new_hash(algorithm)
     wanted = None if algorithm == "NONE" else algorithm
-    kept = _keep_finished(destination, journal, wanted)
-    _make_directories(scan, destination)
+    layout = PlainLayout(destination, external(scan.tablespaces))
+    kept = _keep_finished(layout, journal, wanted)
+    _make_directories(scan, layout)
     entries = [entry for entry in scan.files if entry.path not in kept]
     reused_files, reused_bytes = len(kept), sum(file.size for file in kept.values())
     tasks = batches(entries, [entry.size for entry in entries])
@@ -84,8 +84,7 @@ def copy_cluster(
     def copy(batch: t.Sequence[Entry], reporter: Reporter) -> None:
         copier = FileCopier(algorithm, sync, reporter.advance)
         for entry in batch:
-            target = destination + b"/" + _plain.destination(entry.path, scan.tablespaces)
-            copied = copier.copy(entry.source, target, entry.followed)
+            copied = copier.copy(entry.source, layout.place(entry.path), entry.followed)
             reporter.finish(None if copied is None else _finished(entry.path, copied, wanted))
 
     files = done = vanished = 0
@@ -101,7 +100,7 @@ def copy_cluster(
             if exc.code == "disk_full":
                 # What is incomplete is of no use, and without its room others cannot write, maybe the server itself.
                 with contextlib.suppress(BackupError):
-                    _keep_finished(destination, journal, wanted)
+                    _keep_finished(layout, journal, wanted)
                 raise _disk_full(exc, sum(entry.size for entry in entries) - done) from exc
             raise
     if sync:
@@ -117,8 +116,7 @@ def copy_control(data_directory: bytes, destination: bytes, *, algorithm: str, s
     """
     source = data_directory + b"/global/pg_control"
     raw = _control.read_control(source).raw
-    target = destination + b"/data/global/pg_control"
-    write_file(target, raw, sync)
+    write_file(PlainLayout(destination).place(b"global/pg_control"), raw, sync)
     digest = new_hash(algorithm)
     if digest is None:
         return ManifestFile(b"global/pg_control", len(raw), int(time.time()), None, None)
@@ -137,7 +135,7 @@ def hash_missing(
     wanted = None if algorithm == "NONE" else algorithm
     missing = [
         (path, place, size)
-        for path, place, size in backup_files(destination)
+        for path, place, size in PlainLayout(destination).files()
         if path not in known and path != b"backup_manifest" and not path.startswith(b"pg_wal/")
     ]
 
@@ -151,11 +149,11 @@ def hash_missing(
             yield parse_line(line)
 
 
-def _keep_finished(destination: bytes, journal: bytes, algorithm: t.Optional[str]) -> dict[bytes, ManifestFile]:
-    """Reduce destination and journal to what both agree on, and return it by path."""
+def _keep_finished(layout: PlainLayout, journal: bytes, algorithm: t.Optional[str]) -> dict[bytes, ManifestFile]:
+    """Reduce the copy and its journal to what both agree on, and return it by path."""
     finished = {file.path: file for file in read_journal(journal)}
     kept: dict[bytes, ManifestFile] = {}
-    for path, place, size in backup_files(destination):
+    for path, place, size in layout.files():
         file = finished.get(path)
         if file is not None and file.size == size and file.algorithm == algorithm:
             kept[path] = file
@@ -177,9 +175,8 @@ def _finished(path: bytes, copied: Copied, algorithm: t.Optional[str]) -> bytes:
     return journal_line(ManifestFile(path, copied.size, copied.mtime, algorithm, copied.checksum))
 
 
-def _make_directories(scan: Scan, destination: bytes) -> None:
-    for path in [b"data", b"tablespaces", *(_plain.destination(path, scan.tablespaces) for path in scan.directories)]:
-        place = destination + b"/" + path
+def _make_directories(scan: Scan, layout: PlainLayout) -> None:
+    for place in [layout.data, layout.tablespaces, *map(layout.place, scan.directories)]:
         try:
             try:
                 os.mkdir(place, 0o700)
@@ -189,15 +186,14 @@ def _make_directories(scan: Scan, destination: bytes) -> None:
             os.chmod(place, 0o700)
         except OSError as exc:
             raise unwritable(place, exc) from exc
-    for space in scan.tablespaces:
-        if not space.in_place:
-            place = destination + b"/data/pg_tblspc/%d" % space.oid
-            try:
-                if os.path.islink(place):
-                    os.unlink(place)
-                os.symlink(tablespace_link(space), place)
-            except OSError as exc:
-                raise unwritable(place, exc) from exc
+    for oid in external(scan.tablespaces):
+        place = layout.link(oid)
+        try:
+            if os.path.islink(place):
+                os.unlink(place)
+            os.symlink(layout.link_target(oid), place)
+        except OSError as exc:
+            raise unwritable(place, exc) from exc
 
 
 def _disk_full(error: BackupError, needed: int) -> BackupError:

@@ -8,11 +8,11 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import os
 import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
     COMPLETE,
@@ -23,7 +23,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     WalProof,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import parse_proof
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import ESSENTIAL, Backup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 
 def tell_wal(record: BackupRecord) -> str:
@@ -51,7 +51,7 @@ def refuse_unproven(backup: Backup, record: BackupRecord, given: t.Optional[t.Ma
     if record.wal_proof is not None and (record.wal != ARCHIVE or record.state == COMPLETE):
         # Its WAL is not to be archived, or it was proven before the run that should have published it died.
         included = record.required_wal if record.wal == INCLUDE else ()
-        _refuse_incomplete(backup, [os.path.join("pg_wal", name) for name in included])
+        _refuse_incomplete(backup, [b"pg_wal/" + name.encode("ascii") for name in included])
         return record.wal_proof
     if given is None:
         raise BackupError(
@@ -82,8 +82,8 @@ def refuse_unproven(backup: Backup, record: BackupRecord, given: t.Optional[t.Ma
     return proof
 
 
-def _refuse_incomplete(backup: Backup, more: t.Sequence[str]) -> None:
-    lost = [name for name in [*ESSENTIAL, *more] if not os.path.isfile(backup.file("data", name))]
+def _refuse_incomplete(backup: Backup, more: t.Sequence[bytes]) -> None:
+    lost = [printable(path) for path in backup.layout().lost(more)]
     if lost:
         raise BackupError(
             f"The backup {backup.id} lacks {', '.join(lost)}; somebody removed it.",

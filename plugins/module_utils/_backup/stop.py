@@ -108,6 +108,7 @@ class Stop:
         self._jobs = jobs
         self._record = backup.load()
         self._server = self._record.server
+        self._layout = backup.layout()
 
     def run(self) -> dict[str, t.Any]:
         """Stop the backup; a second call returns the same answer, unchanged."""
@@ -193,10 +194,10 @@ class Stop:
             said = _segments.format_lsn(start.lsn) if start else "none"
             raise self._void(BackupError(f"The label names another start than {said}.", code="label_of_another_backup"))
         timeline, ranges = self._ranges(label, stop_lsn, state)
-        for name, content in (("backup_label", label_bytes), ("tablespace_map", map_bytes)):
+        for name, content in ((b"backup_label", label_bytes), (b"tablespace_map", map_bytes)):
             if content:
-                write_bytes(backup.file("data", name), content)
-                files[name.encode()] = self._describe(name.encode(), content)
+                write_bytes(os.fsdecode(self._layout.place(name)), content)
+                files[name] = self._describe(name, content)
         required = _timelines.required_wal(ranges, server.wal_segment_size)
         proof = self._prove(required, ranges, start.from_standby)
         checksum = self._write_manifest(files, ranges)
@@ -250,7 +251,8 @@ class Stop:
         files.update(
             {name: until for name, until in more.items() if name not in files and os.path.exists(f"{wal}/{name}")}
         )
-        job = _include_wal.Inclusion(wal, self._backup.file("data", "pg_wal"), size, int(server.system_identifier))
+        target, identifier = os.fsdecode(self._layout.place(b"pg_wal")), int(server.system_identifier)
+        job = _include_wal.Inclusion(wal, target, size, identifier)
         renewed, digests = 0.0, {}
         for name, until in files.items():
             if time.monotonic() - renewed > RENEW_SECONDS:
@@ -301,11 +303,11 @@ class Stop:
                     hint="The backup is void; take a new one.",
                 )
             )
-        version = os.fsdecode(_tree.version_directory(self._server.major, self._server.catalog_version))
+        version = _tree.version_directory(self._server.major, self._server.catalog_version)
         lost = [
             oid
             for oid in _label.parse_tablespace_map(map_bytes)
-            if oid in after and not os.path.isdir(self._backup.file("tablespaces", str(oid), version))
+            if oid in after and not os.path.isdir(self._layout.tablespace(oid) + b"/" + version)
         ]
         if lost:
             raise self._void(
@@ -313,7 +315,7 @@ class Stop:
             )
 
     def _check_control(self, label: _label.BackupLabel, stop_lsn: int) -> None:
-        with open(self._backup.file("data", "global", "pg_control"), "rb") as stream:
+        with open(self._layout.place(b"global/pg_control"), "rb") as stream:
             control = _control.parse_control(stream.read())
         if str(control.system_identifier) != self._server.system_identifier:
             raise self._void(BackupError("The copied pg_control belongs to another cluster.", code="other_cluster"))
@@ -365,13 +367,13 @@ class Stop:
         if digest is not None:
             digest.update(content)
             checksum = digest.hexdigest()
-        modified = os.stat(self._backup.file("data", os.fsdecode(path))).st_mtime
+        modified = os.stat(self._layout.place(path)).st_mtime
         return _manifest.ManifestFile(path, len(content), modified, algorithm if checksum else None, checksum)
 
     def _write_manifest(
         self, files: t.Mapping[bytes, _manifest.ManifestFile], ranges: t.Sequence[_timelines.WalRange]
     ) -> str:
-        path = self._backup.file("data", "backup_manifest")
+        path = os.fsdecode(self._layout.place(b"backup_manifest"))
         with replacing(path) as stream:
             return _manifest.write_manifest(
                 stream,

@@ -16,11 +16,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activit
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import age_of, proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import WalProof
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord, WalProof
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
-    ESSENTIAL,
     Backup,
     Cluster,
+    Published,
     Repository,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
@@ -51,10 +52,7 @@ def _cluster(
         problem = exc.msg
     # Before the published ones, so that a backup which is published meanwhile is seen in any case.
     unfinished = [_unfinished(backup) for backup in cluster.unfinished()]
-    backups = sorted(
-        (_published(backup) for backup in cluster.published()),
-        key=lambda one: (one["stopped_at"] or "", one["backup_id"]),
-    )
+    backups = [_published(one) for one in cluster.published_in_order()]
     if proven_max_age is not None:
         for one in backups:
             one["proven_recently"] = age_of(one["proven_at"]) < proven_max_age
@@ -77,46 +75,54 @@ def _cluster(
     }
 
 
-def _published(backup: Backup) -> dict[str, t.Any]:
-    entry: dict[str, t.Any] = {"backup_id": backup.id, "directory": backup.path, "state": "published", "problem": None}
-    details = (
-        "system_identifier kind label version from_standby start_lsn stop_lsn timeline started_at"
-        " stopped_at age_seconds"
-        " bytes files copy_seconds required_wal wal wal_proven_by data_directory"
-        " proven_at proven_by proven_until last_drill proven_recently"
-    )
-    entry.update(dict.fromkeys(details.split()))
-    try:
-        record = backup.load()
-        start, stop, copy, server = record.start, record.stop, record.copy, record.server
-        proof = t.cast(WalProof, record.wal_proof)
-        entry.update(
-            system_identifier=server.system_identifier,
-            kind=record.kind,
-            label=record.label,
-            version=server.version,
-            data_directory=server.data_directory,
-            from_standby=start.from_standby,
-            start_lsn=format_lsn(start.lsn),
-            stop_lsn=format_lsn(stop.lsn),
-            timeline=stop.timeline,
-            started_at=utc(start.started_at),
-            stopped_at=utc(stop.stopped_at),
-            age_seconds=time.time() - stop.stopped_at,
-            bytes=copy.bytes,
-            files=copy.files,
-            copy_seconds=copy.seconds,
-            required_wal=list(record.required_wal),
-            wal=record.wal,
-            wal_proven_by=f"{proof.method} {proof.source}".strip(),
-        )
-        entry.update(proven(record))
-        lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
-        if lost:
-            raise BackupError(f"{', '.join(lost)} is missing.", code="damaged_backup")
-    except BackupError as exc:
-        entry.update(state="damaged", problem=exc.msg)
-    return entry
+# What the catalogue says of a backup; of a damaged one each may be null.
+_DETAILS = (
+    *("system_identifier", "kind", "label", "version", "from_standby", "start_lsn", "stop_lsn", "timeline"),
+    *("started_at", "stopped_at", "age_seconds", "bytes", "files", "copy_seconds", "required_wal", "wal"),
+    *("wal_proven_by", "data_directory", "proven_at", "proven_by", "proven_until", "last_drill", "proven_recently"),
+)
+
+
+def _published(one: Published) -> dict[str, t.Any]:
+    backup, record = one.backup, one.record
+    problem = one.error.msg if one.error else None
+    if record:
+        lost = backup.layout().lost()
+        problem = f"{', '.join(map(printable, lost))} is missing." if lost else None
+    return {
+        "backup_id": backup.id,
+        "directory": backup.path,
+        "state": "damaged" if problem else "published",
+        "problem": problem,
+        **dict.fromkeys(_DETAILS),
+        **(_details(record) if record else {}),
+    }
+
+
+def _details(record: BackupRecord) -> dict[str, t.Any]:
+    start, stop, copy, server = record.start, record.stop, record.copy, record.server
+    proof = t.cast(WalProof, record.wal_proof)
+    return {
+        "system_identifier": server.system_identifier,
+        "kind": record.kind,
+        "label": record.label,
+        "version": server.version,
+        "data_directory": server.data_directory,
+        "from_standby": start.from_standby,
+        "start_lsn": format_lsn(start.lsn),
+        "stop_lsn": format_lsn(stop.lsn),
+        "timeline": stop.timeline,
+        "started_at": utc(start.started_at),
+        "stopped_at": utc(stop.stopped_at),
+        "age_seconds": time.time() - stop.stopped_at,
+        "bytes": copy.bytes,
+        "files": copy.files,
+        "copy_seconds": copy.seconds,
+        "required_wal": list(record.required_wal),
+        "wal": record.wal,
+        "wal_proven_by": f"{proof.method} {proof.source}".strip(),
+        **proven(record),
+    }
 
 
 def _unfinished(backup: Backup) -> dict[str, t.Any]:

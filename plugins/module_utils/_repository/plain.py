@@ -1,40 +1,101 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the files of a backup lie in the repository: as PostgreSQL has them.
+"""How the files of a plain backup lie in its directory: as ``pg_basebackup -Fp`` lays them out.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup: no stability is promised. The only file that knows it::
+
+    data/                           the data directory
+    data/pg_tblspc/<oid>            a link to ../../tablespaces/<oid>, or the directory of an in-place tablespace
+    tablespaces/<oid>/              a tablespace outside the data directory
+
+A path "in backup terms" is relative to the data directory, as in ``_datadir.tree``.
 """
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Tablespace
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import walk
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unreadable
+
+# Without any one of these a directory only looks like a backup.
+ESSENTIAL = (b"PG_VERSION", b"backup_label", b"backup_manifest", b"global/pg_control")
+
+_SPACES = b"pg_tblspc/"
 
 
-def backup_files(destination: bytes) -> t.Iterator[tuple[bytes, bytes, int]]:
-    """Yield the files of a backup: path in backup terms, where it lies, size."""
-    for top, prefix in ((b"/data/", b""), (b"/tablespaces/", b"pg_tblspc/")):
-        root = destination + top
-        for _directory, files in walk(root[:-1]):
-            for place, size in files:
-                yield prefix + place[len(root) :], place, size
+def external(tablespaces: t.Iterable[Tablespace]) -> list[int]:
+    """Return the oids of those tablespaces that lie outside the data directory."""
+    return [space.oid for space in tablespaces if not space.in_place]
 
 
-def destination(path: bytes, tablespaces: t.Sequence[Tablespace]) -> bytes:
-    """Return where ``path``, in backup terms, lies in a backup of ours.
+class PlainLayout:
+    """The places of one backup's files in ``directory``; ``oids`` are those of the tablespaces outside ``data``."""
 
-    That is ``data/<path>``, or ``tablespaces/<oid>/…`` for what belongs to a tablespace outside the data directory.
-    """
-    if path.startswith(b"pg_tblspc/"):
-        oid, slash, rest = path[len(b"pg_tblspc/") :].partition(b"/")
-        if any(not space.in_place and b"%d" % space.oid == oid for space in tablespaces):
-            return b"tablespaces/" + oid + slash + rest
-    return b"data/" + path
+    def __init__(self, directory: bytes, oids: t.Iterable[int] = ()) -> None:
+        self.directory = directory
+        self.data = directory + b"/data"
+        self.tablespaces = directory + b"/tablespaces"
+        self._oids = frozenset(b"%d" % oid for oid in oids)
 
+    def place(self, path: bytes) -> bytes:
+        """Return where ``path``, in backup terms, lies."""
+        if path.startswith(_SPACES) and path[len(_SPACES) :].partition(b"/")[0] in self._oids:
+            return self.tablespaces + b"/" + path[len(_SPACES) :]
+        return self.data + b"/" + path
 
-def tablespace_link(tablespace: Tablespace) -> bytes:
-    """Return the text of the link ``data/pg_tblspc/<oid>`` in a backup of ours."""
-    return b"../../tablespaces/%d" % tablespace.oid
+    def tablespace(self, oid: int) -> bytes:
+        """Return the directory of a tablespace outside the data directory."""
+        return self.tablespaces + b"/%d" % oid
+
+    def link(self, oid: int) -> bytes:
+        """Return where the link to a tablespace lies."""
+        return self.data + b"/" + _SPACES + b"%d" % oid
+
+    @staticmethod
+    def link_target(oid: int) -> bytes:
+        """Return the text of the link to a tablespace."""
+        return b"../../tablespaces/%d" % oid
+
+    def lost(self, paths: t.Iterable[bytes] = ()) -> list[bytes]:
+        """Return which of the essential files, and of ``paths`` in backup terms, are not there."""
+        return [path for path in (*ESSENTIAL, *paths) if not os.path.isfile(self.place(path))]
+
+    def entries(
+        self, on_error: t.Optional[t.Callable[[bytes, OSError], None]] = None
+    ) -> t.Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+        """Yield all that lies in the backup, with its path in backup terms; a directory before what is in it.
+
+        Links are not followed. A directory that cannot be read is passed to ``on_error``, by its path in backup terms;
+        without it BackupError is raised, code ``unreadable``.
+        """
+        pending = [(b"", self.data), (_SPACES, self.tablespaces)]
+        while pending:
+            prefix, directory = pending.pop()
+            try:
+                with os.scandir(directory) as listing:
+                    entries = list(listing)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                if on_error is None:
+                    raise unreadable(directory, exc) from exc
+                on_error(prefix[:-1], exc)
+                continue
+            for entry in entries:
+                path = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((path + b"/", entry.path))
+                yield path, entry
+
+    def files(self) -> t.Iterator[tuple[bytes, bytes, int]]:
+        """Yield the regular files: path in backup terms, place, size. Raises BackupError, code ``unreadable``."""
+        for path, entry in self.entries():
+            if entry.is_file(follow_symlinks=False):
+                yield path, entry.path, entry.stat(follow_symlinks=False).st_size
+
+    def directories(self) -> list[bytes]:
+        """Return the directories in backup terms, parents first. Raises BackupError, code ``unreadable``."""
+        return sorted(path for path, entry in self.entries() if entry.is_dir(follow_symlinks=False))

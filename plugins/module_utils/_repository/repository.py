@@ -29,6 +29,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.plain import PlainLayout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     COMPLETE,
     NAME,
@@ -43,9 +44,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     write_backup,
     write_cluster,
 )
-
-# Without any one of these a directory only looks like a backup.
-ESSENTIAL = ("PG_VERSION", "backup_label", "backup_manifest", os.path.join("global", "pg_control"))
 
 # Files of the work in progress; a published backup has none of them.
 WORK_FILES = ("session", "copy", "start_files", "owner.json", "lock")
@@ -120,6 +118,16 @@ class Cluster:
         self.path = os.path.join(repository.path, name)
         self.in_progress = os.path.join(self.path, "in_progress")
         self.backups = os.path.join(self.path, "backups")
+        self.archive = os.path.join(self.path, "wal")
+
+    def archive_directory(self, directory: t.Optional[str], restore_command: t.Optional[str]) -> t.Optional[str]:
+        """Return the directory of the WAL archive: the one named, else the cluster's own where it exists.
+
+        None when a ``restore_command`` is to be used instead, or no archive is known.
+        """
+        if directory or restore_command:
+            return directory or None
+        return self.archive if os.path.isdir(self.archive) else None
 
     def system_identifier(self) -> t.Optional[str]:
         """Return the system identifier that this cluster's backups have, None before the first backup."""
@@ -196,6 +204,21 @@ class Cluster:
         """Return the backups under ``backups``, by name."""
         return [Backup(self, name, published=True) for name in self._names(self.backups)]
 
+    def published_in_order(self) -> list[Published]:
+        """Return the published backups in the order in which they ended: the latest is the last.
+
+        One whose record is damaged has the place of its directory's last change.
+        """
+        found = []
+        for backup in self.published():
+            try:
+                record = backup.load()
+                found.append((record.stop.stopped_at, backup.id, Published(backup, record, None)))
+            except BackupError as exc:
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((os.stat(backup.path).st_mtime, backup.id, Published(backup, None, exc)))
+        return [one for _ended, _id, one in sorted(found, key=lambda entry: entry[:2])]
+
     def find(self, backup_id: str) -> t.Optional[Backup]:
         """Return the backup ``backup_id``, published or not, or None."""
         check_name(backup_id, "The backup_id")
@@ -224,6 +247,14 @@ class Cluster:
         return backup
 
 
+class Published(t.NamedTuple):
+    """A published backup and its record, or what is wrong with that."""
+
+    backup: Backup
+    record: t.Optional[BackupRecord]
+    error: t.Optional[BackupError]
+
+
 class Backup:
     """One backup's directory, in progress or published."""
 
@@ -240,6 +271,13 @@ class Backup:
     def file(self, *parts: str) -> str:
         """Return the path of a file of this backup."""
         return os.path.join(self.path, *parts)
+
+    def layout(self, oids: t.Iterable[int] = ()) -> PlainLayout:
+        """Return where the files of the server lie in this backup.
+
+        ``oids`` are those of the tablespaces outside the data directory.
+        """
+        return PlainLayout(os.fsencode(self.path), oids)
 
     def load(self) -> BackupRecord:
         """Return the record of this backup, checked.
@@ -350,7 +388,7 @@ class Backup:
             pass
         except OSError:
             # A full disk takes no new file, but it gives one up, and without its label nothing is published.
-            label = self.file("data", "backup_label")
+            label = os.fsdecode(self.layout().place(b"backup_label"))
             if os.path.lexists(label):
                 os.unlink(label)
                 fsync_path(os.path.dirname(label))

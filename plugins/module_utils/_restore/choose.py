@@ -13,7 +13,6 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
-    ESSENTIAL,
     Backup,
     Cluster,
 )
@@ -127,7 +126,7 @@ def _load(backup: Backup) -> dict[str, t.Any]:
         raise BackupError(
             f"The backup {backup.path} is damaged: backup.json is not what was written: {exc!r}", code="damaged_backup"
         ) from exc
-    lost = [name for name in ESSENTIAL if not os.path.isfile(backup.file("data", name))]
+    lost = [os.fsdecode(path) for path in backup.layout().lost()]
     if lost:
         raise BackupError(f"The backup {backup.path} is damaged: {', '.join(lost)} is missing.", code="damaged_backup")
     return content

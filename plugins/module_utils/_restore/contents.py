@@ -50,7 +50,7 @@ def look_at_contents(findings: Findings, choice: Choice) -> Contents:
     Raises BackupError, code ``unreadable``.
     """
     backup = choice.backup
-    look = Look(backup, choice.content)
+    look = Look(backup, backup.load())
     if look.bad_files:
         first = look.bad_files[0]
         findings.refuse(

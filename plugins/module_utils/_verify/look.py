@@ -22,7 +22,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
@@ -50,27 +50,24 @@ class Found(t.NamedTuple):
     place: bytes
 
 
-def quick(backup: Backup, content: t.Mapping[str, t.Any]) -> list[BadFile]:
+def quick(backup: Backup, record: BackupRecord) -> list[BadFile]:
     """Return what is wrong with a published backup as far as it can be told without reading its files.
 
-    ``content`` is its ``backup.json``. Each answer has ``path`` (as in ``backup_manifest``), ``problem`` (``missing``,
+    Each answer has ``path`` (as in ``backup_manifest``), ``problem`` (``missing``,
     ``surplus``, ``size``, ``not_a_file``, ``unreadable``, ``damaged``, ``link``) and ``msg``.
     """
-    return Look(backup, content).bad_files
+    return Look(backup, record).bad_files
 
 
 class Look:
     """The quick look at a backup: ``bad_files``, and ``files`` whose checksums are worth a look."""
 
-    def __init__(self, backup: Backup, content: t.Mapping[str, t.Any]) -> None:
-        self._backup = backup
-        self._content = content
+    def __init__(self, backup: Backup, record: BackupRecord) -> None:
+        self._layout = backup.layout(record.stop.tablespaces)
+        self._record = record
         self._bad: dict[str, BadFile] = {}
         self.files: list[Found] = []
-        try:
-            self._everything()
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            self._add("backup.json", "damaged", f"It is not what was written: {exc!r}.")
+        self._everything()
 
     @property
     def bad_files(self) -> list[BadFile]:
@@ -83,31 +80,28 @@ class Look:
         self._bad.setdefault(name, bad_file(name, problem, msg))
 
     def _everything(self) -> None:
-        content = self._content
-        if content["state"] != COMPLETE:
-            self._add("backup.json", "damaged", f"Its state is {content['state']!r} instead of {COMPLETE!r}.")
-        if self._read("PG_VERSION") not in (None, b"%d\n" % content["server"]["major"]):
-            self._add("PG_VERSION", "damaged", f"It does not say {content['server']['major']}.")
+        major = self._record.server.major
+        if self._read(b"PG_VERSION") not in (None, b"%d\n" % major):
+            self._add("PG_VERSION", "damaged", f"It does not say {major}.")
         label = self._check_label()
         self._check_map()
         self._check_control(label)
         self._check_required()
         manifest = self._check_manifest()
-        expected = {int(oid): location for oid, location in content["stop"]["tablespaces"].items()}
-        self._check_links(expected)
+        self._check_links()
         for name in _DIRECTORIES:
-            if not os.path.isdir(self._backup.file("data", name)):
+            if not os.path.isdir(self._layout.place(name.encode("ascii"))):
                 self._add(name, "missing", "The directory is missing.")
-        found = self._scan(expected)
+        found = self._scan()
         self._check_wal(found)
         self._compare(manifest, found)
 
-    def _read(self, name: str) -> t.Optional[bytes]:
+    def _read(self, path: bytes) -> t.Optional[bytes]:
         try:
-            with open(self._backup.file("data", name), "rb") as stream:
+            with open(self._layout.place(path), "rb") as stream:
                 return stream.read()
         except OSError as exc:
-            self._add_unread(name, exc)
+            self._add_unread(path, exc)
             return None
 
     def _add_unread(self, path: t.Union[str, bytes], exc: OSError) -> None:
@@ -117,28 +111,27 @@ class Look:
             self._add(path, "unreadable", f"It cannot be read: {exc.strerror}.")
 
     def _check_label(self) -> t.Optional[_label.BackupLabel]:
-        data = self._read("backup_label")
+        data = self._read(b"backup_label")
         if data is None:
             return None
-        start = self._content["start"]
+        start = self._record.start
         try:
             label = _label.parse_backup_label(data)
         except BackupError as exc:
             self._add("backup_label", "damaged", exc.msg)
             return None
         says = (label.start_lsn, label.start_timeline, label.backup_from == "standby")
-        if says != (_segments.parse_lsn(start["start_lsn"]), start["timeline"], start["from_standby"]):
-            self._add("backup_label", "damaged", f"It is not that of a backup from {start['start_lsn']} on.")
+        if says != (start.lsn, start.timeline, start.from_standby):
+            self._add(
+                "backup_label", "damaged", f"It is not that of a backup from {_segments.format_lsn(start.lsn)} on."
+            )
         return label
 
     def _check_map(self) -> None:
-        expected = {
-            int(oid): location.encode("utf-8", "surrogateescape")
-            for oid, location in self._content["stop"]["tablespaces"].items()
-        }
-        if not expected and not os.path.lexists(self._backup.file("data", "tablespace_map")):
+        expected = self._record.stop.tablespaces
+        if not expected and not os.path.lexists(self._layout.place(b"tablespace_map")):
             return
-        data = self._read("tablespace_map")
+        data = self._read(b"tablespace_map")
         if data is None:
             return
         try:
@@ -148,7 +141,7 @@ class Look:
             self._add("tablespace_map", "damaged", exc.msg)
 
     def _check_control(self, label: t.Optional[_label.BackupLabel]) -> None:
-        data = self._read("global/pg_control")
+        data = self._read(b"global/pg_control")
         if data is None:
             return
         try:
@@ -157,11 +150,11 @@ class Look:
             self._add("global/pg_control", "damaged", exc.msg)
             return
         problem = ""
-        if str(control.system_identifier) != self._content["server"]["system_identifier"]:
+        if str(control.system_identifier) != self._record.server.system_identifier:
             problem = f"It belongs to the cluster {control.system_identifier}."
         elif label and (label.backup_from == "standby") != control.in_recovery:
             problem = f"Its state {control.state} contradicts a backup from a {label.backup_from}."
-        elif control.min_recovery_point > _segments.parse_lsn(self._content["stop"]["stop_lsn"]):
+        elif control.min_recovery_point > self._record.stop.lsn:
             problem = (
                 f"It asks for WAL up to {_segments.format_lsn(control.min_recovery_point)}, beyond the backup's end."
             )
@@ -169,62 +162,49 @@ class Look:
             self._add("global/pg_control", "damaged", problem)
 
     def _check_manifest(self) -> t.Optional[_manifest.Manifest]:
-        data = self._read("backup_manifest")
+        data = self._read(b"backup_manifest")
         if data is None:
             return None
-        stop = self._content["stop"]
+        checksum = self._record.stop.manifest_checksum
         try:
             manifest = _manifest.parse_manifest(data)
         except (ValueError, RecursionError) as exc:
             self._add("backup_manifest", "damaged", f"It is damaged: {exc}.")
             return None
-        if data.rstrip(b'"}\n')[-64:].decode("ascii").lower() != stop["manifest_checksum"]:
-            self._add("backup_manifest", "damaged", f"Its checksum is not the one it had, {stop['manifest_checksum']}.")
+        if data.rstrip(b'"}\n')[-64:].decode("ascii").lower() != checksum:
+            self._add("backup_manifest", "damaged", f"Its checksum is not the one it had, {checksum}.")
         return manifest
 
     def _check_required(self) -> None:
-        ranges = [
-            _timelines.WalRange(one["timeline"], _segments.parse_lsn(one["start"]), _segments.parse_lsn(one["end"]))
-            for one in self._content["stop"]["wal_ranges"]
-        ]
-        needed = _timelines.required_wal(ranges, self._content["server"]["wal_segment_size"])
-        if set(needed) - set(self._content["required_wal"]):
+        needed = _timelines.required_wal(self._record.stop.wal_ranges, self._record.server.wal_segment_size)
+        if set(needed) - set(self._record.required_wal):
             self._add("backup.json", "damaged", "It does not name all the WAL that a restore needs.")
 
-    def _check_links(self, expected: t.Collection[int]) -> None:
-        for oid in expected:
-            wanted, name = f"../../tablespaces/{oid}", f"pg_tblspc/{oid}"
+    def _check_links(self) -> None:
+        for oid in self._record.stop.tablespaces:
+            wanted, name = self._layout.link_target(oid), f"pg_tblspc/{oid}"
             try:
-                target = os.readlink(self._backup.file("data", "pg_tblspc", str(oid)))
+                target = os.readlink(self._layout.link(oid))
             except FileNotFoundError:
                 self._add(name, "missing", "The link to the tablespace is missing.")
             except OSError:
-                self._add(name, "link", f"It is not a link to {wanted}.")
+                self._add(name, "link", f"It is not a link to {printable(wanted)}.")
             else:
                 if target != wanted:
-                    self._add(name, "link", f"It leads to {target} instead of {wanted}.")
+                    self._add(name, "link", f"It leads to {printable(target)} instead of {printable(wanted)}.")
 
-    def _scan(self, links: t.Collection[int]) -> dict[bytes, tuple[bytes, int]]:
+    def _scan(self) -> dict[bytes, tuple[bytes, int]]:
         """Return where all that is no directory lies, and its size, -1 where it is no regular file either."""
-        known = {b"pg_tblspc/%d" % oid for oid in links}
+
+        def unread(path: bytes, exc: OSError) -> None:
+            self._add(path or b".", "unreadable", f"The directory cannot be read: {exc.strerror}.")
+
+        known = {b"pg_tblspc/%d" % oid for oid in self._record.stop.tablespaces}
         found: dict[bytes, tuple[bytes, int]] = {}
-        top = os.fsencode(self._backup.path)
-        pending = [(b"", top + b"/data"), (b"pg_tblspc/", top + b"/tablespaces")]
-        while pending:
-            prefix, directory = pending.pop()
-            try:
-                with os.scandir(directory) as entries:
-                    for entry in entries:
-                        path = prefix + entry.name
-                        status = entry.stat(follow_symlinks=False)
-                        if stat.S_ISDIR(status.st_mode):
-                            pending.append((path + b"/", entry.path))
-                        elif not (path in known and stat.S_ISLNK(status.st_mode)):
-                            found[path] = (entry.path, status.st_size if stat.S_ISREG(status.st_mode) else -1)
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                self._add(prefix[:-1] or b".", "unreadable", f"The directory cannot be read: {exc.strerror}.")
+        for path, entry in self._layout.entries(unread):
+            if not entry.is_dir(follow_symlinks=False) and not (path in known and entry.is_symlink()):
+                status = entry.stat(follow_symlinks=False)
+                found[path] = (entry.path, status.st_size if stat.S_ISREG(status.st_mode) else -1)
         return found
 
     def _check_wal(self, found: dict[bytes, tuple[bytes, int]]) -> None:
@@ -232,26 +212,22 @@ class Look:
 
         A segment that does not belong to the backup is worse than none: recovery would replay it.
         """
-        if self._content.get("wal") != "include":
-            return
-        server = self._content["server"]
-        if set(self._content["required_wal"]) - set(self._content["wal_proof"]["sha256"]):
-            self._add("backup.json", "damaged", "It does not have the checksums of all included WAL files.")
+        size, identifier = self._record.server.wal_segment_size, int(self._record.server.system_identifier)
         # What is needed, and the histories of the timelines, which help.
-        for name in dict.fromkeys([*self._content["required_wal"], *self._content["wal_proof"]["sha256"]]):
+        for name in self._record.included_wal:
             path = b"pg_wal/" + name.encode("ascii")
             found.pop(b"pg_wal/archive_status/" + name.encode("ascii") + b".done", None)
-            place, size = found.pop(path, (b"", -1))
-            if size < 0:
+            place, present = found.pop(path, (b"", -1))
+            if present < 0:
                 self._add(path, "missing", "The WAL file is missing.")
             elif _segments.is_segment_name(name):
-                if size != server["wal_segment_size"]:
-                    self._add(path, "size", f"It has {size} bytes instead of {server['wal_segment_size']}.")
+                if present != size:
+                    self._add(path, "size", f"It has {present} bytes instead of {size}.")
                     continue
                 try:
                     with open(place, "rb") as stream:
                         first = stream.read(_HEADER_BYTES)
-                    _segments.check_segment(first, name, server["wal_segment_size"], int(server["system_identifier"]))
+                    _segments.check_segment(first, name, size, identifier)
                 except OSError as exc:
                     self._add_unread(path, exc)
                 except BackupError as exc:
@@ -265,7 +241,7 @@ class Look:
             name, (place, size) = printable(entry.path), found.pop(entry.path, (b"", -2))
             if size == -2:
                 try:
-                    if stat.S_ISREG(os.lstat(self._place(entry.path)).st_mode):
+                    if stat.S_ISREG(os.lstat(self._layout.place(entry.path)).st_mode):
                         self._add(name, "unreadable", "Its directory cannot be read.")
                     else:
                         self._add(name, "not_a_file", "It is not a file.")
@@ -279,12 +255,6 @@ class Look:
                 self.files.append(Found(entry, place))
         for path in found:
             self._add(path, "surplus", "It does not belong to the backup.")
-
-    def _place(self, path: bytes) -> str:
-        parts = os.fsdecode(path).split("/")
-        if parts[0] == "pg_tblspc" and len(parts) > 1 and parts[1] in self._content["stop"]["tablespaces"]:
-            return self._backup.file("tablespaces", *parts[1:])
-        return self._backup.file("data", *parts)
 
 
 def bad_file(path: str, problem: str, msg: str) -> BadFile:

@@ -63,7 +63,7 @@ def run_tool(tool: str, backup: Backup, checksums: bool, wal: bool, check: t.Cal
     with tempfile.TemporaryFile() as output:
         # run_command belongs to a module, and knows no way to end what it started.
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-            [*command, backup.file("data")],
+            [os.fsencode(one) for one in command] + [backup.layout().data],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.checksums import wrong_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Look, bad_file
@@ -44,22 +45,14 @@ def chosen(cluster: Cluster, backup_id: str) -> Backup:
                 hint="pgfleet.basebackup.backup_info tells what it waits for.",
             )
         return backup
-    published = cluster.published()
+    published = cluster.published_in_order()
     if not published:
         raise BackupError(
             f"There is no published backup in {cluster.path}.",
             code="no_backup",
             hint="pgfleet.basebackup.backup_info lists what is there.",
         )
-    return max(published, key=_ended)
-
-
-def _ended(backup: Backup) -> tuple[float, str]:
-    try:
-        return float(backup.load_raw()["stop"]["stopped_at"]), backup.id
-    except (BackupError, KeyError, TypeError, ValueError):
-        # Its files tell as well when it was published.
-        return os.stat(backup.path).st_mtime, backup.id
+    return published[-1].backup
 
 
 class Wish(t.NamedTuple):
@@ -83,26 +76,26 @@ def verify(
     """
     begun = time.monotonic()
     try:
-        content = backup.load_raw()
+        record = backup.load()
     except BackupError as exc:
         if exc.code != "damaged_backup":
             raise
         return _result(backup, [bad_file("backup.json", "damaged", exc.msg)], begun)
-    look = Look(backup, content)
+    look = Look(backup, record)
     bad = look.bad_files
     if any(one["path"] == "backup.json" for one in bad):
-        # Where the metadata is wrong, so would be all that follows from it.
+        # Where the record is wrong, so would be all that follows from it.
         return _result(backup, bad, begun)
-    included = content.get("wal") == "include"
+    included = record.includes_wal
     reads_wal = WAL in wish.levels or (FULL in wish.levels and included)
-    archive = None if included or not reads_wal else _archive(backup, content, wish)
-    tool = find_tool(wish.bin_directory, content["server"]["major"]) if wish.pg_verifybackup else None
+    archive = None if included or not reads_wal else _archive(backup, record.server, wish)
+    tool = find_tool(wish.bin_directory, record.server.major) if wish.pg_verifybackup else None
     files = look.files
     hashed = [one for one in files if one.entry.algorithm] if FULL in wish.levels else []
     hashed_bytes = sum(one.entry.size for one in hashed)
     result: dict[str, t.Any] = {"files": len(files), "bytes": sum(one.entry.size for one in files), "warnings": []}
     if recorder:
-        recorder.content.update(total_bytes=hashed_bytes + (required_bytes(content) if reads_wal else 0))
+        recorder.content.update(total_bytes=hashed_bytes + (required_bytes(record) if reads_wal else 0))
 
     def progress_from(start: int) -> t.Callable[[int, int], None]:
         def progress(done_bytes: int, done_files: int) -> None:
@@ -120,9 +113,9 @@ def verify(
             )
     if reads_wal:
         known = {one["path"] for one in bad}
-        found = bad_wal(backup, content, archive, wish.jobs, check, progress_from(hashed_bytes))
+        found = bad_wal(backup, record, archive, wish.jobs, check, progress_from(hashed_bytes))
         bad += [one for one in found if one["path"] not in known]
-        result["wal_files"] = len(content["required_wal"])
+        result["wal_files"] = len(record.required_wal)
     if tool:
         said = run_tool(tool, backup, FULL in wish.levels, included, check)
         result["pg_verifybackup"] = said
@@ -142,13 +135,10 @@ def _result(backup: Backup, bad: t.Sequence[dict[str, str]], begun: float) -> di
     }
 
 
-def _archive(backup: Backup, content: t.Mapping[str, t.Any], wish: Wish) -> Archive:
-    own = os.path.join(backup.cluster.path, "wal")
-    directory = wish.archive_directory or (own if os.path.isdir(own) and not wish.restore_command else None)
-    server = content["server"]
-    archive = open_archive(
-        directory, wish.restore_command, int(server["wal_segment_size"]), int(server["system_identifier"])
-    )
+def _archive(backup: Backup, server: Server, wish: Wish) -> Archive:
+    directory = backup.cluster.archive_directory(wish.archive_directory, wish.restore_command)
+    identifier = int(server.system_identifier)
+    archive = open_archive(directory, wish.restore_command, server.wal_segment_size, identifier)
     if archive is None:
         raise BackupError(
             f"The backup {backup.id} does not contain its WAL, and no archive is known.",

@@ -14,6 +14,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import BadFile, bad_file
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
@@ -25,19 +26,19 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records im
 FINDINGS = ("wal_missing", "history_missing", "bad_segment", "bad_history", "unreadable")
 
 
-def required_bytes(content: t.Mapping[str, t.Any]) -> int:
+def required_bytes(record: BackupRecord) -> int:
     """Return the size of the WAL that the backup needs."""
-    return sum(_sizes(content))
+    return sum(_sizes(record))
 
 
-def _sizes(content: t.Mapping[str, t.Any]) -> list[int]:
-    size = int(content["server"]["wal_segment_size"])
-    return [size if _segments.is_segment_name(name) else 0 for name in content["required_wal"]]
+def _sizes(record: BackupRecord) -> list[int]:
+    size = record.server.wal_segment_size
+    return [size if _segments.is_segment_name(name) else 0 for name in record.required_wal]
 
 
 def bad_wal(
     backup: Backup,
-    content: t.Mapping[str, t.Any],
+    record: BackupRecord,
     archive: t.Optional[Archive],
     jobs: int,
     check: t.Callable[[], None],
@@ -54,12 +55,12 @@ def bad_wal(
 
     def look(batch: t.Sequence[str], reporter: Reporter) -> None:
         for name in batch:
-            finding = _finding(backup, content, archive, name)
+            finding = _finding(backup, record, archive, name)
             if _segments.is_segment_name(name):
-                reporter.advance(int(content["server"]["wal_segment_size"]))
+                reporter.advance(record.server.wal_segment_size)
             reporter.finish(json.dumps(finding).encode("ascii") + b"\n" if finding else b"")
 
-    for report in run_workers(batches(content["required_wal"], _sizes(content)), look, jobs, check):
+    for report in run_workers(batches(record.required_wal, _sizes(record)), look, jobs, check):
         done_bytes += report.done_bytes
         done_files += report.files
         progress(done_bytes, done_files)
@@ -67,20 +68,18 @@ def bad_wal(
             yield json.loads(line)
 
 
-def _finding(
-    backup: Backup, content: t.Mapping[str, t.Any], archive: t.Optional[Archive], name: str
-) -> t.Optional[BadFile]:
-    included = content.get("wal") == "include"
+def _finding(backup: Backup, record: BackupRecord, archive: t.Optional[Archive], name: str) -> t.Optional[BadFile]:
+    included = record.includes_wal
     place = f"pg_wal/{name}" if included else name
     try:
         if included:
-            _check_included(backup, content, name)
+            _check_included(backup, record, name)
         elif archive is None:
             raise BackupError("There is no archive to look into.", code="wal_missing")
         elif _segments.is_history_name(name):
             archive.history(int(name[:8], 16))
         else:
-            _check_segment(content, name, archive.read(name))
+            _check_segment(record, name, archive.read(name))
     except BackupError as exc:
         if exc.code not in FINDINGS and exc.code != "checksum":
             raise
@@ -88,33 +87,33 @@ def _finding(
     return None
 
 
-def _check_included(backup: Backup, content: t.Mapping[str, t.Any], name: str) -> None:
+def _check_included(backup: Backup, record: BackupRecord, name: str) -> None:
     try:
-        with open(backup.file("data", "pg_wal", name), "rb") as stream:
+        with open(backup.layout().place(b"pg_wal/" + name.encode("ascii")), "rb") as stream:
             data = stream.read()
     except FileNotFoundError as exc:
         raise BackupError("The WAL file is missing.", code="wal_missing") from exc
     except OSError as exc:
         raise BackupError(f"It cannot be read: {exc.strerror}.", code="unreadable") from exc
     if _segments.is_segment_name(name):
-        _check_segment(content, name, data)
+        _check_segment(record, name, data)
     else:
         _timelines.parse_history(data.decode("ascii", "replace"))
-    written = content["wal_proof"]["sha256"][name]
+    written = record.included_wal[name]
     found = hashlib.sha256(data).hexdigest()
     if found != written:
         raise BackupError(f"Its SHA256 is {found} instead of {written}.", code="checksum")
 
 
-def _check_segment(content: t.Mapping[str, t.Any], name: str, data: bytes) -> None:
-    size = int(content["server"]["wal_segment_size"])
+def _check_segment(record: BackupRecord, name: str, data: bytes) -> None:
+    size = record.server.wal_segment_size
     _timeline, segment = _segments.parse_segment_name(name, size)
     # Behind the end of the backup the server, or we, may have left the segment unfinished.
-    end = _segments.parse_lsn(content["stop"]["stop_lsn"])
+    end = record.stop.lsn
     for scan in scan_segments([(segment, data)], size):
         if scan.stops_at is not None and scan.stops_at < end:
             raise BackupError(
                 f"The WAL segment {name} cannot be read from {_segments.format_lsn(scan.stops_at)} on; the backup"
-                f" needs the WAL up to {content['stop']['stop_lsn']}.",
+                f" needs the WAL up to {_segments.format_lsn(end)}.",
                 code="bad_segment",
             )

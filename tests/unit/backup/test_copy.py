@@ -30,7 +30,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import copier as _copyfile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import workers as _workers
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.plain import PlainLayout, external
 
 MB = 1 << 20
 VERSION_DIRECTORY = "PG_18_202506291"
@@ -97,6 +97,11 @@ def children() -> list[int]:
     return [int(pid) for pid in pathlib.Path(own).read_text().split()]
 
 
+def place_in(scan: Scan, path: bytes) -> bytes:
+    """Return where ``path`` lies in a backup, relative to its directory."""
+    return PlainLayout(b"", external(scan.tablespaces)).place(path)[1:]
+
+
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -112,10 +117,10 @@ def test_copy_is_complete_and_described(bench: Bench, algorithm: str, jobs: int,
         os.umask(old)
     scan = bench.scan()
     copied = bench.copied()
-    assert set(copied) == {os.fsdecode(_plain.destination(e.path, scan.tablespaces)) for e in scan.files}
+    assert set(copied) == {os.fsdecode(place_in(scan, e.path)) for e in scan.files}
     listed = bench.journalled()
     for entry in scan.files:
-        content = copied[os.fsdecode(_plain.destination(entry.path, scan.tablespaces))]
+        content = copied[os.fsdecode(place_in(scan, entry.path))]
         assert content == pathlib.Path(os.fsdecode(entry.source)).read_bytes()
         file = listed.pop(entry.path)
         assert (file.size, file.mtime) == (len(content), int(os.stat(entry.source).st_mtime))
@@ -210,7 +215,7 @@ def test_a_clone_is_cut_to_size_and_the_clone_is_hashed(bench: Bench, monkeypatc
     bench.copy()
     for path, file in bench.journalled().items():
         if file.size:
-            place = _plain.destination(path, bench.scan().tablespaces)
+            place = place_in(bench.scan(), path)
             content = (bench.backup / os.fsdecode(place)).read_bytes()
             assert content.startswith(b"newer"[: file.size])
             assert (len(content), sha(content)) == (file.size, file.checksum)
@@ -470,7 +475,7 @@ def test_killed_and_run_again(bench: Bench, delay: float) -> None:
     copied = bench.copied()
     assert len(copied) == 409
     for path, file in bench.journalled().items():
-        place = _plain.destination(path, bench.scan().tablespaces)
+        place = place_in(bench.scan(), path)
         assert sha(copied[os.fsdecode(place)]) == file.checksum
 
 

@@ -10,8 +10,6 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Tablespace
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
 
 MAJORS = [14, 15, 16, 17, 18]
 CATALOG = 202506291
@@ -98,24 +96,3 @@ def test_temporary_relation_names(name: str, expected: bool) -> None:
 def test_database_directories(path: str, expected: bool) -> None:
     version = _datadir.version_directory(18, CATALOG)
     assert _datadir.is_database_directory(os.fsencode(path), version) is expected
-
-
-@pytest.mark.parametrize(
-    "path, expected",
-    [
-        (b"base/5/1259", b"data/base/5/1259"),
-        (b"pg_tblspc", b"data/pg_tblspc"),
-        (b"pg_tblspc/16384", b"tablespaces/16384"),
-        (b"pg_tblspc/16384/PG_18_1/5/1", b"tablespaces/16384/PG_18_1/5/1"),
-        (b"pg_tblspc/163840/PG_18_1/5/1", b"data/pg_tblspc/163840/PG_18_1/5/1"),
-        (b"pg_tblspc/16386/PG_18_1/5/1", b"data/pg_tblspc/16386/PG_18_1/5/1"),
-        (b"sub/pg_tblspc/16384/x", b"data/sub/pg_tblspc/16384/x"),
-    ],
-)
-def test_destination(path: bytes, expected: bytes) -> None:
-    spaces = [Tablespace(16384, b"/a", False), Tablespace(16386, b"/data/pg_tblspc/16386", True)]
-    assert _plain.destination(path, spaces) == expected
-
-
-def test_link_to_a_tablespace_in_the_backup() -> None:
-    assert _plain.tablespace_link(Tablespace(16384, b"/a", False)) == b"../../tablespaces/16384"

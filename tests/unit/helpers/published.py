@@ -93,7 +93,7 @@ class Published:
         return Backup(self.cluster, self.path.name, published=True)
 
     def quick(self) -> set[tuple[str, str]]:
-        return {(one["path"], one["problem"]) for one in _verify.quick(self.backup, self.content)}
+        return {(one["path"], one["problem"]) for one in _verify.quick(self.backup, self.backup.load())}
 
     def verify(self, *levels: str, **wish: t.Any) -> dict[str, t.Any]:
         given = dict.fromkeys(Wish._fields, None) | {"levels": levels, "jobs": 2} | wish

@@ -21,7 +21,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Wish
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
-from tests.unit.helpers.backups import make_cluster, metadata, record_of
+from tests.unit.helpers.backups import make_cluster, metadata, proof, record_of
 from tests.unit.helpers.control_files import control_file
 from tests.unit.helpers.published import MB, Published
 
@@ -193,7 +193,7 @@ def test_included_history(tmp_path: pathlib.Path) -> None:
         ranges=TWO_TIMELINES,
         wal_files=wal_files,
         wal="include",
-        wal_proof={"sha256": {**sums, SEGMENTS[0]: ""}},
+        wal_proof={**proof(), "sha256": {**sums, SEGMENTS[0]: "0" * 64}},
     )
     place = published.path / "data/pg_wal"
     segments = {(f"pg_wal/{name}", "bad_segment") for name in SEGMENTS[1:]} | {(f"pg_wal/{SEGMENTS[0]}", "missing")}
@@ -281,7 +281,7 @@ def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch
 
 def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checksums that cannot be computed are no checksums that hold."""
-    look = _verify.Look(published.backup, published.content)
+    look = _verify.Look(published.backup, published.backup.load())
     files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in look.files]
     monkeypatch.setattr(_host_checksums, "crc32c", None)
     with pytest.raises(BackupError) as caught:
