@@ -21,8 +21,9 @@ from tests.harness.modules import Modules, Result, run_module_as
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file, popen, run, server_user
-
-from .helpers_faults import BIG_FILE, Background, Steps, all_is_well, read_json, restores
+from tests.integration.helpers.files import read_json
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import BIG_FILE, Background, Steps, restores
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 ROOT: t.Final = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which needs root")
@@ -125,7 +126,7 @@ def test_unreadable_file(steps: Steps, primary: Server) -> None:
     result = as_server_user(steps, "backup_copy")
     assert result["failed"]
     assert result["code"] == "unreadable"
-    assert f"cannot read {secret}: Permission denied" in result["msg"]
+    assert f"Cannot read {secret}: Permission denied" in result["msg"]
     assert f"user {server_user().name}" in result["msg"]
     assert steps.fails("backup_stop")["code"] == "copy_not_finished"
     secret.unlink()
@@ -173,9 +174,9 @@ def test_disk_is_full(
         big = steps.big_file(120 << 20)
         result = steps.fails("backup_copy", checksum_algorithm=algorithm)
         assert result["code"] == "disk_full", result
-        assert f"cannot write {steps.work}" in result["msg"]
+        assert f"Cannot write {steps.work}" in result["msg"]
         assert "No space left on device" in result["msg"]
-        assert "iB are free and" in result["msg"]
+        assert "B are free and" in result["msg"]
         assert not (steps.work / "data" / BIG_FILE).exists(), "what is incomplete has given its room back"
         assert steps.fails("backup_stop")["code"] == "copy_not_finished"
         big.unlink()

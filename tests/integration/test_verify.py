@@ -28,8 +28,9 @@ from tests.harness.playbook import host_vars, run_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, is_alive, wait_until
 from tests.harness.user import me, run
-from tests.integration.helpers_backup import listing
-from tests.integration.helpers_faults import Background, Steps, left_behind, read_json
+from tests.integration.helpers.files import listing, read_json
+from tests.integration.helpers.leftovers import left_behind
+from tests.integration.helpers.steps import Background, Steps
 
 BOTH = pytest.mark.majors(15, 18)
 ALL = pytest.mark.majors(14, 15, 16, 17, 18)
@@ -415,9 +416,9 @@ def test_pg_verifybackup(published: Published, monkeypatch: pytest.MonkeyPatch) 
 def test_no_tool(published: Published) -> None:
     """It is not passed over in silence."""
     result = published.verify(pg_verifybackup=True, bin_directory="/nowhere")
-    assert (result["failed"], result["code"]) == (True, "tool_missing")
+    assert (result["failed"], result["code"]) == (True, "programs_missing")
     older = os.path.dirname(binaries.tool(14, "pg_verifybackup"))
-    assert "(PostgreSQL) 14" in published.verify(pg_verifybackup=True, bin_directory=older)["msg"]
+    assert "is of version 14" in published.verify(pg_verifybackup=True, bin_directory=older)["msg"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which needs root")
