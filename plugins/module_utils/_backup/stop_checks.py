@@ -35,8 +35,8 @@ def refuse_new_tablespaces(backup_id: str, state: t.Mapping[str, t.Any], data_di
     if new or linked:
         names = [f"{_text(one['name'])} at {_text(one['location'])}" for one in new]
         raise BackupError(
-            f"A tablespace was created during the backup {backup_id}: {', '.join(names) or linked}. A restore would attach itself"
-            " to its original location.",
+            f"A tablespace was created during the backup {backup_id}: {', '.join(names) or linked}. A restore would"
+            " attach itself to its original location.",
             code="tablespace_created",
             hint="The backup is void; take a new one.",
         )
