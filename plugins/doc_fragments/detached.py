@@ -12,16 +12,16 @@ class ModuleDocFragment:
 options:
   progress_interval:
     description:
-      - Seconds between two lines of progress on the controller; V(0) shows none.
-    type: int
-    default: 10
+      - Duration between two lines of progress on the controller; V(0) shows none.
+    type: str
+    default: 10 seconds
   wait_timeout:
     description:
-      - Seconds after which the call returns with RV(ignore:finished=false) while the work continues; V(0) waits until
+      - Duration after which the call returns with RV(ignore:finished=false) while the work continues; V(0) waits until
         it is done.
       - The action plugin of this name sets it. Set it only if you run the module without that plugin.
-    type: int
-    default: 0
+    type: str
+    default: "0"
 attributes:
   action:
     description:

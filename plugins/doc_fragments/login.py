@@ -81,3 +81,10 @@ requirements:
 notes:
   - Connect to the server itself. A pooling proxy (PgBouncer, Odyssey) cannot keep a session and is refused.
 """
+
+    UNUSED = r"""
+options: {}
+notes:
+  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
+    action group.
+"""

@@ -1,14 +1,18 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one exception that reaches the administrator.
+"""The one exception that reaches the administrator, and the words for the options that it names.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
 
 from __future__ import annotations
 
+import os
 import typing as t
+
+# Set by a role for its tasks: the prefix of its variables, then each option whose variable has another name.
+VARIABLES = "PGFLEET_VARIABLES"
 
 
 class BackupError(Exception):
@@ -33,3 +37,17 @@ class BackupError(Exception):
         if self.hint:
             text = f"{text} {self.hint}"
         return {**self.details, "msg": text, "code": self.code, "hint": self.hint}
+
+
+def option(name: str) -> str:
+    """Return what the user set: the variable of the role that called the module, else the option of the module.
+
+    With ``pg_backup_ timeout=archive_timeout`` in the environment ``wal`` is ``pg_backup_wal`` and ``timeout`` is
+    ``pg_backup_archive_timeout``.
+    """
+    prefix, *renamed = os.environ.get(VARIABLES, "").split() or [""]
+    for pair in renamed:
+        own, _equals, variable = pair.partition("=")
+        if own == name:
+            return prefix + variable
+    return prefix + name

@@ -9,12 +9,12 @@ Private to pgfleet.basebackup: no stability is promised.
 from __future__ import annotations
 
 import os
-import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import claim
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import seconds
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
@@ -22,14 +22,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
     check_name,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
-
-UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-UNITS.update(second=1, minute=60, hour=3600, day=86400, week=604800)
-
-
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
 
 
 def cluster_argument_spec() -> dict[str, t.Any]:
@@ -50,25 +42,51 @@ def handle_argument_spec() -> dict[str, t.Any]:
     )
 
 
+def archive_argument_spec(command: bool = True) -> dict[str, t.Any]:
+    """Return the arguments of the ``archive`` documentation fragment, with ``restore_command`` where it is wanted."""
+    arguments: dict[str, t.Any] = {"archive_directory": {"type": "path"}}
+    return {**arguments, "restore_command": {"type": "str"}} if command else arguments
+
+
+def recovery_target_argument_spec() -> dict[str, t.Any]:
+    """Return the arguments of the ``recovery_target`` documentation fragment."""
+    return {
+        "recovery_target": {"type": "str"},
+        "recovery_target_time": {"type": "str"},
+        "recovery_target_lsn": {"type": "str"},
+        "recovery_target_xid": {"type": "str"},
+        "recovery_target_name": {"type": "str"},
+        "recovery_target_inclusive": {"type": "bool", "default": True},
+        "recovery_target_timeline": {"type": "str", "default": "latest"},
+        "recovery_target_action": {"type": "str", "choices": ["pause", "promote", "shutdown"], "default": "promote"},
+    }
+
+
 def detached_argument_spec(run_id: bool = False) -> dict[str, t.Any]:
     """Return the arguments of the ``detached`` documentation fragment, with ``run_id`` where it is wanted."""
     arguments: dict[str, t.Any] = {
-        "progress_interval": {"type": "int", "default": 10},
-        "wait_timeout": {"type": "int", "default": 0},
+        "progress_interval": duration("10 seconds"),
+        "wait_timeout": duration("0"),
     }
     return {**arguments, "run_id": {"type": "str"}} if run_id else arguments
 
 
-def seconds(text: str, name: str) -> float:
-    """Return the seconds in ``text``: ``90``, ``15 min``, ``20 hours``, ``2d``. Raises :class:`BackupError`."""
-    match = _DURATION.match(text.lower())
-    unit = match.group(2) if match else None
-    factor = UNITS.get(unit or "s") or UNITS.get((unit or "").rstrip("s"))
-    if match is None or factor is None:
-        raise BackupError(
-            f"{name}: {text!r} is not a duration.", code="bad_duration", hint="For example 90, 15m, 20 hours, 2d."
-        )
-    return float(match.group(1)) * factor
+def duration(default: t.Optional[str] = None) -> dict[str, t.Any]:
+    """Return the specification of an option that :func:`read_durations` reads."""
+    return {"type": "str", "default": default}
+
+
+def read_durations(params: dict[str, t.Any], positive: str = "", may_be_zero: str = "") -> None:
+    """Replace the durations with these names by their seconds; one that was not given stays None.
+
+    Raises :class:`BackupError`, code ``bad_duration``.
+    """
+    for name in (*positive.split(), *may_be_zero.split()):
+        if params[name] is None:
+            continue
+        given, params[name] = params[name], seconds(params[name], name)
+        if params[name] == 0 and name in positive.split():
+            raise BackupError(f"{name} must be longer than 0, not {given}.", code="bad_duration")
 
 
 def require_positive(params: t.Mapping[str, t.Any], *names: str) -> None:

@@ -21,18 +21,17 @@ options:
     type: bool
     default: false
   timeout:
-    description: Seconds to wait for the session and the copy to end.
-    type: int
-    default: 60
+    description: How long to wait for the session and the copy to end, a duration.
+    type: str
+    default: 1 minute
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.handle.backup_id
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 author:
   - pgfleet.basebackup contributors (@pgfleet)
 """
@@ -61,9 +60,10 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activit
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_of,
+    duration,
     handle,
     handle_argument_spec,
-    require_positive,
+    read_durations,
     run,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED
@@ -73,7 +73,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec=dict(
-            handle_argument_spec(), keep={"type": "bool", "default": False}, timeout={"type": "int", "default": 60}
+            handle_argument_spec(), keep={"type": "bool", "default": False}, timeout=duration("1 minute")
         ),
         supports_check_mode=True,
     )
@@ -83,7 +83,7 @@ def main() -> None:
         return dict(handle(module), changed=changed, state=state, msg=msg)
 
     def work() -> dict[str, object]:
-        require_positive(params, "timeout")
+        read_durations(params, positive="timeout")
         backup = cluster_of(module).find(params["backup_id"])
         if backup is None:
             return answer(False, "absent", f"There is no backup {params['backup_id']}.")

@@ -25,8 +25,7 @@ options:
     description:
       - Also report whether the newest published, undamaged backup of each cluster is younger than this, as
         RV(clusters[].fresh).
-      - A number of seconds, or with a unit, for example V(90m), V(20 hours) or V(2d). The age counts from the end of
-        the backup.
+      - A duration, for example V(20 hours). The age counts from the end of the backup.
     type: str
   system_identifier:
     description: With O(max_age), count only backups of this cluster.
@@ -34,15 +33,14 @@ options:
   proven_max_age:
     description:
       - Also report which backups were restored successfully in a drill more recently than this, as C(proven_recently).
-        A cluster counts if any of its backups does. The format is that of O(max_age).
+        A cluster counts if any of its backups does. A duration.
     type: str
     version_added: 0.2.0
 extends_documentation_fragment:
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 author:
   - pgfleet.basebackup contributors (@pgfleet)
 """
@@ -227,7 +225,7 @@ clusters:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.listing import catalogue
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run, seconds
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
@@ -239,19 +237,20 @@ def main() -> None:
             login_argument_spec(),
             repository={"type": "path", "required": True},
             cluster={"type": "str"},
-            max_age={"type": "str"},
+            max_age=duration(),
             system_identifier={"type": "str"},
-            proven_max_age={"type": "str"},
+            proven_max_age=duration(),
         ),
         supports_check_mode=True,
     )
     params = module.params
 
     def work() -> dict[str, object]:
-        max_age = seconds(params["max_age"], "max_age") if params["max_age"] else None
-        drilled = seconds(params["proven_max_age"], "proven_max_age") if params["proven_max_age"] else None
+        read_durations(params, may_be_zero="max_age proven_max_age")
         repository = Repository(params["repository"], read_only=True)
-        clusters = catalogue(repository, params["cluster"], max_age, params["system_identifier"], drilled)
+        clusters = catalogue(
+            repository, params["cluster"], params["max_age"], params["system_identifier"], params["proven_max_age"]
+        )
         published = sum(len(one["backups"]) for one in clusters)
         unfinished = sum(len(one["unfinished"]) for one in clusters)
         msg = f"{published} published and {unfinished} unfinished backups in {repository.path}."

@@ -13,14 +13,6 @@ description:
   - Adds the result of a restore drill to the backup's own record, where M(pgfleet.basebackup.backup_info) shows it. The
     last ten drills are kept. Nothing else in the backup is touched.
 options:
-  repository:
-    description: Absolute path of the repository.
-    type: path
-    required: true
-  cluster:
-    description: Name of the database cluster in the repository.
-    type: str
-    required: true
   backup_id:
     description: The backup that was restored. It must be published.
     type: str
@@ -71,11 +63,10 @@ options:
         elements: dict
         default: []
 extends_documentation_fragment:
+  - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
   - pgfleet.basebackup.attributes
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 seealso:
   - module: pgfleet.basebackup.backup_info
 author:

@@ -30,50 +30,6 @@ options:
       - A directory that is not empty is refused without O(delta) or O(replace), and in any case if a server runs in it.
     type: path
     required: true
-  recovery_target:
-    description:
-      - V(immediate) ends recovery at the end of the backup. At most one target can be given. Without a target recovery
-        goes to the end of the WAL.
-    type: str
-  recovery_target_time:
-    description:
-      - Time up to which to recover, with its offset from UTC, for example V(2026-11-22 03:14:00+01).
-      - No such target by default.
-    type: str
-  recovery_target_lsn:
-    description: WAL location up to which to recover, for example V(0/5A000148). No such target by default.
-    type: str
-  recovery_target_xid:
-    description: Transaction up to whose end to recover, for example V(812345). No such target by default.
-    type: str
-  recovery_target_name:
-    description:
-      - Restore point to which to recover, the name given to C(pg_create_restore_point). No such target by default.
-    type: str
-  recovery_target_inclusive:
-    description: Whether to stop after the target, or just before it. See PostgreSQL's parameter of this name.
-    type: bool
-    default: true
-  recovery_target_timeline:
-    description: V(latest), V(current), or the number of a timeline, for example V(3).
-    type: str
-    default: latest
-  recovery_target_action:
-    description: What the server does at the target.
-    type: str
-    choices: [pause, promote, shutdown]
-    default: promote
-  archive_directory:
-    description:
-      - Directory of the WAL archive. The default is the C(wal) directory of the cluster in the repository, if it
-        exists.
-    type: path
-  restore_command:
-    description:
-      - Command that fetches a file from the archive, PostgreSQL's C(restore_command), for example C(cp /srv/wal/%f %p).
-        The default is a command that reads O(archive_directory).
-      - With this option alone, times, transactions and names cannot be checked before the restore.
-    type: str
   delta:
     description:
       - Restore over the existing data directory. Files with the right size and checksum are kept, others are replaced,
@@ -157,16 +113,22 @@ options:
     default: true
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
+  - pgfleet.basebackup.recovery_target
+  - pgfleet.basebackup.archive
+  - pgfleet.basebackup.archive.command
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
   - pgfleet.basebackup.detached
   - pgfleet.basebackup.detached.run_id
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes
 notes:
+  - Without O(archive_directory) and O(restore_command) the WAL is taken from the C(wal) directory of the cluster in the
+    repository, if it exists. With O(restore_command) alone, times, transactions and names cannot be checked before the
+    restore. Without it, the restored server gets a command that reads the directory.
   - Run the module as the operating system user of the server, not as root.
-  - With O(run_id) a later call of the same task finds its restore done even with O(force); without it each call with
-    O(force) restores again.
-  - The module does not connect to a server. It accepts the login options so that they can be set as defaults of the
-    action group.
+  - With O(run_id) a later call of the same task knows that its restore is done, with or without O(force). Without it
+    each call with O(force) restores again.
   - The files C(postgresql.auto.conf), C(tablespace_map), C(recovery.signal) and C(standby.signal) are rewritten.
   - In check mode with O(delta) the existing files are read and compared.
   - Replay recreates a tablespace that was created after the backup, in its original directory. If another server of the
@@ -380,8 +342,11 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    archive_argument_spec,
     cluster_argument_spec,
     detached_argument_spec,
+    read_durations,
+    recovery_target_argument_spec,
     require_positive,
     run,
 )
@@ -395,19 +360,11 @@ def main() -> None:
         argument_spec=dict(
             cluster_argument_spec(),
             **login_argument_spec(),
+            **recovery_target_argument_spec(),
+            **archive_argument_spec(),
             **detached_argument_spec(run_id=True),
             backup_id={"type": "str"},
             data_directory={"type": "path", "required": True},
-            recovery_target={"type": "str"},
-            recovery_target_time={"type": "str"},
-            recovery_target_lsn={"type": "str"},
-            recovery_target_xid={"type": "str"},
-            recovery_target_name={"type": "str"},
-            recovery_target_inclusive={"type": "bool", "default": True},
-            recovery_target_timeline={"type": "str", "default": "latest"},
-            recovery_target_action={"type": "str", "choices": ["pause", "promote", "shutdown"], "default": "promote"},
-            archive_directory={"type": "path"},
-            restore_command={"type": "str"},
             delta={"type": "bool", "default": False},
             replace={"type": "bool", "default": False},
             force={"type": "bool", "default": False},
@@ -430,6 +387,7 @@ def main() -> None:
     )
 
     def work() -> dict[str, t.Any]:
+        read_durations(module.params, may_be_zero="progress_interval wait_timeout")
         require_positive(module.params, "jobs")
         return Run(module.params).predict() if module.check_mode else Run(module.params).step()
 

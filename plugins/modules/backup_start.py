@@ -38,15 +38,15 @@ options:
     default: false
   session_timeout:
     description:
-      - Seconds after which the session ends in any case, and the backup with it. Set it to more than the duration of
+      - Duration after which the session ends in any case, and the backup with it. Set it to more than the duration of
         your longest backup.
-    type: int
-    default: 86400
+    type: str
+    default: 24 hours
   session_idle_timeout:
     description:
-      - Seconds without a module or a running copy after which the session ends.
-    type: int
-    default: 3600
+      - Duration without a module or a running copy after which the session ends.
+    type: str
+    default: 1 hour
   external_archive:
     description:
       - For O(wal=archive). Another program archives the WAL, so the server's own archiving is not checked and
@@ -84,15 +84,15 @@ options:
   max_age:
     description:
       - With O(resume), a stopped backup that is older than this and still waits for its WAL is not continued. It is
-        removed, with a warning, once a new one has been started. A number of seconds, or with a unit, for example V(20
-        hours). Without it a stopped backup is continued however old it is.
+        removed, with a warning, once a new one has been started. A duration, for example V(20 hours). Without it a
+        stopped backup is continued however old it is.
     type: str
   takeover_after:
     description:
-      - For O(resume), seconds of silence after which the run that is working on an unfinished backup counts as dead.
+      - For O(resume), duration of silence after which the run that is working on an unfinished backup counts as dead.
       - Set it to more than the duration of your longest own step between the modules.
-    type: int
-    default: 30
+    type: str
+    default: 30 seconds
   owner:
     description:
       - Name of this run, for example V(deploy@controller job 42). Other runs that find the backup unfinished report
@@ -102,6 +102,7 @@ extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
 attributes:
@@ -215,9 +216,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.label 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
     cluster_of,
-    require_positive,
+    duration,
+    read_durations,
     run,
-    seconds,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import check_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
@@ -237,14 +238,14 @@ def main() -> None:
             backup_id={"type": "str"},
             label={"type": "str"},
             fast={"type": "bool", "default": False},
-            session_timeout={"type": "int", "default": 86400},
-            session_idle_timeout={"type": "int", "default": 3600},
+            session_timeout=duration("24 hours"),
+            session_idle_timeout=duration("1 hour"),
             external_archive={"type": "bool", "default": False},
             wal={"type": "str", "choices": ["archive", "include", "none"], "default": "archive"},
             concurrent={"type": "str", "choices": ["allow", "skip", "fail"], "default": "allow"},
             resume={"type": "bool", "default": False},
-            max_age={"type": "str"},
-            takeover_after={"type": "int", "default": 30},
+            max_age=duration(),
+            takeover_after=duration("30 seconds"),
             owner={"type": "str"},
         ),
         supports_check_mode=True,
@@ -253,11 +254,10 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         cluster = cluster_of(module)
-        max_age = seconds(params["max_age"], "max_age") if params["max_age"] else None
+        read_durations(params, "session_timeout session_idle_timeout takeover_after", may_be_zero="max_age")
         if params["backup_id"]:
             check_name(params["backup_id"], "The backup_id")
         check_label_text(params["label"] or "")
-        require_positive(params, "session_timeout", "session_idle_timeout", "takeover_after")
         connection_kwargs(params, "")
         with Connection(params) as connection:
             info = server_info(connection)
@@ -265,7 +265,7 @@ def main() -> None:
         cluster.refuse_other(info["system_identifier"])
         problems = problems_of_backup(info, params["external_archive"], params["wal"])
         problems += repository_problems(info, params["repository"], params["cluster"])[0]
-        start = Start(cluster, dict(params, max_age=max_age), info, problems)
+        start = Start(cluster, params, info, problems)
         return start.predict() if module.check_mode else dict(start.run(), warnings=start.warnings)
 
     run(module, work)

@@ -37,11 +37,9 @@ extends_documentation_fragment:
   - pgfleet.basebackup.handle
   - pgfleet.basebackup.handle.backup_id
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
   - pgfleet.basebackup.attributes.step
   - pgfleet.basebackup.attributes
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 seealso:
   - module: pgfleet.basebackup.wal_switch
   - module: pgfleet.basebackup.wal_archived

@@ -37,17 +37,6 @@ options:
     description: Number of files that are read at the same time.
     type: int
     default: 2
-  archive_directory:
-    description:
-      - Directory of the WAL archive, with files under their own names, plain or compressed (C(.gz), C(.bz2), C(.xz),
-        C(.zst), C(.lz4)).
-      - Without it and without O(restore_command), the C(wal) directory of the cluster in the repository is used.
-    type: path
-  restore_command:
-    description:
-      - Shell command that fetches a WAL file, with C(%f) and C(%p) as in PostgreSQL's C(restore_command), for example
-        C(cp /srv/wal/%f %p). Without it the files are read from the directory.
-    type: str
   pg_verifybackup:
     description:
       - Also run PostgreSQL's own C(pg_verifybackup), with checksums if O(levels) has V(full). The backup fails if
@@ -63,14 +52,18 @@ options:
     type: path
 extends_documentation_fragment:
   - pgfleet.basebackup.handle
+  - pgfleet.basebackup.archive
+  - pgfleet.basebackup.archive.command
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
   - pgfleet.basebackup.detached
   - pgfleet.basebackup.detached.run_id
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
 notes:
+  - Without O(archive_directory) and O(restore_command) the WAL is taken from the C(wal) directory of the cluster in the
+    repository.
   - With O(wait_timeout) above 0 O(run_id) is required; without it the verification is not detached.
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 seealso:
   - module: pgfleet.basebackup.backup_info
   - module: pgfleet.basebackup.backup_restore
@@ -198,17 +191,18 @@ progress:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    archive_argument_spec,
     cluster_argument_spec,
     detached_argument_spec,
     handle,
+    read_durations,
     require_positive,
     run,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.detached import Slices
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.detached import VerificationJob
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import (
     Wish,
     chosen,
@@ -223,12 +217,11 @@ def main() -> None:
         argument_spec=dict(
             cluster_argument_spec(),
             **login_argument_spec(),
+            **archive_argument_spec(),
             **detached_argument_spec(run_id=True),
             backup_id={"type": "str", "default": "latest"},
             levels={"type": "list", "elements": "str", "choices": ["quick", "full", "wal"], "default": ["quick"]},
             jobs={"type": "int", "default": 2},
-            archive_directory={"type": "path"},
-            restore_command={"type": "str"},
             pg_verifybackup={"type": "bool", "default": False},
             bin_directory={"type": "path"},
         ),
@@ -241,6 +234,7 @@ def main() -> None:
         """Without a detached process the task itself is what can be ended."""
 
     def work() -> dict[str, object]:
+        read_durations(params, may_be_zero="progress_interval wait_timeout")
         require_positive(params, "jobs")
         wish = Wish(**{name: params[name] for name in Wish._fields})
         cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
@@ -251,14 +245,12 @@ def main() -> None:
                 raise BackupError(
                     "With wait_timeout a run_id is needed, to find the verification again.", code="run_id"
                 )
-            slices = Slices(cluster, params["backup_id"], params["run_id"])
-            answer = slices.step(wish, params["wait_timeout"])
-            if answer is None:
-                record = slices.job.read()
-                handle_of_it = {**handle(module), "backup_id": record.get("backup_id") or params["backup_id"]}
-                msg = f"{record.get('percent')} % verified."
-                return dict(handle_of_it, changed=False, finished=False, progress=progress_of(record), msg=msg)
-            result = answer
+            job = VerificationJob(cluster, params["backup_id"], params["run_id"], wish)
+            step = job.step(params["wait_timeout"])
+            if step.result is None:
+                known = {**handle(module), "backup_id": step.record.get("backup_id") or params["backup_id"]}
+                return dict(known, changed=False, **step.progress("verified"))
+            result = dict(step.result)
         error = damage(result)
         if error is not None:
             raise error

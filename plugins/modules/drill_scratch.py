@@ -48,10 +48,8 @@ options:
     default: /tmp
 extends_documentation_fragment:
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
   - pgfleet.basebackup.attributes
-notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
 attributes:
   idempotent:
     support: partial

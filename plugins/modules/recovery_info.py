@@ -34,16 +34,17 @@ options:
     choices: [none, consistent, target]
     default: none
   timeout:
-    description: Seconds to wait. Recovery continues afterwards.
-    type: float
-    default: 3600
+    description: How long to wait, a duration. Recovery continues afterwards.
+    type: str
+    default: 1 hour
   interval:
-    description: Seconds between two checks.
-    type: float
-    default: 1.0
+    description: Duration between two checks.
+    type: str
+    default: 1 second
 extends_documentation_fragment:
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
 seealso:
   - module: pgfleet.basebackup.backup_restore
@@ -122,7 +123,7 @@ log:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
     login_argument_spec,
     require_psycopg2,
@@ -138,8 +139,8 @@ def main() -> None:
             data_directory={"type": "path"},
             log_file={"type": "path"},
             wait_for={"type": "str", "choices": ["none", "consistent", "target"], "default": "none"},
-            timeout={"type": "float", "default": 3600.0},
-            interval={"type": "float", "default": 1.0},
+            timeout=duration("1 hour"),
+            interval=duration("1 second"),
         ),
         supports_check_mode=True,
     )
@@ -147,7 +148,7 @@ def main() -> None:
 
     def work() -> dict[str, object]:
         require_psycopg2()
-        require_positive(params, "interval")
+        read_durations(params, positive="interval", may_be_zero="timeout")
         names = ("data_directory", "log_file", "wait_for", "timeout", "interval")
         answer = Waiter(params, *(params[name] for name in names)).wait()
         answer.pop("may_pause", None)

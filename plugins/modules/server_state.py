@@ -38,10 +38,10 @@ options:
     default: fast
   timeout:
     description:
-      - Seconds to wait until the server has stopped, and with O(state=restarted) as long again until it accepts
-        connections.
-    type: float
-    default: 300
+      - How long to wait until the server has stopped, and with O(state=restarted) as long again until it accepts
+        connections. A duration.
+    type: str
+    default: 5 minutes
   bin_directory:
     description:
       - Directory of PostgreSQL's programs. Without it the module searches C(PATH), C(/usr/lib/postgresql/<major>/bin)
@@ -60,6 +60,8 @@ options:
     type: path
 extends_documentation_fragment:
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes
 attributes:
   idempotent:
@@ -67,8 +69,6 @@ attributes:
     details:
       - With O(state=restarted) each call restarts the server.
 notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
   - It must run as the server's operating system user.
 seealso:
   - module: pgfleet.basebackup.recovery_info
@@ -130,16 +130,16 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
-    find_programs,
     major_of,
-    postmaster,
     restart,
     start,
     stop,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import find_server, main_process
 
 
 def main() -> None:
@@ -150,7 +150,7 @@ def main() -> None:
             data_directory={"type": "path", "required": True},
             state={"type": "str", "choices": ["started", "stopped", "restarted"], "required": True},
             mode={"type": "str", "choices": ["smart", "fast", "immediate"], "default": "fast"},
-            timeout={"type": "float", "default": 300.0},
+            timeout=duration("5 minutes"),
             bin_directory={"type": "path"},
             config_file={"type": "path"},
             log_file={"type": "path"},
@@ -161,10 +161,10 @@ def main() -> None:
     directory = params["data_directory"]
 
     def started() -> dict[str, object]:
-        programs = find_programs(major_of(directory), params["bin_directory"])
+        programs = os.path.dirname(find("pg_ctl", major_of(directory), params["bin_directory"]))
         log_file = params["log_file"] or os.path.join(directory, "startup.log")
         found = {"bin_directory": programs, "log_file": log_file, "data_directory": directory, "was_running": False}
-        if postmaster(directory) is not None:
+        if main_process(directory) is not None:
             return dict(found, changed=False, running=True, was_running=True, msg=f"The server on {directory} runs.")
         if module.check_mode:
             return dict(found, changed=True, running=True, msg=f"The server on {directory} would be started.")
@@ -174,7 +174,7 @@ def main() -> None:
 
     def stopped() -> dict[str, object]:
         if module.check_mode:
-            changed = postmaster(directory) is not None
+            changed = find_server(directory) is not None
         else:
             changed = stop(directory, params["mode"], params["timeout"])
         what = "does not run" if not changed else "would be stopped" if module.check_mode else "was stopped"
@@ -182,7 +182,7 @@ def main() -> None:
         return {"changed": changed, "running": False, "was_running": changed, "data_directory": directory, "msg": msg}
 
     def restarted() -> dict[str, object]:
-        server = postmaster(directory)
+        server = main_process(directory)
         if server is None:
             return started()
         answer = {"changed": True, "running": True, "was_running": True, "data_directory": directory}
@@ -193,6 +193,7 @@ def main() -> None:
         return dict(answer, **found, msg=f"The server on {directory} was restarted.")
 
     def work() -> dict[str, object]:
+        read_durations(params, may_be_zero="timeout")
         if not os.path.isabs(directory):
             raise BackupError(f"data_directory must be an absolute path, not {directory}.", code="bad_path")
         return {"started": started, "stopped": stopped, "restarted": restarted}[params["state"]]()

@@ -25,12 +25,13 @@ options:
     elements: dict
     required: true
   timeout:
-    description: Maximum duration of one query in seconds; V(0) means no limit.
-    type: float
-    default: 600
+    description: Maximum duration of one query; V(0) means no limit.
+    type: str
+    default: 10 minutes
 extends_documentation_fragment:
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
 notes:
   - A read-only transaction does not prevent a superuser's query from acting outside the database, for example with
@@ -90,7 +91,7 @@ results:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.checks import require_checks, run_checks
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
@@ -101,13 +102,14 @@ def main() -> None:
         argument_spec=dict(
             login_argument_spec(),
             checks={"type": "list", "elements": "dict", "required": True},
-            timeout={"type": "float", "default": 600.0},
+            timeout=duration("10 minutes"),
         ),
         supports_check_mode=True,
     )
     params = module.params
 
     def work() -> dict[str, object]:
+        read_durations(params, may_be_zero="timeout")
         require_checks(params["checks"])
         results = run_checks(params, params["checks"], params["timeout"])
         bad = [result for result in results if not result["ok"]]

@@ -24,12 +24,6 @@ options:
   cluster:
     description: Name of the cluster in the repository; only with O(repository).
     type: str
-  archive_directory:
-    description:
-      - Directory of the archive on the host that runs the module, with files under their own names, plain or with
-        C(.gz), C(.bz2), C(.xz), C(.zst), C(.lz4); the last two need the commands C(zstd) and C(lz4).
-      - The default is C(<repository>/<cluster>/wal).
-    type: path
   wal_segment_size:
     description: Size of a WAL segment in bytes. The default is read from the newest segment.
     type: int
@@ -39,10 +33,9 @@ options:
     type: str
   growth_window:
     description:
-      - The period over which RV(bytes_per_hour) is measured. A number of seconds, or with a unit, for example V(90m),
-        V(20 hours) or V(2d).
+      - The period over which RV(bytes_per_hour) is measured, a duration.
     type: str
-    default: 24h
+    default: 24 hours
   check_headers:
     description:
       - Which segments are opened to check that they belong to this cluster and contain the WAL that their name says.
@@ -51,11 +44,13 @@ options:
     choices: [ends, all]
     default: ends
 extends_documentation_fragment:
+  - pgfleet.basebackup.archive
   - pgfleet.basebackup.login
+  - pgfleet.basebackup.login.unused
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
 notes:
-  - The module does not connect to the server. It accepts the login options so that they can be set as defaults of the
-    action group.
+  - Without O(archive_directory) the module reads C(<repository>/<cluster>/wal).
 seealso:
   - module: pgfleet.basebackup.backup_info
 author:
@@ -225,7 +220,12 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.recoverable import archive_info
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run, seconds
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    archive_argument_spec,
+    duration,
+    read_durations,
+    run,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
@@ -238,12 +238,12 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             login_argument_spec(),
+            **archive_argument_spec(command=False),
             repository={"type": "path"},
             cluster={"type": "str"},
-            archive_directory={"type": "path"},
             wal_segment_size={"type": "int"},
             system_identifier={"type": "str"},
-            growth_window={"type": "str", "default": "24h"},
+            growth_window=duration("24 hours"),
             check_headers={"type": "str", "choices": ["ends", "all"], "default": "ends"},
         ),
         required_together=[("repository", "cluster")],
@@ -253,8 +253,7 @@ def main() -> None:
     params = module.params
 
     def work() -> dict[str, object]:
-        window = {"growth_window": seconds(params["growth_window"], "growth_window")}
-        require_positive(window, "growth_window")
+        read_durations(params, positive="growth_window")
         cluster = None
         if params["repository"]:
             cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
@@ -272,7 +271,7 @@ def main() -> None:
         size = params["wal_segment_size"] or found_size or 16777216
         require_segment_size(size)
         archive = DirectoryArchive(directory, size, int(identifier) if identifier else found_identifier)
-        info = archive_info(archive, cluster, window["growth_window"], params["check_headers"] == "all")
+        info = archive_info(archive, cluster, params["growth_window"], params["check_headers"] == "all")
         problems = len(info["problems"])
         return {
             "changed": False,

@@ -32,28 +32,23 @@ options:
       - Size of a WAL segment in bytes. Only for O(archive_directory) and O(restore_command); the server knows its own.
     type: int
     default: 16777216
-  archive_directory:
-    description:
-      - Directory of the archive on the host that runs the module, with files under their own names, plain or with
-        C(.gz), C(.bz2), C(.xz), C(.zst), C(.lz4); the last two need the commands C(zstd) and C(lz4).
-    type: path
-  restore_command:
-    description:
-      - A command as in PostgreSQL's C(restore_command), with V(%f) and V(%p). It runs on the host that runs the module.
-      - It is stored in the backup's record as part of the proof, so it must not contain a secret.
-    type: str
   timeout:
-    description: Seconds to wait.
-    type: int
-    default: 600
+    description: How long to wait, a duration; V(0) checks once.
+    type: str
+    default: 10 minutes
   interval:
-    description: Seconds between two checks.
-    type: float
-    default: 1.0
+    description: Duration between two checks.
+    type: str
+    default: 1 second
 extends_documentation_fragment:
+  - pgfleet.basebackup.archive
+  - pgfleet.basebackup.archive.command
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
+  - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
+notes:
+  - O(restore_command) is stored in the backup's record as part of the proof, so it must not contain a secret.
 seealso:
   - module: pgfleet.basebackup.backup_publish
 author:
@@ -114,7 +109,12 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import require_positive, run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
+    archive_argument_spec,
+    duration,
+    read_durations,
+    run,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import (
     archiver_report,
     archives_itself,
@@ -139,13 +139,12 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             login_argument_spec(),
+            **archive_argument_spec(),
             required_wal={"type": "list", "elements": "str", "required": True},
             system_identifier={"type": "str"},
             wal_segment_size={"type": "int", "default": 16777216},
-            archive_directory={"type": "path"},
-            restore_command={"type": "str"},
-            timeout={"type": "int", "default": 600},
-            interval={"type": "float", "default": 1.0},
+            timeout=duration("10 minutes"),
+            interval=duration("1 second"),
         ),
         mutually_exclusive=[("archive_directory", "restore_command")],
         required_by={"archive_directory": ["system_identifier"], "restore_command": ["system_identifier"]},
@@ -153,11 +152,10 @@ def main() -> None:
     )
     params = module.params
     names = params["required_wal"]
-    timeout = 0 if module.check_mode else params["timeout"]
 
     def late(missing: list[str], where: str, advice: str, **details: object) -> BackupError:
         return BackupError(
-            f"The WAL file {missing[0]} was not archived within {timeout} s ({len(missing)} of {len(names)}"
+            f"The WAL file {missing[0]} was not archived within {params['timeout']:g} s ({len(missing)} of {len(names)}"
             f" are missing); {where}",
             code="wal_not_archived",
             hint=f"{advice} The backup is kept; run it again to go on waiting.",
@@ -175,7 +173,7 @@ def main() -> None:
         source = params[method]
         look = missing_in_directory if params["archive_directory"] else missing_by_command
         missing = wait_archived(
-            lambda wanted: look(source, wanted, size, identifier), names, timeout, params["interval"]
+            lambda wanted: look(source, wanted, size, identifier), names, params["timeout"], params["interval"]
         )
         if missing:
             raise late(missing, f"looked for by {method}: {source}.", "Look at what fills the archive.")
@@ -194,7 +192,7 @@ def main() -> None:
                     hint="Ask the primary, or name archive_directory or restore_command.",
                 )
             missing = wait_archived(
-                lambda wanted: missing_on_server(connection, info, wanted), names, timeout, params["interval"]
+                lambda wanted: missing_on_server(connection, info, wanted), names, params["timeout"], params["interval"]
             )
             if missing:
                 report = archiver_report(connection)
@@ -211,7 +209,9 @@ def main() -> None:
             return "server", info["address"], info["system_identifier"]
 
     def work() -> dict[str, object]:
-        require_positive(params, "interval")
+        read_durations(params, positive="interval", may_be_zero="timeout")
+        if module.check_mode:
+            params["timeout"] = 0
         by_archive = params["archive_directory"] or params["restore_command"]
         try:
             method, source, identifier = from_archive() if by_archive else from_server()

@@ -16,10 +16,10 @@ import time
 import typing as t
 
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.common.validation import check_type_int
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes, seconds
 
 display = Display()
 
@@ -67,13 +67,14 @@ class SlicedAction(ActionBase):
             result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
             return result
         try:
-            interval = check_type_int(arguments.get("progress_interval", DEFAULT_INTERVAL))
-        except TypeError as exc:
-            raise AnsibleActionFail(f"progress_interval: {exc}") from exc
-        if interval < 0:
-            raise AnsibleActionFail(f"progress_interval must not be negative, as {interval} is.")
+            given = arguments.get("progress_interval")
+            interval = seconds(DEFAULT_INTERVAL if given is None else given, "progress_interval")
+        except BackupError:
+            # The module refuses it too, and knows the words of its caller.
+            result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
+            return result
         self.prepare(arguments)
-        arguments["wait_timeout"] = min(interval or LONGEST_SLICE, LONGEST_SLICE)
+        arguments["wait_timeout"] = max(min(interval or LONGEST_SLICE, LONGEST_SLICE), 1)
         controller = os.getppid()
         shown = time.monotonic()
         changed = False

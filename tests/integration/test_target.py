@@ -207,8 +207,8 @@ def test_targets(world: World) -> None:
     assert three.when in first.why
     world.reaches([1, 2], "b1", time=three.when, inclusive=False)
     assert world.choose(time=_target.format_time(three.at + 1), inclusive=False).target_lsn == first.target_lsn
-    stop = _wal.parse_lsn(world.choose("b2").content["stop"]["stop_lsn"])
-    ended = round(world.choose("b2").content["stop"]["stopped_at"] * 1000000)
+    stop = world.choose("b2").record.stop.lsn
+    ended = round(world.choose("b2").record.stop.stopped_at * 1000000)
     assert world.choose(time=_target.format_time(ended)).backup.id == "b2"
     assert world.choose(time=_target.format_time(ended - 1)).backup.id == "b1"
     world.reaches([*to_four, 5, 6], "b2", time=_target.format_time(seven.at - 1))
@@ -270,7 +270,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
     hidden = world.sandbox.directory("hidden")
     middle = _wal.segment_name(1, _wal.segment_of(_wal.parse_lsn(six.end), SIZE), SIZE)
     assert middle in end.wal_needed
-    assert middle not in end.content["required_wal"]
+    assert middle not in end.record.required_wal
     with moved([world.archive / middle], hidden):
         for options in ({}, {"time": last.when, "inclusive": False}, {"lsn": last.start}):
             refusal = world.refused("wal_incomplete", middle, **options)
@@ -289,7 +289,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
         found = world.choose("b1", immediate=True)
         assert newest.name in found.warnings[0]
         torn.unlink()
-    own = [name for name in world.choose("b1").content["required_wal"] if name not in end.content["required_wal"]]
+    own = [name for name in world.choose("b1").record.required_wal if name not in end.record.required_wal]
     with moved([world.archive / name for name in own], hidden):
         assert world.refused("wal_incomplete", backup_id="b1", immediate=True).details["missing"] == own
         assert world.choose(immediate=True).backup.id == "b2"
@@ -302,7 +302,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
     world.refused("timeline_unknown", timeline="7")
     with pytest.raises(BackupError, match="no archive is known") as caught:
         _choose.choose_backup(Repository(str(world.repository)).cluster("main"), None, _target.parse_target({}), None)
-    assert caught.value.details["missing"] == end.content["required_wal"]
+    assert caught.value.details["missing"] == list(end.record.required_wal)
 
     contained(world, hidden)
 
@@ -317,14 +317,14 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
     assert "could not be looked for" in blind.why
     assert world.choose(archive=command).wal_needed == world.choose(archive=command, immediate=True).wal_needed
     nothing = _archive.open_archive(None, "false", SIZE, world.identifier)
-    assert world.refused("wal_incomplete", archive=nothing).details["missing"] == end.content["required_wal"]
+    assert world.refused("wal_incomplete", archive=nothing).details["missing"] == list(end.record.required_wal)
 
 
 def contained(world: World, hidden: pathlib.Path) -> None:
     """The newest backup has its own WAL, of which the last segment ends where a standby's would."""
     cluster = Repository(str(world.repository)).cluster("main")
     whole = world.choose()
-    own = [name for name in whole.wal_needed if name in whole.content["required_wal"]]
+    own = [name for name in whole.wal_needed if name in whole.record.required_wal]
     inside = pathlib.Path(whole.backup.file("data", "pg_wal"))
     record = whole.backup.load()
     assert record.wal_proof is not None
@@ -340,7 +340,7 @@ def contained(world: World, hidden: pathlib.Path) -> None:
     with pytest.raises(BackupError, match="Without an archive only the end") as caught:
         alone(recovery_target_xid=751)
     assert caught.value.code == "target_beyond_archive"
-    stop = _wal.parse_lsn(whole.content["stop"]["stop_lsn"])
+    stop = whole.record.stop.lsn
     with moved([world.archive / name for name in own], hidden):
         assert world.choose().wal_needed == whole.wal_needed
         with (inside / own[-1]).open("r+b") as file:

@@ -20,7 +20,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.planner import make
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import read_record
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore, finished
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run import RestoreJob
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import path as _path
 
 from tests.unit.helpers_unit import IDENTIFIER, _is_killed
@@ -128,7 +129,7 @@ class Case:
         plan = self.plan(**params)
         assert not plan.refusals, plan.refusals
         if plan.is_done:
-            return finished(plan.data, plan.destination.record, plan.digest) or {}
+            return dict(RestoreJob(plan.data, plan.digest, lambda: plan).recorded(plan.destination.record) or {})
         return self.carry_out(plan)
 
     def carry_out(self, plan: Plan) -> dict[str, t.Any]:
@@ -207,8 +208,8 @@ def chosen(published: Published) -> t.Callable[..., _candidate.Choice]:
 
     def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _candidate.Choice:
         path = _path.Path(1, [])
-        content = published.backup.load_raw()
-        return _candidate.Choice(published.backup, content, "the only one", path, [], [], None, [], None, True, target)
+        record = published.backup.load()
+        return _candidate.Choice(published.backup, record, "the only one", path, [], [], None, [], None, True, target)
 
     return choose
 

@@ -28,7 +28,7 @@ ALLOWED: t.Final = {
     "_restore": "_host _wal _datadir _server _repository _verify",
     "_drill": "_host _server _repository",
     "_catalogue": "_host _wal _repository _session _backup",
-    "_module": "_server _repository _backup",
+    "_module": "_host _server _repository _backup",
 }
 
 

@@ -1,12 +1,27 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Amounts as text for people.
+"""Sizes and durations as people read and write them.
+
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
 
 from __future__ import annotations
+
+import re
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+
+# PostgreSQL's units, and the usual short and long names of them.
+_UNITS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0}
+_UNITS.update(m=60.0, min=60.0, minute=60.0, h=3600.0, hour=3600.0, d=86400.0, day=86400.0, w=604800.0, week=604800.0)
+
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
+
+# Longer ones overflow the clocks and limits that they are given to.
+_LONGEST = 100 * 366 * 86400.0
 
 
 def readable_bytes(number: float) -> str:
@@ -16,3 +31,20 @@ def readable_bytes(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} TiB"
+
+
+def seconds(text: object, name: str) -> float:
+    """Return the seconds in the value of the option ``name``: ``90``, ``15 min``, ``20 hours``, ``2d``.
+
+    Raises :class:`BackupError`, code ``bad_duration``.
+    """
+    match = _DURATION.match(str(text).lower())
+    unit = match.group(2) if match else ""
+    factor = _UNITS.get(unit or "s") or _UNITS.get(unit[:-1] if unit.endswith("s") else unit)
+    if match is None or factor is None or float(match.group(1)) * factor > _LONGEST:
+        raise BackupError(
+            f"{name} cannot be {str(text)!r}: it is a duration.",
+            code="bad_duration",
+            hint="Write it like 90 (seconds), 15 min, 20 hours or 2d.",
+        )
+    return float(match.group(1)) * factor

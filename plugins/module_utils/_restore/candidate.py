@@ -11,9 +11,11 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.archives import ArchiveAndBackup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.search import Search, Searched
@@ -40,15 +42,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments i
     format_lsn,
     is_history_name,
     last_segment_of,
-    parse_lsn,
     segment_name,
     segment_of,
 )
 
 
-def time_of(stop: t.Mapping[str, t.Any]) -> str:
-    """Return when a backup ended."""
-    return format_time(round(stop["stopped_at"] * 1000000))
+def stopped_us(record: BackupRecord) -> int:
+    """Return when a backup ended, in microseconds since 1970."""
+    return round(record.stop.stopped_at * 1000000)
 
 
 class Choice(t.NamedTuple):
@@ -62,7 +63,7 @@ class Choice(t.NamedTuple):
     """
 
     backup: Backup
-    content: dict[str, t.Any]
+    record: BackupRecord
     why: str
     path: Path
     wal_needed: list[str]
@@ -96,24 +97,24 @@ class Candidate:
     def __init__(
         self,
         backup: Backup,
-        content: dict[str, t.Any],
+        record: BackupRecord,
         target: Target,
         archive: t.Optional[Archive],
         searched: Searched,
     ) -> None:
-        self._backup, self._content, self._target, self._searched = backup, content, target, searched
-        self._size: int = content["server"]["wal_segment_size"]
-        self._start = parse_lsn(content["start"]["start_lsn"])
-        self._stop = parse_lsn(content["stop"]["stop_lsn"])
+        self._backup, self._record, self._target, self._searched = backup, record, target, searched
+        self._size = record.server.wal_segment_size
+        self._start = record.start.lsn
+        self._stop = record.stop.lsn
         self._warnings: list[str] = []
         self._source = self._open(archive)
         # Without it the path would be taken for one timeline.
-        histories = [name for name in content.get("required_wal") or [] if is_history_name(name)]
+        histories = [name for name in record.required_wal if is_history_name(name)]
         unknown = [name for name in histories if not self._source.has(name)]
         if unknown:
             raise self._incomplete(unknown)
-        self._path = timeline_path(self._source, content["stop"]["timeline"], self._stop, target.timeline)
-        ends = {LSN: self._stop, TIME: round(content["stop"]["stopped_at"] * 1000000)}
+        self._path = timeline_path(self._source, record.stop.timeline, self._stop, target.timeline)
+        ends = {LSN: self._stop, TIME: stopped_us(record)}
         if target.kind in ends and t.cast(int, target.value) < ends[target.kind]:
             raise self._before()
         self._reach = self._measure()
@@ -122,14 +123,14 @@ class Candidate:
     def _open(self, archive: t.Optional[Archive]) -> Archive:
         """Return the archive, with the WAL in the backup where it has any."""
         backup, target = self._backup, self._target
-        if self._content.get("wal") != "include":
+        if not self._record.includes_wal:
             if archive is not None:
                 return archive
             raise BackupError(
                 f"The backup {backup.id} does not contain the WAL that it needs, and no archive is known.",
                 code="wal_incomplete",
                 hint="Name archive_directory or restore_command.",
-                missing=self._content["required_wal"],
+                missing=list(self._record.required_wal),
             )
         if archive is None and target.kind not in (END, IMMEDIATE):
             raise BackupError(
@@ -137,8 +138,8 @@ class Candidate:
                 code="target_beyond_archive",
                 hint="Name archive_directory or restore_command, or leave the target out.",
             )
-        identifier = int(self._content["server"]["system_identifier"])
-        return ArchiveAndBackup(backup.file("data", "pg_wal"), archive, self._size, identifier)
+        identifier = int(self._record.server.system_identifier)
+        return ArchiveAndBackup(os.fsdecode(backup.layout().place(b"pg_wal")), archive, self._size, identifier)
 
     def _measure(self) -> t.Optional[Reach]:
         """Return how far the archive goes, None when it cannot be listed."""
@@ -154,7 +155,7 @@ class Candidate:
         self._check_damage(point.end)
         return Choice(
             self._backup,
-            self._content,
+            self._record,
             "",
             self._path,
             needed_segments(self._path, self._start, point.end, self._size),
@@ -314,15 +315,14 @@ class Candidate:
         )
 
     def _before(self, where: str = "") -> BackupError:
-        stop = self._content["stop"]
-        ended = time_of(stop)
+        ended, stop_lsn = format_time(stopped_us(self._record)), format_lsn(self._stop)
         return BackupError(
-            f"{self._words}{where} lies before the end of the backup {self._backup.id} ({ended}, {stop['stop_lsn']}).",
+            f"{self._words}{where} lies before the end of the backup {self._backup.id} ({ended}, {stop_lsn}).",
             code="target_before_backup",
             hint="The earliest point that a backup can be recovered to is its end (recovery_target=immediate).",
             earliest_backup=self._backup.id,
             earliest_time=ended,
-            earliest_lsn=stop["stop_lsn"],
+            earliest_lsn=stop_lsn,
         )
 
     def _beyond(self) -> BackupError:

@@ -12,6 +12,7 @@ import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
@@ -19,7 +20,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import (
     Candidate,
     Choice,
-    time_of,
+    stopped_us,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.search import Searched
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.target import (
@@ -28,10 +29,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.target
     TIME,
     XID,
     Target,
+    format_time,
     in_words,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn, parse_lsn
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 
 
 def choose_backup(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive: t.Optional[Archive]) -> Choice:
@@ -50,9 +52,9 @@ def choose_backup(cluster: Cluster, backup_id: t.Optional[str], target: Target, 
     backups = [_asked_for(cluster, str(backup_id))] if asked else _newest_first(cluster)
     searched: Searched = {}
     refusals = []
-    for backup, content in backups:
+    for backup, record in backups:
         try:
-            choice = Candidate(backup, content, target, archive, searched).judge()
+            choice = Candidate(backup, record, target, archive, searched).judge()
         except BackupError as exc:
             if asked or exc.code not in _TRY_OLDER:
                 raise
@@ -73,8 +75,8 @@ def _why(choice: Choice, asked: bool, refusals: t.Sequence[tuple[str, BackupErro
     newest = "newest backup" if choice.target_checked else "newest backup, and the target could not be looked for"
     why = f"{backup} is the {newest}"
     if target.kind in (TIME, LSN):
-        stop = choice.content["stop"]
-        ended = time_of(stop) if target.kind == TIME else stop["stop_lsn"]
+        record = choice.record
+        ended = format_time(stopped_us(record)) if target.kind == TIME else format_lsn(record.stop.lsn)
         why += f" that ended (at {ended}) before the target {target.text}"
     elif target.kind in (XID, NAME) and choice.target_checked:
         why += f" that ended before {in_words(target)} ({format_lsn(t.cast(int, choice.target_lsn))})"
@@ -84,7 +86,7 @@ def _why(choice: Choice, asked: bool, refusals: t.Sequence[tuple[str, BackupErro
     return why + "."
 
 
-def _asked_for(cluster: Cluster, backup_id: str) -> tuple[Backup, dict[str, t.Any]]:
+def _asked_for(cluster: Cluster, backup_id: str) -> tuple[Backup, BackupRecord]:
     backup = cluster.get(backup_id)
     if not backup.published:
         raise BackupError(
@@ -92,41 +94,34 @@ def _asked_for(cluster: Cluster, backup_id: str) -> tuple[Backup, dict[str, t.An
             code="no_backup",
             hint="pgfleet.basebackup.backup_info shows what it waits for.",
         )
-    return backup, _load(backup)
+    record = backup.load()
+    _require_files(backup)
+    return backup, record
 
 
-def _newest_first(cluster: Cluster) -> list[tuple[Backup, dict[str, t.Any]]]:
+def _newest_first(cluster: Cluster) -> list[tuple[Backup, BackupRecord]]:
     """Return the published backups that are not damaged. Raises :class:`BackupError` when there is none."""
     found, damaged = [], []
-    for backup in cluster.published():
+    for backup, record, error in reversed(cluster.published_in_order()):
+        if record is None:
+            damaged.append(error.msg if error else "")
+            continue
         try:
-            found.append((backup, _load(backup)))
+            _require_files(backup)
         except BackupError as exc:
             damaged.append(exc.msg)
+        else:
+            found.append((backup, record))
     if not found:
         raise BackupError(
             " ".join([f"There is no backup in {cluster.path} that could be restored.", *damaged]),
             code="no_backup",
             hint="pgfleet.basebackup.backup_info lists what is there.",
         )
-    return sorted(found, key=lambda one: (one[1]["stop"]["stopped_at"], one[0].id), reverse=True)
+    return found
 
 
-def _load(backup: Backup) -> dict[str, t.Any]:
-    """Return ``backup.json`` of a backup that has its essential files. Raises :class:`BackupError`."""
-    content = backup.load_raw()
-    try:
-        stop = content["stop"]
-        for lsn in (content["start"]["start_lsn"], stop["stop_lsn"]):
-            parse_lsn(lsn)
-        for number in (stop["stopped_at"], stop["timeline"], content["server"]["wal_segment_size"]):
-            if not isinstance(number, (int, float)):
-                raise TypeError(f"{number!r} is not a number")
-    except (KeyError, TypeError, ValueError) as exc:
-        raise BackupError(
-            f"The backup {backup.path} is damaged: backup.json is not what was written: {exc!r}", code="damaged_backup"
-        ) from exc
+def _require_files(backup: Backup) -> None:
     lost = [os.fsdecode(path) for path in backup.layout().lost()]
     if lost:
         raise BackupError(f"The backup {backup.path} is damaged: {', '.join(lost)} is missing.", code="damaged_backup")
-    return content

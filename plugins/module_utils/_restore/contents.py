@@ -20,7 +20,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findin
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import (
     WORK,
     WRITTEN,
-    backup_directories,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.pg_wal import check_header
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found, Look
@@ -50,7 +49,7 @@ def look_at_contents(findings: Findings, choice: Choice) -> Contents:
     Raises BackupError, code ``unreadable``.
     """
     backup = choice.backup
-    look = Look(backup, backup.load())
+    look = Look(backup, choice.record)
     if look.bad_files:
         first = look.bad_files[0]
         findings.refuse(
@@ -69,33 +68,28 @@ def look_at_contents(findings: Findings, choice: Choice) -> Contents:
     files += _included_wal(choice)
     if any(file.entry.algorithm is None for file in files):
         findings.warn(f"The backup {backup.id} has no checksums: its files cannot be verified.")
-    directories = findings.collect((), backup_directories, os.fsencode(backup.path))
-    special = choice.content["copy"].get("special_files") or []
-    links = frozenset(one["path"].encode("utf-8", "surrogateescape") for one in special if one["kind"] == "symlink")
+    directories = findings.collect((), backup.layout(choice.record.stop.tablespaces).directories)
+    special = choice.record.copy.special_files
+    links = frozenset(one.path.encode("utf-8", "surrogateescape") for one in special if one.kind == "symlink")
     return Contents(tuple(files), small, tuple(directories), links)
 
 
 def _included_wal(choice: Choice) -> list[Found]:
-    if choice.content.get("wal") != "include":
-        return []
-    proof, files = choice.content["wal_proof"], []
-    checksums = proof.get("sha256") or {}
-    for name in proof["archived"]:
-        place = os.fsencode(choice.backup.file("data", "pg_wal", name))
+    layout, files = choice.backup.layout(), []
+    for name, checksum in choice.record.included_wal.items():
+        path = b"pg_wal/" + os.fsencode(name)
+        place = layout.place(path)
         # One that is missing has been refused as damage of the backup.
         if os.path.isfile(place):
-            checksum = checksums.get(name)
-            algorithm = "SHA256" if checksum else None
-            entry = ManifestFile(b"pg_wal/" + os.fsencode(name), os.stat(place).st_size, 0, algorithm, checksum)
-            files.append(Found(entry, place))
+            files.append(Found(ManifestFile(path, os.stat(place).st_size, 0, "SHA256", checksum), place))
     return files
 
 
 def check_needed_wal(findings: Findings, choice: Choice, archive: t.Optional[Archive]) -> None:
     """Check the first page of the WAL files that are needed: those of another cluster have the same names."""
     if isinstance(archive, DirectoryArchive):
-        server = choice.content["server"]
-        size, identifier = server["wal_segment_size"], int(server["system_identifier"])
+        server = choice.record.server
+        size, identifier = server.wal_segment_size, int(server.system_identifier)
         for name in choice.wal_needed:
             findings.collect(None, check_header, os.fsencode(archive.directory), name, size, identifier)
 

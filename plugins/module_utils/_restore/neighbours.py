@@ -44,7 +44,7 @@ class Surroundings(t.NamedTuple):
     def others(self) -> list[_running.Running]:
         """Return the servers that run elsewhere."""
         here = _paths.identity(self.data)
-        return [server for server in self.servers if server.identity is None or server.identity != here]
+        return [server for server in self.servers if not _paths.same(server.identity, here)]
 
 
 def look_around(data: bytes, repository: str, archive: t.Optional[_archive.Archive]) -> Surroundings:
@@ -57,7 +57,7 @@ def look_around(data: bytes, repository: str, archive: t.Optional[_archive.Archi
 
 def source_of(choice: Choice) -> bytes:
     """Return the data directory of the backup's server, as this host resolves it."""
-    return os.path.realpath(os.fsencode(choice.content["server"]["data_directory"]))
+    return os.path.realpath(os.fsencode(choice.record.server.data_directory))
 
 
 def cluster_around(path: bytes) -> bytes:
@@ -77,7 +77,7 @@ def user_of_wal(around: Surroundings, source: bytes, real: bytes) -> str:
     """
     wanted = _paths.identity(real)
     for server in around.others():
-        if wanted is not None and server.wal == wanted:
+        if _paths.same(server.wal, wanted):
             return f"the running server in {printable(server.data_directory)}"
     return f"the cluster in {printable(source)}" if source != around.data and wal_directory(source) == real else ""
 
@@ -95,7 +95,7 @@ def check_relatives(
     That is one that was created after the backup: its place comes from the WAL and cannot be mapped. Only clusters with
     the same system identifier are looked at. Raises BackupError as reading the archive does.
     """
-    known = set(choice.content["stop"]["tablespaces"])
+    known = choice.record.stop.tablespaces
     for user, directory in _relatives(around, choice):
         if restore_as == "primary" and directory.startswith(b"/proc/"):
             findings.warn(
@@ -105,7 +105,7 @@ def check_relatives(
         if target.kind == IMMEDIATE:
             continue
         for oid, location in sorted(_running.tablespaces_of(directory).items()):
-            if str(oid) not in known and _replays(choice, archive, target, oid, location):
+            if oid not in known and _replays(choice, archive, target, oid, location):
                 findings.refuse(
                     "tablespace_created_later",
                     f"The tablespace {oid} was created after the backup; replay would create it again in"
@@ -126,7 +126,7 @@ def _relatives(around: Surroundings, choice: Choice) -> t.Iterator[tuple[str, by
             control = _control.read_control(seen + b"/global/pg_control", attempts=3)
         except BackupError:
             continue
-        if str(control.system_identifier) == choice.content["server"]["system_identifier"]:
+        if str(control.system_identifier) == choice.record.server.system_identifier:
             yield f"the {'' if place == seen else 'running '}server in {printable(place)}", seen
 
 
@@ -135,10 +135,10 @@ def _replays(choice: Choice, archive: t.Optional[_archive.Archive], target: Targ
     if choice.target_lsn is None or not isinstance(archive, _archive.DirectoryArchive):
         return True
     limit = choice.target_lsn + (_NEXT_RECORD if target.kind == LSN else 0)
-    size = choice.content["server"]["wal_segment_size"]
+    size = choice.record.server.wal_segment_size
     # The data of the record XLOG_TBLSPC_CREATE (tablespace.h): oid and path.
     pattern = struct.pack("<I", oid) + location + b"\0"
-    first = _segments.segment_of(_segments.parse_lsn(choice.content["start"]["start_lsn"]), size)
+    first = _segments.segment_of(choice.record.start.lsn, size)
     rest = b""
     for segment in range(first, _segments.segment_of(limit, size) + 1):
         name = _path.path_segment(choice.path, segment, size)

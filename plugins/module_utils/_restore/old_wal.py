@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.pg_wal import unarchived, usable
@@ -27,11 +27,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
     Destination,
     control_in,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, DirectoryArchive
-
-# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
-_IN_RECOVERY = (2, 5)
 
 
 class OldWal(t.NamedTuple):
@@ -89,14 +85,13 @@ def look_for_usable_wal(
     """
     if destination.record is not None and destination.record.restore_as == "copy":
         return ()
-    server = choice.content["server"]
-    size, identifier = server["wal_segment_size"], int(server["system_identifier"])
-    start = _segments.parse_lsn(choice.content["start"]["start_lsn"])
+    server = choice.record.server
+    size, identifier = server.wal_segment_size, int(server.system_identifier)
     own = _own_wal(destination)
     found: dict[str, bytes] = {}
     for place in [*sources, *([own] if own else [])]:
         names = unarchived(place, size, functools.partial(_is_archived, archive, destination.data))
-        for name in usable(place, names, archive, choice.path, start, size, identifier):
+        for name in usable(place, names, archive, choice.path, choice.record.start.lsn, size, identifier):
             if b"pg_wal/" + os.fsencode(name) not in included:
                 found.setdefault(name, place)
     return tuple((place, name) for name, place in found.items())
@@ -111,8 +106,7 @@ def _own_wal(destination: Destination) -> t.Optional[bytes]:
 
 
 def _default_place(data: bytes) -> str:
-    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    place = f"{os.fsdecode(data)}.saved_wal-{now}"
+    place = f"{os.fsdecode(data)}.saved_wal-{utc_name()}"
     while os.path.lexists(place):
         place += "x"
     return place
@@ -126,7 +120,7 @@ def _is_archived(archive: t.Optional[Archive], data: bytes, name: str) -> bool:
     if isinstance(archive, DirectoryArchive):
         return archive.has(name)
     control = control_in(data)
-    return control is not None and control.state not in _IN_RECOVERY
+    return control is not None and not control.in_recovery
 
 
 def _moved_before(data: bytes) -> list[bytes]:

@@ -93,17 +93,11 @@ def _look_for_backup(
 
 def _open_archive(cluster: Cluster, params: t.Mapping[str, t.Any]) -> t.Optional[Archive]:
     known = cluster.system_identifier()
-    size = 16 << 20
-    for backup in cluster.published():
-        try:
-            size = int(backup.load_raw()["server"]["wal_segment_size"])
-        except (BackupError, KeyError, TypeError, ValueError):
-            continue
-    directory, command = params["archive_directory"], params["restore_command"]
-    default = os.path.join(cluster.path, "wal")
-    if not directory and not command and os.path.isdir(default):
-        directory = default
-    return open_archive(directory, command, size, int(known) if known else None)
+    sizes = [record.server.wal_segment_size for _backup, record, _error in cluster.published_in_order() if record]
+    # Without a backup it does not matter.
+    size = sizes[-1] if sizes else 16 << 20
+    directory = cluster.archive_directory(params["archive_directory"], params["restore_command"])
+    return open_archive(directory, params["restore_command"], size, int(known) if known else None)
 
 
 def _choose(
@@ -118,29 +112,7 @@ def _choose(
         archive = _with_old_wal(archive, destination)
     choice = choose_backup(cluster, params["backup_id"], target, archive)
     findings.warnings += choice.warnings
-    if choice.content.get("kind", "full") != "full":
-        findings.refuse("not_full", f"The backup {choice.backup.id} is not a full one.", "Combine it first.")
-    _check_record(choice)
     return choice
-
-
-def _check_record(choice: Choice) -> None:
-    """Require that ``backup.json`` is what was written, as far as it is used here; else there is no backup."""
-    backup, content = choice.backup, choice.content
-    try:
-        server = content["server"]
-        int(server["system_identifier"]), os.path.join(server["data_directory"], "")
-        version_directory(server["major"], server["catalog_version"])
-        list(server.get("config_files_outside") or [])
-        [one["path"].encode() for one in content["copy"].get("special_files") or [] if one["kind"] == "symlink"]
-        float(content["copy"]["bytes"]), float(content["copy"].get("seconds") or 0)
-        [(int(oid), os.fsencode(location)) for oid, location in content["stop"]["tablespaces"].items()]
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise BackupError(
-            f"The backup {backup.path} is damaged: backup.json is not what was written: {exc!r}",
-            code="damaged_backup",
-            hint="Restore another backup.",
-        ) from exc
 
 
 def _with_old_wal(archive: t.Optional[Archive], destination: Destination) -> t.Optional[Archive]:
@@ -183,7 +155,7 @@ def _complete(
         Configuration(), configure, findings, params, choice, archive, contents.directories, around.data
     )
     findings.collect(None, check_relatives, findings, around, choice, archive, plan.target, params["restore_as"])
-    size = choice.content["server"]["wal_segment_size"]
+    size = choice.record.server.wal_segment_size
     room = findings.collect((), _room.check_room, findings, layout, contents, survey, wal, size)
     return dataclasses.replace(
         plan,
@@ -202,13 +174,10 @@ def _lay_out(
 ) -> tuple[Layout, LeftOver]:
     """Return where everything goes, after checking those places. Raises BackupError, code ``bad_mapping``."""
     params, data, source = plan.params, plan.data, source_of(choice)
-    server = choice.content["server"]
-    version = version_directory(server["major"], server["catalog_version"])
-    originals = {
-        int(oid): location.encode("utf-8", "surrogateescape")
-        for oid, location in choice.content["stop"]["tablespaces"].items()
-    }
-    spaces = map_tablespaces(originals, params["tablespace_mapping"], params["tablespace_directory"])
+    version = version_directory(choice.record.server.major, choice.record.server.catalog_version)
+    spaces = map_tablespaces(
+        choice.record.stop.tablespaces, params["tablespace_mapping"], params["tablespace_directory"]
+    )
     takes_over = bool(params["delta"] or params["replace"])
     checks = TablespaceChecks(findings, around, plan.destination, source, version, takes_over)
     checks.check(spaces)
@@ -246,7 +215,7 @@ def _look_at_wal(
     findings: Findings, plan: Plan, choice: Choice, archive: t.Optional[Archive], contents: Contents
 ) -> OldWal:
     params, destination = plan.params, plan.destination
-    size = choice.content["server"]["wal_segment_size"]
+    size = choice.record.server.wal_segment_size
     wal = findings.collect(None, look_at_old_wal, destination, archive, size, params["replace"], params["save_wal_to"])
     if wal is None:
         return OldWal()

@@ -83,10 +83,10 @@ def _of_equal_size(plan: Plan) -> tuple[int, int]:
 
 
 def _of_choice(choice: Choice, copy_bytes: int) -> dict[str, t.Any]:
-    copy, until = choice.content["copy"], choice.recoverable_until_us
-    rate = copy["bytes"] / copy["seconds"] if copy.get("seconds") else 0
+    copy, until = choice.record.copy, choice.recoverable_until_us
+    rate = copy.bytes / copy.seconds if copy.seconds else 0
     return {
-        "config_files_outside": list(choice.content["server"].get("config_files_outside") or []),
+        "config_files_outside": list(choice.record.server.config_files_outside),
         "wal_needed": choice.wal_needed,
         "wal_missing": choice.wal_missing,
         "estimated_seconds": round(copy_bytes / rate, 1) if rate else None,

@@ -20,6 +20,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import read_verified
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, restore_command
 
@@ -105,7 +106,7 @@ def _check_standby(findings: Findings, params: t.Mapping[str, t.Any], archive: t
 def _has_in_place_spaces(choice: Choice, directories: t.Sequence[bytes]) -> bool:
     """Return whether the backup has tablespaces inside the data directory."""
     in_place = {path for path in directories if path.startswith(b"pg_tblspc/") and path.count(b"/") == 1}
-    return bool(in_place - {b"pg_tblspc/%s" % oid.encode("ascii") for oid in choice.content["stop"]["tablespaces"]})
+    return bool(in_place - {b"pg_tblspc/%d" % oid for oid in choice.record.stop.tablespaces})
 
 
 def _settings(
@@ -125,7 +126,7 @@ def _settings(
         settings.update(_NO_STANDBY)
     if params["restore_as"] == "copy":
         settings.update(_COPY)
-        if choice.content["server"]["major"] < 15:
+        if choice.record.server.major < 15:
             # Each server empties it when it starts.
             settings["stats_temp_directory"] = "pg_stat_tmp"
     if in_place_spaces:
@@ -141,15 +142,16 @@ def _check_source(
     findings: Findings, params: t.Mapping[str, t.Any], choice: Choice, configuration: Configuration, data: bytes
 ) -> Configuration:
     """Compare with the configuration of the source, and return the settings changed accordingly."""
-    source = choice.backup.file("data")
-    config = _config_file(params["config_file"], source, choice.content["server"].get("config_files_outside") or [])
+    layout = choice.backup.layout()
+    source = os.fsdecode(layout.data)
+    config = _config_file(params["config_file"], source, choice.record.server.config_files_outside)
     if config is None:
         findings.warn(
             "The backup has no postgresql.conf, and config_file was not given: the settings cannot be checked."
         )
         return configuration
     configured = _conf.read_settings(config, source, configuration.settings)
-    with open(choice.backup.file("data", "global", "pg_control"), "rb") as stream:
+    with open(layout.place(CONTROL), "rb") as stream:
         control = _control.parse_control(stream.read())
     configuration = _raise_parameters(findings, params, configuration, _conf.lowered_parameters(control, configured))
     named = configured.get("data_directory")

@@ -21,9 +21,9 @@ def parts(plan: Plan) -> dict[str, t.Any]:
     """Return a copy of all that a plan holds."""
     found = {one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)}
     choice = found.pop("choice")._asdict()
-    backup = choice.pop("backup")
+    backup, record = choice.pop("backup"), choice.pop("record")
     layout = vars(found.pop("layout"))
-    return copy.deepcopy({**found, "choice": choice, "layout": layout, "backup": vars(backup)["id"]})
+    return {**copy.deepcopy({**found, "choice": choice, "layout": layout, "backup": backup.id}), "record": record}
 
 
 @pytest.mark.parametrize("options", [{}, {"delta": True}, {"replace": True}, {"delta": True, "restore_as": "copy"}])

@@ -1,0 +1,134 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Messages name an option as the user set it: by the role's variable when a role called the module."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import re
+import typing as t
+
+import pytest
+import yaml
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import VARIABLES, option
+
+ROOT: t.Final = pathlib.Path(__file__).resolve().parents[2]
+PLUGINS: t.Final = ROOT / "plugins"
+PREFIX: t.Final = "ansible_collections.pgfleet.basebackup.plugins."
+ROLES: t.Final = ("pg_archive", "pg_backup", "pg_drill", "pg_recover")
+
+# Options that a role does not let the user set, and that no message to its user names: why not.
+NOT_NAMED: t.Final[dict[str, dict[str, str]]] = {}
+
+Task = t.Dict[str, t.Any]
+
+
+def test_a_module_called_directly_names_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLES, raising=False)
+    assert option("delta") == "delta"
+    monkeypatch.setenv(VARIABLES, "")
+    assert option("delta") == "delta"
+
+
+def test_a_module_called_by_a_role_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLES, "pg_backup_ timeout=archive_timeout")
+    assert [option("wal"), option("timeout")] == ["pg_backup_wal", "pg_backup_archive_timeout"]
+
+
+def variables_of(role: str) -> set[str]:
+    specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())
+    return set(specs["argument_specs"]["main"]["options"])
+
+
+def tasks_of(role: str) -> t.Iterator[tuple[str, Task]]:
+    """Yield each task of a role, blocks included, with the words that its environment gives to the modules."""
+    folder = ROOT / "roles" / role / "tasks"
+    files = {path.name: yaml.safe_load(path.read_text()) or [] for path in sorted(folder.glob("*.yml"))}
+    words: dict[str, str] = {}
+
+    def walk(tasks: t.Iterable[Task], inherited: str) -> t.Iterator[tuple[str, Task]]:
+        for task in tasks:
+            own = task.get("environment", {}).get(VARIABLES, inherited)
+            yield own, task
+            include = task.get("ansible.builtin.include_tasks")
+            if isinstance(include, dict):
+                own = include.get("apply", {}).get("environment", {}).get(VARIABLES, own)
+                include = include["file"]
+            if include in files:
+                words.setdefault(include, own)
+            for key in ("block", "rescue", "always"):
+                yield from walk(task.get(key, ()), own)
+
+    left = ["main.yml"]
+    words["main.yml"] = ""
+    while left:
+        name = left.pop()
+        yield from walk(files[name], words[name])
+        left += [other for other in words if other in files and other != name and other in files]
+        del files[name]
+        left = [other for other in dict.fromkeys(left) if other in files]
+
+
+def calls_of(role: str) -> t.Iterator[tuple[str, str, dict[str, t.Any]]]:
+    """Yield the words, the module and the arguments of each of our modules that a role calls or sets defaults for."""
+    for words, task in tasks_of(role):
+        for holder in (task, task.get("module_defaults", {})):
+            for key, arguments in holder.items():
+                if key.startswith(("pgfleet.basebackup.", "group/pgfleet.basebackup.")):
+                    yield words, key.rpartition(".")[2], arguments or {}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_words_of_a_role_are_its_variables(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument that is one variable of the role is called by that variable's name."""
+    wrong = {}
+    for words, module, arguments in calls_of(role):
+        monkeypatch.setenv(VARIABLES, words)
+        for name, value in arguments.items():
+            match = re.match(r"\{\{ (\w+)( \| [^}]*)? \}\}\Z", str(value))
+            if match and match.group(1) in variables_of(role) and option(name) != match.group(1):
+                wrong[f"{module}.{name}"] = f"{option(name)} instead of {match.group(1)}"
+    assert wrong == {}
+
+
+def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
+    """Return the files of ours that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PREFIX):
+            base = PLUGINS / (node.module or "")[len(PREFIX) :].replace(".", "/")
+            for candidate in (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)):
+                if candidate.exists():
+                    found.add(candidate)
+    return found
+
+
+def named_options(module: str) -> dict[str, str]:
+    """Return the options that a module, or what it imports, names in its messages, and in which file."""
+    left, seen = [PLUGINS / "modules" / f"{module}.py"], set()
+    found: dict[str, str] = {}
+    while left:
+        path = left.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        left += imports_of(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "option":
+                for argument in node.args:
+                    if isinstance(argument, ast.Constant):
+                        found.setdefault(str(argument.value), str(path.relative_to(ROOT)))
+    return found
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_option_that_is_named_is_a_variable(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = {}
+    for words, module, _arguments in calls_of(role):
+        monkeypatch.setenv(VARIABLES, words)
+        for name, where in named_options(module).items() if (PLUGINS / "modules" / f"{module}.py").exists() else ():
+            if option(name) not in variables_of(role) and name not in NOT_NAMED.get(role, {}):
+                unknown[f"{module}: {option(name)}"] = where
+    assert unknown == {}
