@@ -13,17 +13,16 @@ import pytest
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import run
-
-from .helpers_backup import listing
-from .helpers_recover import World
-from .helpers_role import message, reached, told
+from tests.integration.helpers.files import listing
+from tests.integration.helpers.growing_primary import GrowingPrimary
+from tests.integration.helpers.plays import message, reached, told
 
 
 class Site:
     """A world and new servers that plays restore into."""
 
     def __init__(self, sandbox: Sandbox, primary: Server) -> None:
-        self.world = World(sandbox, primary)
+        self.world = GrowingPrimary(sandbox, primary)
         self.sandbox = sandbox
         self.primary = primary
 

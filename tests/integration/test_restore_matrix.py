@@ -20,9 +20,9 @@ from tests.harness.checks import amcheck, data_checksum
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_directory, own_file, run
-from tests.integration.helpers_backup import listing
-from tests.integration.helpers_faults import Background, Steps
-from tests.integration.helpers_restore import Source, numbers, untouched
+from tests.integration.helpers.files import listing, untouched
+from tests.integration.helpers.source import Source, numbers
+from tests.integration.helpers.steps import Background, Steps
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 TARGET: t.Final = "recovery_target"

@@ -19,15 +19,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import Start
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    IDENTIFIER,
-    SEGMENT,
-    edit,
-    held_by_another_process,
-    make_backup,
-    make_cluster,
-    proof,
-)
+
+from tests.unit.helpers.backups import IDENTIFIER, SEGMENT, edit, make_backup, make_cluster, proof
+from tests.unit.helpers.processes import held_by_another_process
 
 SERVER = {
     "version": "18.3",

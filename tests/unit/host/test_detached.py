@@ -19,7 +19,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import de
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder, Step
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 
-from tests.unit.helpers_unit import held_by_another_process, wait_until
+from tests.unit.helpers.processes import held_by_another_process, wait_until
 
 Work = t.Callable[[Recorder], t.Mapping[str, t.Any]]
 

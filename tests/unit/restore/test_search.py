@@ -15,8 +15,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path impor
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.reach import reach
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import segment_name
 
-from tests.unit.helpers_unit import IDENTIFIER
-from tests.unit.helpers_wal import FIRST, NOW_US, SIZE, Wal
+from tests.unit.helpers.backups import IDENTIFIER
+from tests.unit.helpers.made_up_wal import FIRST, NOW_US, SIZE, Wal
 
 START = FIRST * SIZE
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import random
-import struct
 import typing as t
 
 import pytest
@@ -14,6 +13,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry, WalRange
+
+from tests.unit.helpers.made_up_wal import header
 
 MB = 1 << 20
 SIZES = [MB, 16 * MB, 64 * MB, 1024 * MB]
@@ -263,12 +264,6 @@ def test_required_wal_covers_every_byte_once() -> None:
             # the newest timeline that had begun in this segment or before.
             assert timeline == _timelines.timeline_at(min((segment + 1) * size, stop), newest, history)
         assert names[len(segments) :] == [_wal.history_name(item) for item in range(oldest + 1, newest + 1)]
-
-
-def header(
-    timeline: int = 1, address: int = 3 * 16 * MB, identifier: int = 77, size: int = 16 * MB, flags: int = 2
-) -> bytes:
-    return struct.pack("<HHIQIxxxxQII", 0xD118, flags, timeline, address, 0, identifier, size, 8192) + bytes(24)
 
 
 def test_check_segment_accepts() -> None:
