@@ -247,7 +247,7 @@ def test_archives(sandbox: Sandbox, major: int) -> None:
 
 
 def test_backups_that_were_changed(sandbox: Sandbox, major: int) -> None:
-    """A damaged label, map or record is refused with its name."""
+    """A damaged label, map or record is refused with its name, and so is a record of an earlier schema."""
     source = Source(sandbox, major, tablespaces=["extra"])
     backup = source.backup()
     source.archived()
@@ -292,6 +292,8 @@ def test_backups_that_were_changed(sandbox: Sandbox, major: int) -> None:
                 assert ".".join(keys) in str(answer), (keys, value, answer)
             else:
                 assert answer.get("restorable"), (keys, answer)
+    edited.write_text(json.dumps({**record, "schema": 1}))
+    source.refused(place, "old_schema", backup_id=backup.name)
     edited.write_text(old)
     expected = data_checksum(source.server)
     source.restored(place)
