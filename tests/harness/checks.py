@@ -72,7 +72,7 @@ def restore(
 ) -> Server:
     """Restore a published backup with cp alone and return the server, recovered and writable.
 
-``backup`` holds ``data`` and ``tablespaces/<oid>``. The tablespaces go into the new server's directory, and both
+    ``backup`` holds ``data`` and ``tablespaces/<oid>``. The tablespaces go into the new server's directory, and both
     the links and tablespace_map point there, so that the original ones are never touched. The server recovers to
     ``target`` (a value of recovery_target such as ``immediate``) or to the end of the archive, and archives nothing.
     """

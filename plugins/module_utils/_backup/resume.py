@@ -91,7 +91,7 @@ def find_unfinished(cluster: Cluster, rules: Rules) -> Unfinished:
 
 
 def may_be_abandoned(activity: Activity, takeover_after: float) -> bool:
-    """Return whether waiting shows if the run behind ``activity`` has died."""
+    """Return whether waiting shows if the run of ``activity`` has died."""
     idle = not activity.locked or activity.copying
     return activity.here and idle and activity.silence < takeover_after
 
