@@ -163,7 +163,7 @@ def segment_name(number: int, timeline: int = 1) -> str:
 
 
 def put(folder: pathlib.Path, wal: Wal, timeline: int = 1, numbers: t.Iterable[int] | None = None) -> list[str]:
-    """Archive the complete segments of a log; return their names."""
+    """Archive the segments of a log; return their names."""
     names = []
     for number in wal.segments if numbers is None else numbers:
         names.append(segment_name(number, timeline))
