@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one exception that reaches the administrator, and the words for the options that it names.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_errors``: the one exception that reaches the administrator; it imports nothing.
 """
 
 from __future__ import annotations

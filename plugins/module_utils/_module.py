@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the modules share: arguments of the handle, and the way from a result or an error to the task.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_module``: arguments and results that the modules share; only modules import it.
 """
 
 from __future__ import annotations

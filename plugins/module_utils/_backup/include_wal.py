@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Including the WAL: what a restore needs, copied from the server's ``pg_wal`` into the backup's.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
 The result is what ``pg_basebackup --wal-method=fetch`` makes: segments and timeline histories under their own names,
 and an empty ``archive_status/<name>.done`` for each, so that the restored server does not archive them again.
@@ -25,11 +25,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import tim
 
 PIECE = 1 << 20
 
-
 # A standby replaces a segment that it fetches from the archive; what replaced it has the same content.
 ATTEMPTS = 3
-
-
 PAUSE = 0.2  # seconds
 
 

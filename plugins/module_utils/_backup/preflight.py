@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Everything that would stop a backup, found before anything is touched, each with what cures it.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
 The rules are those of PostgreSQL, "Making a Base Backup Using the Low Level API": archiving enabled and working,
 a role with the rights to start and stop, and files that this operating system user can read.
@@ -24,7 +24,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts i
 # A server whose limit for idle slots is shorter than this could end the session that keeps a backup's WAL; the default
 # of session_timeout, in seconds.
 SLOT_SECONDS = 86400
-
 
 # postmaster.pid is written a moment before the time that pg_postmaster_start_time tells; allocating
 # huge shared memory lies between the two.

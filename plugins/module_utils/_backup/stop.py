@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Stopping a backup: end backup mode, write label, map and manifest, say which WAL a restore needs.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import seg
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
 STOP_SECONDS = 900.0
-
 
 # How often the session is told that its WAL is still being copied.
 RENEW_SECONDS = 10.0

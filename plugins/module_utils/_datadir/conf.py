@@ -5,7 +5,7 @@
 
 Sources: PostgreSQL, "Setting Parameters" and the scanner guc-file.l, which is the same in 14 to 18.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Layout: PostgreSQL's pg_control.h, for 64-bit little-endian servers. The server writes the file while we read it, so
 a copy is only good when its CRC matches.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _CHECKPOINT_TIMELINE = struct.Struct("<48xI")
 _MIN_RECOVERY_POINT = struct.Struct("<136xQI")
 _SETTINGS = struct.Struct("<172xi4x5i")
 _CHECKSUM_VERSION = struct.Struct("<252xI")
-
 
 # DBState of pg_control.h: DB_SHUTDOWNED_IN_RECOVERY, which a recovery leaves whose target's action is "shutdown", and
 # DB_IN_ARCHIVE_RECOVERY.

@@ -7,7 +7,7 @@ Both are bytes: a tablespace's path has no encoding. The formats are those that 
 (PostgreSQL's xlogbackup.c, ``read_backup_label`` and ``read_tablespace_map`` in xlogrecovery.c). More is refused than
 by the server, because a text that was damaged on its way must not become part of a backup.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations

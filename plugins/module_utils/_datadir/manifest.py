@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writing and reading ``backup_manifest`` (PostgreSQL's documentation, appendix "Backup Manifest Format").
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations

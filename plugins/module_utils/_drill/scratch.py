@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The scratch directory of a restore drill: made, sealed against the source's tablespaces, and removed.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_drill``: the scratch directory of a drill; it knows nothing of ``_backup``.
 
 ::
 

@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The repository: layout, locks, metadata and the one step that makes a backup count.
 
-Private to pgfleet.basebackup: no stability is promised. See docs/architecture.md for the states on disk.
+Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
+
+See docs/architecture.md for the states on disk.
 
 ::
 

@@ -6,7 +6,7 @@
 Sources: PostgreSQL, sections "Recovering Using a Continuous Archive Backup" and "Recovery Target"; PerformWalRecovery
 of xlogrecovery.c, which refuses a target that comes before the backup's end or not at all.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Sources: PostgreSQL, sections "Archive Recovery", "Recovery Target" and "Administrator's Overview" of hot standby.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive im
 
 AUTO_CONF = b"postgresql.auto.conf"
 
-
 # A copy for tests must not write to the archive, ask a publisher for its changes, wait for somebody else's standby, or
 # write to the source's log files, which the rotation truncates.
 _COPY = {
@@ -37,10 +36,8 @@ _COPY = {
     "log_directory": "log",
 }
 
-
 # Commands and delays that belong to a standby; replay to a target would obey them too.
 _NO_STANDBY = {"archive_cleanup_command": "", "recovery_end_command": "", "recovery_min_apply_delay": "0"}
-
 
 # These have options of their own, against which the plan is checked.
 _OPTIONS = frozenset(

@@ -5,7 +5,7 @@
 
 Sources: PostgreSQL, section "Recovery Target"; recoveryStopsBefore and recoveryStopsAfter of xlogrecovery.c.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -19,26 +19,16 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records im
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn, parse_lsn
 
 END, IMMEDIATE, TIME, LSN, XID, NAME = "", "immediate", "time", "lsn", "xid", "name"
-
-
 ACTIONS = ("pause", "promote", "shutdown")
-
-
 MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1
-
 
 _TIME = re.compile(
     r"([12]\d{3}-\d\d-\d\d)[Tt ](\d\d:\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?"
     r" ?(?:([Zz]|UTC|GMT)|([-+])(\d\d)(?::?(\d\d)(?::?(\d\d))?)?)"
 )
 
-
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")
-
-
 _EPOCH = datetime.datetime(1970, 1, 1)
-
-
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The last WAL segment of a backup: finished on the primary, and archived.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Sources: PostgreSQL, "Making a Base Backup Using the Low Level API" and "Backup Control Functions"; the rule for
 "archived" is that of the server's own ``XLogArchiveIsBusy`` (xlogarchive.c).

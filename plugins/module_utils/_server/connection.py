@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Connecting to PostgreSQL: the login_* arguments, psycopg2, and text that arrives byte for byte.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Every connection uses ``client_encoding=SQL_ASCII``, so the server converts nothing, and psycopg2 decodes
 SQL_ASCII as latin-1, which maps each byte to one character. :func:`raw` returns the bytes. Any other encoding damages

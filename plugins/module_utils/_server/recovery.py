@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The progress of recovery, and waiting for its target.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Sources: PostgreSQL, "Recovery Information Functions", "Recovery Target" (recovery_target_action), "Hot Standby".
 """

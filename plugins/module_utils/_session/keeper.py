@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The session process: owns the connection in which a backup was started, from start to stop.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_session``: the session process, starting and asking it; it knows no repository.
 
 PostgreSQL, "Making a Base Backup Using the Low Level API": the session that called ``pg_backup_start`` must be
 kept until ``pg_backup_stop``. An Ansible module dies with its task, so this script is written into the backup's

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Starting the session process (``keeper.py``) and talking to it.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_session``: the session process, starting and asking it; it knows no repository.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Nothing is written to the repository. The record of a detached verification lies in a private folder of the user below
 the temporary directory, under a name that the caller chooses; a verification that nobody asks for ends by itself.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.wal imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, open_archive
 
 FULL, WAL = "full", "wal"
-
-
 _NAMED_IN_MESSAGE = 5
 
 

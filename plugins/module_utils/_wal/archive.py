@@ -8,7 +8,7 @@ cannot list them. Sources: PostgreSQL, sections "Continuous Archiving and Point-
 Recovery" and "Timelines"; timelineOfPointInHistory and findNewestTimeLine of timeline.c; RestoreArchivedFile of
 xlogarchive.c for what the exit codes of ``restore_command`` mean.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations

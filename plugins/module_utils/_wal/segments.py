@@ -7,7 +7,7 @@ An LSN is an int, a byte position in the log. A segment is an int too: the LSN d
 bytes (``pg_control_init().bytes_per_wal_segment``). ``pg_walfile_name`` is not used: it fails in recovery, and its rule
 for a position on a boundary changed in version 17 (documentation, section "Backup Control Functions").
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations
