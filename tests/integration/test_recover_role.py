@@ -107,6 +107,8 @@ def test_several_ways_at_once(site: Site) -> None:
     """As hosts of one play: paused, shut down, a standby, hooks, not started, a check that fails, no such target."""
     names = ["paused", "down", "standby", "hooks", "files", "wrong", "beyond", "both", "torn"]
     run(["cp", "-a", site.world.repository / "main", site.world.repository / "broken"])
+    records = sorted((site.world.repository / "broken" / "backups").glob("*/backup.json"))
+    run(["sed", "-i", 's/"cluster": "main"/"cluster": "broken"/', *records])
     bad = site.world.repository / "broken/backups/one/data/global/pg_filenode.map"
     bad.write_bytes(b"\xff" + bad.read_bytes()[1:])
     servers = {name: site.place(name) for name in names}

@@ -59,7 +59,7 @@ def test_archive_and_files_fail_on_some_hosts(sandbox: Sandbox, fleet: RoleHosts
     assert "Wait until the WAL is archived" in text
     assert content(kept)["required_wal"][-1] in text
     assert "was not archived within 3 s" in text
-    assert "It is stopped and kept; the next run goes on with it." in text
+    assert "It is stopped and kept; the next run continues it." in text
     assert content(kept)["state"] == "stopped"
     text = message(play, "unreadable")
     assert "unreadable: the backup 2" in text
@@ -114,7 +114,7 @@ def test_session_is_killed(sandbox: Sandbox, fleet: RoleHosts, primary: Server) 
     text = message(play, "db")
     assert f"db: the backup {copying.backup.name} of the cluster db failed at" in text
     assert "Copy the files" in text
-    assert "The session process is gone without a word" in text
+    assert "The session process ended without recording a result" in text
     assert content(copying.backup)["state"] == "failed"
     fleet.run({"db": fleet.host(primary)}).ok()
     (backup,) = fleet.published("db")

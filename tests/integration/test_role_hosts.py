@@ -156,7 +156,7 @@ def test_primary_that_cannot_be_used_is_refused_before_anything_starts(
         text = message(play, host)
         assert cause in text, text
         for way in ("pg_backup_primary (a host of the inventory, or host:port)", "as a host of the same play",
-                    "an upstream that the standby tells"):  # fmt: skip
+                    "an upstream that the standby reports"):  # fmt: skip
             assert way in text
         assert not any("backup_start" in event["action"] for event in play.of(host))
         assert "three ways" in text
@@ -206,7 +206,7 @@ def test_failing_handler_leaves_a_stopped_backup(
     assert "permission denied for function pg_switch_wal" in text
     assert f"standby: the backup {backup.name} of the cluster standby failed" in text
     assert "Switch WAL on the primary" in text
-    assert "It is stopped and kept; the next run goes on with it." in text
+    assert "It is stopped and kept; the next run continues it." in text
     assert noted.read_text() == text
     assert content(backup)["state"] == "stopped"
     assert segment(primary) == begun
