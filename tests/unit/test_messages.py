@@ -19,8 +19,9 @@ VALUE: t.Final = "\0"
 BEGINS: t.Final = re.compile(rf"[A-Z{VALUE}]|\w+[._]\w|pgfleet\b")
 ENDS: t.Final = re.compile(
     r"""[.?!]"?\Z            # a full stop
-    | (\A|:\s|-\s)\0\Z       # nothing but a value, or what somebody else said, after a colon or a dash
-    | :\s[^.]*[\w\0;')/]\Z   # a command after a colon
+    | (\A|:\s|-\s)\0+\Z      # nothing but a value, or what somebody else said, after a colon or a dash
+    | :\s[^.]*[\w\0')/]\Z    # a command after a colon
+    | :\s.*;\Z               # SQL after a colon
     """,
     re.VERBOSE,
 )
@@ -92,7 +93,7 @@ def test_style(path: pathlib.Path) -> None:
     wrong = [
         f"{line}: {kind}: {text.replace(VALUE, '{}')}"
         for line, kind, text in texts(TREES[path], KNOWN)
-        if not BEGINS.match(text) or not ENDS.search(text)
+        if not BEGINS.match(text) or not ENDS.search(text) or "{" in text
     ]
     assert wrong == []
 

@@ -17,7 +17,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, replacing
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
@@ -73,8 +73,8 @@ class Inclusion:
         raise BackupError(
             f"The WAL file {name} was removed from {self._source} before it was copied into the backup, which is void.",
             code="wal_removed",
-            hint="The session that kept it has ended: by max_slot_wal_keep_size, session_timeout, session_idle_timeout"
-            " or a restart of the server; its log tells. Take a new backup.",
+            hint=f"The session that kept it has ended, by max_slot_wal_keep_size, {option('session_timeout')},"
+            f" {option('session_idle_timeout')} or a restart of the server; see its log. Take a new backup.",
         )
 
     def _copy_once(self, name: str, end: t.Optional[int], target: str) -> str:

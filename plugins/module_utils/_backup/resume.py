@@ -12,6 +12,7 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import Activity, look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE, FAILED, STOPPED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 
@@ -58,7 +59,7 @@ def _outdated(activity: Activity, wish: Wish) -> str:
     if not _takeable(activity, wish) or activity.copying:
         return ""
     if not _fits(activity, wish):
-        return f"It was started with wal={activity.wal}, and wal={wish.wal} is wanted now."
+        return f"It was started with {option('wal')}={activity.wal}, and now {wish.wal} is wanted."
     if wish.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
         return ""
     if time.time() - activity.stopped_at <= wish.max_age:

@@ -91,7 +91,7 @@ class FileCopier:
         try:
             status = os.fstat(reader)
             if not stat.S_ISREG(status.st_mode):
-                raise BackupError(f"{printable(source)} is no longer a regular file", code="unreadable")
+                raise BackupError(f"{printable(source)} is no longer a regular file.", code="unreadable")
             writer = create(target)
             try:
                 checksum = self._fill(_Pair(reader, writer, source, target, status))
@@ -198,7 +198,7 @@ class FileCopier:
             except OSError as exc:
                 raise unreadable(path, exc) from exc
             if count == 0:
-                raise BackupError(f"{printable(path)} became shorter while it was read", code="unreadable")
+                raise BackupError(f"{printable(path)} became shorter while it was read.", code="unreadable")
             digest.update(self._buffer[:count])
             done += count
             if done - reported >= _REPORT and done < size:

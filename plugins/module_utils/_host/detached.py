@@ -137,7 +137,9 @@ class Job:
         handle = take_lock(self.lock, seconds)
         if handle is None:
             raise BackupError(
-                f"Another process works on {self._subject} now.", code="busy", hint=f"fuser -v {self.lock}"
+                f"Another process works on {self._subject} now.",
+                code="busy",
+                hint=f"Find out which process holds it: fuser -v {self.lock}",
             )
         try:
             yield handle

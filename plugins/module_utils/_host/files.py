@@ -68,7 +68,7 @@ def unwritable(path: bytes, error: OSError) -> BackupError:
 
 def _failure(verb: str, path: bytes, error: OSError, code: str, hint: str, **details: t.Any) -> BackupError:
     name = errno.errorcode.get(error.errno or 0, str(error.errno))
-    msg = f"cannot {verb} {printable(path)}: {error.strerror}"
+    msg = f"Cannot {verb} {printable(path)}: {error.strerror}."
     return BackupError(msg, code=code, hint=hint, path=printable(path), errno=name, **details)
 
 

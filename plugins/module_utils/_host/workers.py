@@ -132,7 +132,7 @@ def run_workers(
         pool.start(min(jobs, len(work)))
         yield from pool.reports(check)
         if pool.done != len(work):
-            raise BackupError(f"{len(work) - pool.done} parts of the work were lost", code="copy_worker_died")
+            raise BackupError(f"{len(work) - pool.done} parts of the work were lost.", code="copy_worker_died")
     finally:
         pool.stop()
 
@@ -184,7 +184,7 @@ class _Pool(t.Generic[_T]):
             except BackupError as exc:
                 reporter.fail(exc)
             except Exception as exc:  # nobody sees this process die, so it says why
-                reporter.fail(BackupError(f"the copy failed: {exc!r}", code="copy_worker_died"))
+                reporter.fail(BackupError(f"The copy failed: {exc!r}", code="copy_worker_died"))
         finally:
             os._exit(status)
 
@@ -244,9 +244,9 @@ class _Pool(t.Generic[_T]):
         os.close(reader)
         _process, status = os.waitpid(process, 0)
         if os.WIFSIGNALED(status):
-            raise BackupError(f"a copying process was killed by signal {os.WTERMSIG(status)}", code="copy_worker_died")
+            raise BackupError(f"A copying process was killed by signal {os.WTERMSIG(status)}.", code="copy_worker_died")
         if status:
-            raise BackupError("a copying process ended early", code="copy_worker_died")
+            raise BackupError("A copying process ended early.", code="copy_worker_died")
 
     def stop(self) -> None:
         for process in self._workers.values():

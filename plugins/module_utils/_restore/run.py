@@ -12,7 +12,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder, progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
@@ -39,7 +39,7 @@ class Run:
         self._params = params
         for name in ("data_directory", "archive_directory", "tablespace_directory", "waldir", "save_wal_to"):
             if params[name] is not None and not os.path.isabs(params[name]):
-                raise BackupError(f"{name} must be an absolute path, not {params[name]!r}.", code="bad_path")
+                raise BackupError(f"{option(name)} must be an absolute path, not {params[name]!r}.", code="bad_path")
         check_name(params["cluster"], "The cluster name")
         self._cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
         self._digest = digest_of(params)
@@ -82,7 +82,7 @@ class Run:
             raise BackupError(
                 f"Another restore into {self._params['data_directory']} is under way.",
                 code="busy",
-                hint=f"fuser -v {self._job.lock}",
+                hint=f"Find out which process holds it: fuser -v {self._job.lock}",
             )
         return self._wait()
 

@@ -26,7 +26,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.contro
     SHUT_DOWN_IN_RECOVERY,
     read_control,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 
 # The line of postmaster.pid that holds the status (PostgreSQL's pidfile.h, LOCK_FILE_LINE_PM_STATUS).
 STATUS_LINE = 8
@@ -135,14 +135,14 @@ def find_programs(major: int, given: t.Optional[str] = None) -> str:
     raise BackupError(
         f"There is no pg_ctl of PostgreSQL {major} in {', '.join(places)}.",
         code="programs_missing",
-        hint=f"Install the server package of PostgreSQL {major}, or name its bin directory in bin_directory.",
+        hint=f"Install the server package of PostgreSQL {major}, or set {option('bin_directory')}.",
     )
 
 
 def _refuse_root() -> None:
     if os.geteuid() == 0:
         raise BackupError(
-            "PostgreSQL does not run as root.", code="root", hint="Use become_user with the server's user."
+            "PostgreSQL does not run as root.", code="root", hint=f"Set {option('become_user')} to the server's user."
         )
 
 
@@ -212,7 +212,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
         raise BackupError(
             f"The server on {data_directory} (process {server.pid}) was not restarted: {said}",
             code="stop_timeout",
-            hint="Its clients may hold it: try mode=fast, then mode=immediate, or a longer timeout.",
+            hint="Its clients may hold it: wait longer, or stop it in the mode fast, then immediate.",
         )
     if process is None:
         raise BackupError(
@@ -224,7 +224,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
         raise BackupError(
             f"The server on {data_directory} was restarted and does not accept connections yet: {said}",
             code="start_timeout",
-            hint="It may still be recovering: see its log, or use a longer timeout.",
+            hint="It may still be recovering: see its log, or wait longer.",
             log=log_tail(log_file),
         )
     return Restarted(process, programs, log_file)
@@ -254,7 +254,7 @@ def stop(data_directory: str, mode: str, timeout: float) -> bool:
             raise BackupError(
                 f"The server on {data_directory} (process {process.pid}) has not stopped within {timeout:g} s.",
                 code="stop_timeout",
-                hint="Its clients may hold it: try mode=fast, then mode=immediate, or a longer timeout.",
+                hint="Its clients may hold it: wait longer, or stop it in the mode fast, then immediate.",
             )
         time.sleep(0.05)
     return True

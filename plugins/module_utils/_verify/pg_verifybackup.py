@@ -15,7 +15,7 @@ import tempfile
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 # Where the packages of the distributions and of the PostgreSQL project put it.
@@ -50,7 +50,7 @@ def find_tool(directory: t.Optional[str], major: int) -> str:
     raise BackupError(
         f"pg_verifybackup of PostgreSQL {major} is needed, but {found}.",
         code="tool_missing",
-        hint="Name the directory of PostgreSQL's programs in bin_directory.",
+        hint=f"Set {option('bin_directory')} to the directory of PostgreSQL's programs.",
     )
 
 
