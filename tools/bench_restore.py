@@ -21,14 +21,14 @@ from .bench_measure import MB, Bench, Contender, Run, Target, cp, pg_basebackup
 # The module with its work in its own process, which waits for the workers, so that their memory is known.
 ENGINE: t.Final = """
 import atexit, os, resource, sys
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _job
 from ansible_collections.pgfleet.basebackup.plugins.modules import backup_restore
 
-def launch(self, lock, work):
+def launch(self, lock):
     self.make_folder()
     recorder = _job.Recorder(self.folder)
     recorder.begin()
-    self._run(work, recorder)
+    self._run(recorder)
 
 def tell():
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -145,12 +145,13 @@ progress:
       type: int
 """
 
+import typing as t
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import read_progress, session_of
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.copy_process import job_of, launch, scan_source
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.copy_process import CopyJob, scan_source
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE, progress_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     backup_of,
     detached_argument_spec,
@@ -194,7 +195,7 @@ def main() -> None:
     )
     params = module.params
 
-    def done(record: dict[str, object], changed: bool) -> dict[str, object]:
+    def done(record: t.Mapping[str, object], changed: bool) -> dict[str, object]:
         answer = {name: record[name] for name in RESULTS}
         verb = "were copied" if changed else "are copied already"
         msg = f"{record['files']} files, {record['bytes']} bytes {verb}."
@@ -225,20 +226,10 @@ def main() -> None:
             scan = scan_source(record.server, params["follow_symlinks"])
             msg = f"{scan.total_files} files, {scan.total_bytes} bytes would be copied."
             return dict(handle(module), changed=True, finished=False, msg=msg)
-        job = job_of(backup)
-        if not job.is_running():
-            try:
-                launch(backup, record.server, params)
-            except BackupError as exc:
-                # Another call may have been faster.
-                if exc.code != "busy" or not job.is_running():
-                    raise
-        finished = job.wait(params["wait_timeout"])
-        if finished is not None:
-            return done(finished, True)
-        progress = progress_of(job.read())
-        msg = f"{progress['percent']} % copied."
-        return dict(handle(module), changed=True, finished=False, progress=progress, msg=msg)
+        step = CopyJob(backup, record.server, params).step(params["wait_timeout"])
+        if step.result is not None:
+            return done(step.result, step.began)
+        return dict(handle(module), changed=True, **step.progress("copied"))
 
     run(module, work)
 

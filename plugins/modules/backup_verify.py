@@ -191,7 +191,6 @@ progress:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import progress_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     archive_argument_spec,
     cluster_argument_spec,
@@ -203,7 +202,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.detached import Slices
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.detached import VerificationJob
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import (
     Wish,
     chosen,
@@ -246,14 +245,12 @@ def main() -> None:
                 raise BackupError(
                     "With wait_timeout a run_id is needed, to find the verification again.", code="run_id"
                 )
-            slices = Slices(cluster, params["backup_id"], params["run_id"])
-            answer = slices.step(wish, params["wait_timeout"])
-            if answer is None:
-                record = slices.job.read()
-                handle_of_it = {**handle(module), "backup_id": record.get("backup_id") or params["backup_id"]}
-                msg = f"{record.get('percent')} % verified."
-                return dict(handle_of_it, changed=False, finished=False, progress=progress_of(record), msg=msg)
-            result = answer
+            job = VerificationJob(cluster, params["backup_id"], params["run_id"], wish)
+            step = job.step(params["wait_timeout"])
+            if step.result is None:
+                known = {**handle(module), "backup_id": step.record.get("backup_id") or params["backup_id"]}
+                return dict(known, changed=False, **step.progress("verified"))
+            result = dict(step.result)
         error = damage(result)
         if error is not None:
             raise error

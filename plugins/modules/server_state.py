@@ -133,13 +133,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
-    find_programs,
     major_of,
-    postmaster,
     restart,
     start,
     stop,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import find_server, main_process
 
 
 def main() -> None:
@@ -161,10 +161,10 @@ def main() -> None:
     directory = params["data_directory"]
 
     def started() -> dict[str, object]:
-        programs = find_programs(major_of(directory), params["bin_directory"])
+        programs = os.path.dirname(find("pg_ctl", major_of(directory), params["bin_directory"]))
         log_file = params["log_file"] or os.path.join(directory, "startup.log")
         found = {"bin_directory": programs, "log_file": log_file, "data_directory": directory, "was_running": False}
-        if postmaster(directory) is not None:
+        if main_process(directory) is not None:
             return dict(found, changed=False, running=True, was_running=True, msg=f"The server on {directory} runs.")
         if module.check_mode:
             return dict(found, changed=True, running=True, msg=f"The server on {directory} would be started.")
@@ -174,7 +174,7 @@ def main() -> None:
 
     def stopped() -> dict[str, object]:
         if module.check_mode:
-            changed = postmaster(directory) is not None
+            changed = find_server(directory) is not None
         else:
             changed = stop(directory, params["mode"], params["timeout"])
         what = "does not run" if not changed else "would be stopped" if module.check_mode else "was stopped"
@@ -182,7 +182,7 @@ def main() -> None:
         return {"changed": changed, "running": False, "was_running": changed, "data_directory": directory, "msg": msg}
 
     def restarted() -> dict[str, object]:
-        server = postmaster(directory)
+        server = main_process(directory)
         if server is None:
             return started()
         answer = {"changed": True, "running": True, "was_running": True, "data_directory": directory}

@@ -415,9 +415,9 @@ def test_pg_verifybackup(published: Published, monkeypatch: pytest.MonkeyPatch) 
 def test_no_tool(published: Published) -> None:
     """It is not passed over in silence."""
     result = published.verify(pg_verifybackup=True, bin_directory="/nowhere")
-    assert (result["failed"], result["code"]) == (True, "tool_missing")
+    assert (result["failed"], result["code"]) == (True, "programs_missing")
     older = os.path.dirname(binaries.tool(14, "pg_verifybackup"))
-    assert "(PostgreSQL) 14" in published.verify(pg_verifybackup=True, bin_directory=older)["msg"]
+    assert "is of version 14" in published.verify(pg_verifybackup=True, bin_directory=older)["msg"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which needs root")

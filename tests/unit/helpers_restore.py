@@ -20,7 +20,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.planner import make
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import read_record
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore, finished
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run import RestoreJob
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import path as _path
 
 from tests.unit.helpers_unit import IDENTIFIER, _is_killed
@@ -128,7 +129,7 @@ class Case:
         plan = self.plan(**params)
         assert not plan.refusals, plan.refusals
         if plan.is_done:
-            return finished(plan.data, plan.destination.record, plan.digest) or {}
+            return dict(RestoreJob(plan.data, plan.digest, lambda: plan).recorded(plan.destination.record) or {})
         return self.carry_out(plan)
 
     def carry_out(self, plan: Plan) -> dict[str, t.Any]:

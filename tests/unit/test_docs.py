@@ -65,3 +65,17 @@ def test_variables(page: pathlib.Path) -> None:
     # Without the functions of PostgreSQL, and beginnings such as pg_backup_hook_*.
     unknown = found - known - {"pg_backup_start", "pg_backup_stop"}
     assert [name for name in unknown if not name.endswith("_")] == []
+
+
+def test_every_module_is_in_the_readme() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (TOP / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in TOP.glob("plugins/modules/*.py"))
+
+
+def test_the_tree_of_the_architecture_has_no_other_files() -> None:
+    """Each line of the tree is a package and files in it."""
+    page = (TOP / "docs/architecture.md").read_text()
+    tree = re.findall(r"^ {8}(_\w+)/ +((?:\w+\s+)+?)(?=^ {0,8}\S)", page, re.MULTILINE)
+    assert len(tree) > 10
+    shown = [f"{package}/{name}.py" for package, names in tree for name in names.split()]
+    assert [name for name in shown if not (TOP / "plugins/module_utils" / name).exists()] == []

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The copy as a process of its own, which goes on when the task, the connection or the controller dies.
+"""The copy as a detached process.
 
 Private to pgfleet.basebackup: no stability is promised.
 
@@ -10,15 +10,16 @@ The process holds the backup's lock and a line to the session; its record is ``c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _backup_copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import journal as _backup_journal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import read_progress, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import session_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE, Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
@@ -40,15 +41,28 @@ def scan_source(server: Server, follow_symlinks: bool) -> _tree.Scan:
     )
 
 
-def job_of(backup: Backup) -> Job:
-    """Return the copy of an unfinished backup."""
-    return Job(
-        backup.file("copy"),
-        "copy",
-        f"the backup {backup.id}",
-        "Run backup_copy again: the files copied so far are kept.",
-        lock=backup.file("lock"),
-    )
+class CopyJob(Job):
+    """The copy of an unfinished backup of ``server``; ``options`` are the arguments of ``backup_copy``."""
+
+    noun = "copy"
+    verb = "copying"
+    again = "Run backup_copy again: the files copied so far are kept."
+
+    def __init__(self, backup: Backup, server: Server, options: t.Mapping[str, t.Any]) -> None:
+        super().__init__(backup.file("copy"), f"the backup {backup.id}", lock=backup.file("lock"))
+        self._backup = backup
+        self._server = server
+        self._options = options
+
+    @contextlib.contextmanager
+    def hold(self, seconds: float = 5.0) -> t.Iterator[int]:
+        """Hold the backup's own lock."""
+        with self._backup.hold(seconds) as lock:
+            yield lock
+
+    def work(self, recorder: Recorder) -> dict[str, t.Any]:
+        """Copy everything while the session lives."""
+        return _copy_all(self._backup, self._server, self._options, recorder)
 
 
 def _copy_all(backup: Backup, server: Server, options: t.Mapping[str, t.Any], recorder: Recorder) -> dict[str, t.Any]:
@@ -103,18 +117,6 @@ def _copy_all(backup: Backup, server: Server, options: t.Mapping[str, t.Any], re
         ],
         "tablespace_oids": [one.oid for one in scan.tablespaces],
     }
-
-
-def launch(backup: Backup, server: Server, options: t.Mapping[str, t.Any]) -> None:
-    """Start the copying process of ``backup`` of ``server``; ``options`` are arguments of ``backup_copy``.
-
-    Raises :class:`BackupError` (``busy``) when somebody holds the backup's lock.
-    """
-    with backup.hold() as lock:
-        if read_progress(backup).get("state") == DONE:
-            # Another call's copy has finished while this one waited for the lock.
-            return
-        job_of(backup).launch(lock, lambda recorder: _copy_all(backup, server, options, recorder))
 
 
 def copied_files(backup: Backup) -> dict[bytes, _manifest.ManifestFile]:

@@ -1,7 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The checksums of a backup's files.
+"""Checksums of files.
+
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -32,7 +34,7 @@ class Hash(t.Protocol):
 
 
 class _Crc32c:
-    """CRC-32C with the digits in the order that the server writes: the bytes of the little-endian value."""
+    """CRC-32C, its digits those of the bytes of the little-endian value."""
 
     def __init__(self) -> None:
         self._hash = crc32c.CRC32CHash()
@@ -47,11 +49,11 @@ class _Crc32c:
 def new_hash(algorithm: str) -> t.Optional[Hash]:
     """Return a fresh hash object for one of ALGORITHMS, None for ``NONE``.
 
-    Raises BackupError, code ``missing_library``, when CRC32C is asked for and the library for it is not there.
+    Raises BackupError, code ``missing_library``, when CRC32C is asked for and the library for it is not installed.
     """
     if algorithm not in ALGORITHMS:
         raise BackupError(
-            f"There is no checksum algorithm {algorithm!r}; known are {', '.join(ALGORITHMS)}.", code="bad_algorithm"
+            f"Unknown checksum algorithm {algorithm!r}; known are {', '.join(ALGORITHMS)}.", code="bad_algorithm"
         )
     if algorithm == "NONE":
         return None

@@ -1,10 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files: copy one as a base backup wants it, hash it, make it durable, write down that it is done, find them.
+"""Copying and hashing files that other processes may be writing.
 
-A file is copied to exactly the size that it had when it was opened (``sendFile`` in PostgreSQL's basebackup.c): what
-the server adds meanwhile is ignored and what it cuts off is replaced by zeros, because WAL replay repairs both.
+A file is copied to exactly the size that it had when it was opened: what is added meanwhile is ignored, and what is cut
+off is replaced by zeros. Whoever copies files in use must be able to repair both.
+
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -36,7 +38,7 @@ _CHUNK = 256 * 1024
 _RANGE = 8 << 20
 
 
-# How often the caller hears of a large file, and how much may wait for the disk when its fsync comes.
+# How often a large file is reported, and how much of it may still wait for the disk at its fsync.
 _REPORT = 8 << 20
 
 
@@ -63,8 +65,7 @@ class FileCopier:
     """Copies or hashes files one after the other; belongs to one process, whose umask must leave the owner's bits.
 
     ``advance`` is called with the number of bytes done since it was last called, at least every 8 MB and at each
-    file's end. With ``sync`` the disk is told early of what it will have to write, so that the fsync that the caller
-    still owes is short.
+    file's end. With ``sync`` writing to disk is started early, so that the fsync that is left to the caller is short.
     """
 
     def __init__(self, algorithm: str, sync: bool, advance: t.Callable[[int], None]) -> None:
@@ -77,7 +78,7 @@ class FileCopier:
         self._no_range: set[tuple[int, int]] = set()
 
     def copy(self, source: bytes, target: bytes, followed: bool = False) -> t.Optional[Copied]:
-        """Copy ``source`` to a new file ``target`` of mode 0600; a file that is there already is replaced.
+        """Copy ``source`` to a new file ``target`` of mode 0600; an existing one is replaced.
 
         Return None when the source has vanished. ``followed`` allows symbolic links on the way to the source. Raises
         BackupError, code ``unreadable``, ``unwritable`` or ``disk_full``; the target may then be incomplete.
@@ -104,7 +105,7 @@ class FileCopier:
         return Copied(status.st_size, int(status.st_mtime), checksum)
 
     def hash(self, path: bytes) -> Copied:
-        """Hash a file that nobody changes. Raises BackupError, code ``unreadable``, when it cannot be read."""
+        """Hash a file that is not being changed. Raises BackupError, code ``unreadable``, when it cannot be read."""
         try:
             reader = os.open(path, READ_FLAGS | os.O_NOFOLLOW)
         except OSError as exc:
@@ -129,7 +130,7 @@ class FileCopier:
             fcntl.ioctl(pair.writer, _FICLONE, pair.reader)
             os.ftruncate(pair.writer, pair.size)
         except OSError:
-            # Whatever the reason, a copy that fails too tells it better.
+            # Whatever the reason: if it matters, the copy below fails too, with the better message.
             self._no_clone.add(pair.devices)
             # Not without need: ext4 writes a file that was truncated to nothing to the disk when it is closed.
             if os.fstat(pair.writer).st_size:
@@ -138,7 +139,7 @@ class FileCopier:
         return True
 
     def _copy_range(self, pair: _Pair) -> int:
-        """Let the kernel copy as far as it can, and return how far that was; both offsets stand there."""
+        """Let the kernel copy as far as it can, and return how far that was; both file offsets are there."""
         done = reported = 0
         while done < pair.size and pair.devices not in self._no_range:
             try:

@@ -1,12 +1,15 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Work in a detached process, which goes on when the task, the connection or the controller dies.
+"""Work in a detached process, which survives the end of the task, the connection and the controller.
+
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
 
 Private to pgfleet.basebackup: no stability is promised.
 
 The process is forked from the module after everything is imported, because the module's payload disappears. It holds a
-lock as long as it lives, and its record ``progress.json`` tells the modules how far it is and how it ended.
+lock as long as it lives, and its record ``progress.json`` says how far it is and how it ended. Each call of the module
+is one :meth:`Job.step`: it begins the work or joins it, waits a while, and returns the result or the progress.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
     write_json,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
 
-RUNNING, DONE, BROKEN = "running", "done", "failed"
+RUNNING, DONE, FAILED = "running", "done", "failed"
 
 
 RECORD = "progress.json"
@@ -73,7 +77,7 @@ class Recorder:
         }
 
     def progress(self, done_bytes: int, done_files: int) -> None:
-        """Tell how much is done; cheap, so that it may be called as often as one likes."""
+        """Record how much is done; cheap, so that it can be called at any rate."""
         now = time.monotonic()
         if now < self._written + RECORD_INTERVAL:
             return
@@ -88,37 +92,128 @@ class Recorder:
             bytes_per_second=round(rate),
             seconds_left=round((total - done_bytes) / rate) if rate > 0 else None,
         )
-        # On a full disk those that work have the better message.
+        # On a full disk the work itself has the better message.
         with contextlib.suppress(OSError), replacing(self._path, durable=False) as stream:
             stream.write(json.dumps(self.content).encode("ascii"))
 
     def begin(self) -> None:
-        """Write the first record, and keep room for the last one, which a full disk must not prevent."""
+        """Write the first record, and reserve space for the final one, which a full disk must not prevent."""
         write_json(self._path, self.content)
         write_bytes(self._reserve, bytes(RESERVE_BYTES))
 
     def finish(self, **changes: t.Any) -> None:
-        """Write the last record."""
+        """Write the final record."""
         self.content.update(changes)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._reserve)
         write_json(self._path, self.content)
 
 
-class Job:
-    """A piece of work that at most one process does at a time.
+class Step(t.NamedTuple):
+    """What one call has found: ``result`` once the work is done, else None and ``record`` as it is now.
 
-    ``folder`` holds its record; ``lock`` is the path of the file whose flock the process holds, by default in that
-    folder. Messages speak of the ``noun`` of the ``subject``, "The copy of the backup b1 failed", and codes begin with
-    the noun. ``again`` is the hint for somebody whose process was killed.
+    ``began`` is false when the work had been done before this call.
     """
 
-    def __init__(self, folder: str, noun: str, subject: str, again: str, lock: t.Optional[str] = None) -> None:
+    result: t.Optional[t.Mapping[str, t.Any]]
+    record: t.Mapping[str, t.Any]
+    began: bool = True
+
+    def progress(self, participle: str) -> dict[str, t.Any]:
+        """Return the part of a module's result that reports unfinished work, as ``12 % copied``."""
+        progress = {name: self.record.get(name) for name in PROGRESS}
+        return {"finished": False, "progress": progress, "msg": f"{progress['percent']} % {participle}."}
+
+
+class Job:
+    """A piece of work that at most one process does at a time; each kind of it is a subclass with :meth:`work`.
+
+    ``folder`` holds its record; ``lock`` is the path of the file whose flock the process holds, by default in that
+    folder. Messages speak of the ``noun`` of the ``subject``, "The copy of photo 1 failed", and codes begin with
+    the noun; ``verb`` is its participle, "the process copying photo 1". ``again`` is the hint after the process
+    was killed.
+    """
+
+    noun = "work"
+    verb = "working on"
+    again = ""
+    # Whether the process removes its folder when it has succeeded; the result is then kept elsewhere.
+    removes_folder = False
+
+    def __init__(self, folder: str, subject: str, lock: t.Optional[str] = None) -> None:
         self.folder = folder
         self.lock = lock or os.path.join(folder, "lock")
-        self._noun = noun
         self._subject = subject
-        self._again = again
+
+    # -- what a subclass defines ------------------------------------------------------------------------------------
+
+    def work(self, recorder: Recorder) -> t.Mapping[str, t.Any]:
+        """Do the work, in the detached process, and return what is added to the final record."""
+        raise NotImplementedError
+
+    def done_before(self) -> t.Optional[t.Mapping[str, t.Any]]:
+        """Look before the work begins; return its result when nothing is left to do. Raises what stands against it."""
+        return self.result()
+
+    def prepare(self) -> None:
+        """Make ready what the lock needs; nothing is held yet."""
+
+    def enter(self, lock: int) -> None:
+        """Prepare the rest under the lock, right before the process is forked."""
+
+    def join(self) -> None:
+        """Join the work that runs. Raises BackupError when that is not the one that was asked for."""
+
+    def result(self) -> t.Optional[t.Mapping[str, t.Any]]:
+        """Return the result of this very work when it is finished, else None."""
+        record = self.read()
+        return record if record.get("state") == DONE else None
+
+    def close(self) -> None:
+        """Clean up when the result, or the failure, is known to the caller."""
+
+    # -- what callers use -------------------------------------------------------------------------------------------
+
+    def step(self, seconds: float) -> Step:
+        """Begin the work or join it, and wait ``seconds`` for its end (0: without limit).
+
+        Raises :class:`BackupError`: what :meth:`done_before` and :meth:`join` raise, what the work raised, ``busy``,
+        and ``<noun>_killed`` when the process ended without recording a result.
+        """
+        if self.is_running():
+            self.join()
+        else:
+            result = self.done_before()
+            if result is not None:
+                return Step(result, {}, began=False)
+            self._begin()
+        record = None
+        try:
+            record = self.wait(seconds)
+        except BackupError:
+            # The process may have removed its folder, the record in it, because it has succeeded.
+            if self.result() is None:
+                self.close()
+                raise
+        result = self.result()
+        if result is None:
+            return Step(None, record or self.read())
+        self.close()
+        return Step(result, record or {})
+
+    def _begin(self) -> None:
+        self.prepare()
+        try:
+            with self.hold() as lock:
+                # Another call may have done it while this one waited.
+                if self.result() is None:
+                    self.enter(lock)
+                    self.launch(lock)
+        except BackupError as exc:
+            # Another call may have been faster.
+            if exc.code != "busy" or not self.is_running():
+                raise
+            self.join()
 
     def read(self) -> dict[str, t.Any]:
         """Return the record, ``{}`` when the work was never begun."""
@@ -133,11 +228,11 @@ class Job:
 
     @contextlib.contextmanager
     def hold(self, seconds: float = 5.0) -> t.Iterator[int]:
-        """Hold the lock and give its descriptor. Raises :class:`BackupError` (``busy``) when it stays taken."""
+        """Hold the lock and give its descriptor. Raises :class:`BackupError` (``busy``) when it stays held."""
         handle = take_lock(self.lock, seconds)
         if handle is None:
             raise BackupError(
-                f"Another process works on {self._subject} now.",
+                f"Another process is already working on {self._subject}.",
                 code="busy",
                 hint=f"Find out which process holds it: fuser -v {self.lock}",
             )
@@ -147,9 +242,9 @@ class Job:
             os.close(handle)
 
     def is_running(self) -> bool:
-        """Tell whether the work goes on, or has just ended; one that begins is given the time to say so.
+        """Return whether the work is running, or has just ended; one that begins is given the time to record that.
 
-        Raises :class:`BackupError` (``busy``) when somebody holds the lock for something else.
+        Raises :class:`BackupError` (``busy``) when a process holds the lock for something else.
         """
         deadline = time.monotonic() + BEGIN_SECONDS
         while is_locked(self.lock):
@@ -157,16 +252,15 @@ class Job:
                 return True
             if time.monotonic() >= deadline:
                 raise BackupError(
-                    f"Another process works on {self._subject}, and it is not a {self._noun}.", code="busy"
+                    f"Another process is already working on {self._subject}, and it is not a {self.noun}.", code="busy"
                 )
             time.sleep(0.05)
         return False
 
-    def launch(self, lock: int, work: t.Callable[[Recorder], t.Mapping[str, t.Any]]) -> None:
-        """Call ``work`` in a detached process, which inherits the descriptor ``lock`` of the held lock.
+    def launch(self, lock: int) -> None:
+        """Call :meth:`work` in a detached process, which inherits the descriptor ``lock`` of the held lock.
 
-        What ``work`` returns is added to the record of its end; what it raises is raised by :meth:`wait`. The caller
-        lets go of the lock after the return.
+        What it raises is raised by :meth:`wait`. The caller closes the descriptor after the return.
         """
         self.make_folder()
         recorder = Recorder(self.folder)
@@ -178,61 +272,57 @@ class Job:
         try:
             _detach(lock)
             if os.fork() == 0:
-                self._run(work, recorder)
+                self._run(recorder)
         finally:
             # Never back into the module's code: two processes would answer the task.
             os._exit(0)
 
-    def _run(self, work: t.Callable[[Recorder], t.Mapping[str, t.Any]], recorder: Recorder) -> None:
+    def _run(self, recorder: Recorder) -> None:
         recorder.content["pid"] = os.getpid()
         try:
-            result = work(recorder)
+            result = self.work(recorder)
             recorder.finish(
                 **{"percent": 100.0, "seconds_left": 0, **result, "state": DONE, "finished_at": time.time()}
             )
         except BackupError as exc:
             # A module's result must not have the key "path", which Ansible takes for a file of its own.
             details = {name: value for name, value in exc.details.items() if name != "path"}
-            recorder.finish(state=BROKEN, error=exc.msg, code=exc.code, hint=exc.hint, details=details)
-        except Exception as exc:  # nobody sees this process die, so it writes down why
-            code = f"{self._noun}_failed"
-            recorder.finish(state=BROKEN, error=repr(exc), code=code, hint="")
+            recorder.finish(state=FAILED, error=exc.msg, code=exc.code, hint=exc.hint, details=details)
+        except Exception as exc:  # this process has no one to report to, so it records why it dies
+            recorder.finish(state=FAILED, error=repr(exc), code=f"{self.noun}_failed", hint="")
+        if self.removes_folder and recorder.content["state"] == DONE:
+            discard(self.folder)
 
     def wait(self, seconds: float) -> t.Optional[dict[str, t.Any]]:
-        """Return the record of the finished work, None when it still goes on after ``seconds`` (0: no limit).
+        """Return the record of the finished work, None when it still runs after ``seconds`` (0: no limit).
 
         Raises :class:`BackupError` when the work failed or its process was killed.
         """
         deadline = time.monotonic() + seconds
         while True:
-            # Asked in this order: who ends in between has written the last word before letting go of the lock.
+            # In this order: a process that ends in between has written its final record before it releases the lock.
             locked = is_locked(self.lock)
             record = self.read()
             if record.get("state") == DONE:
                 return record
             # While the lock is held that is an earlier record, or the process is about to end.
-            if record.get("state") == BROKEN and not locked:
+            if record.get("state") == FAILED and not locked:
                 raise BackupError(
-                    f"The {self._noun} of {self._subject} failed: {record['error']}",
-                    code=record.get("code") or f"{self._noun}_failed",
+                    f"The {self.noun} of {self._subject} failed: {record['error']}",
+                    code=record.get("code") or f"{self.noun}_failed",
                     hint=record.get("hint") or "",
                     **{**(record.get("details") or {}), "progress": record},
                 )
             if not locked:
                 raise BackupError(
-                    f"The process of the {self._noun} of {self._subject} is gone without a word; it was killed.",
-                    code=f"{self._noun}_killed",
-                    hint=self._again,
+                    f"The process {self.verb} {self._subject} ended without recording a result; it was killed.",
+                    code=f"{self.noun}_killed",
+                    hint=self.again,
                     progress=record,
                 )
             if seconds and time.monotonic() >= deadline:
                 return None
             time.sleep(POLL_INTERVAL)
-
-
-def progress_of(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Return the part of a running job's record that a module returns as ``progress``."""
-    return {name: record.get(name) for name in PROGRESS}
 
 
 def _detach(lock: int) -> None:

@@ -5,6 +5,8 @@
 
 ``AnyPath`` is text or bytes. Functions for bytes raise BackupError, those for either raise OSError.
 
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
+
 Private to pgfleet.basebackup: no stability is promised.
 """
 
@@ -181,7 +183,7 @@ def read_json(path: str) -> dict[str, t.Any]:
 
 
 def read_small(path: str, most: int) -> bytes:
-    """Read a regular file of at most ``most`` bytes, no link. Raises OSError, also for what is none such."""
+    """Read a regular file of at most ``most`` bytes, not through a link. Raises OSError, also for anything else."""
     handle = os.open(path, READ_FLAGS | os.O_NOFOLLOW)
     with os.fdopen(handle, "rb") as stream:
         if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -1,7 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A file to which lines are added while work goes on.
+"""A file to which lines are added during work.
+
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
 
 Private to pgfleet.basebackup: no stability is promised.
 """

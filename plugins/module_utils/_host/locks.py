@@ -1,7 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Locks: who holds one lives.
+"""Locks, which are held by living processes only.
+
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -16,7 +18,7 @@ import typing as t
 
 
 def is_locked(path: str) -> bool:
-    """Tell whether some process holds the flock on ``path``."""
+    """Return whether a process holds the flock on ``path``."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -33,7 +35,7 @@ def is_locked(path: str) -> bool:
 
 
 def take_lock(path: str, seconds: float) -> t.Optional[int]:
-    """Return a descriptor that holds the flock on ``path``, or None when it stayed taken for ``seconds``."""
+    """Return a descriptor that holds the flock on ``path``, or None when it was still held after ``seconds``."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + seconds
     while True:

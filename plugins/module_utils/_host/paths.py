@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Paths: which one lies in which, whether two are the same directory, where mounts are.
 
-This package knows files, processes and locks of a host, and nothing of databases.
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
 
 Private to pgfleet.basebackup: no stability is promised.
 """

@@ -3,6 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Directory trees: walked, flushed to disk, removed.
 
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
+
 Private to pgfleet.basebackup: no stability is promised.
 """
 
@@ -19,7 +21,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers i
 
 def walk(directory: bytes) -> t.Iterator[tuple[bytes, list[tuple[bytes, int]]]]:
     """Yield the directories of a tree, parents first, each with its regular files and their sizes; links are not
-    followed. A tree that is not there is empty."""
+    followed. A tree that does not exist is empty."""
     pending = [directory]
     while pending:
         directory = pending.pop()

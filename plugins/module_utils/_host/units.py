@@ -3,6 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sizes and durations as people read and write them.
 
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
+
 Private to pgfleet.basebackup: no stability is promised.
 """
 

@@ -6,6 +6,8 @@
 For many small files threads are no faster than one, because they wait for each other's interpreter lock; and a process
 can be stopped inside any file.
 
+Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
+
 Private to pgfleet.basebackup: no stability is promised.
 """
 
@@ -65,13 +67,13 @@ class Reporter:
         self._lines: list[bytes] = []
 
     def advance(self, count: int) -> None:
-        """Tell of bytes done."""
+        """Report bytes done."""
         self._bytes += count
         if self._bytes >= _LARGE:
             self.send()
 
     def finish(self, line: t.Optional[bytes]) -> None:
-        """Tell of a file done with its line for the caller, or of one that has vanished or needs no line."""
+        """Report a file done with its line for the caller, or one that has vanished or needs no line."""
         if line is None:
             self._vanished += 1
         else:
@@ -79,7 +81,7 @@ class Reporter:
             self._lines.append(line)
 
     def send(self, batches_done: int = 0) -> None:
-        """Send what was told since the last time, or end this process when there is nobody to hear it."""
+        """Send the reports since the last time, or end this process when the one that forked it has ended."""
         if os.getppid() != self._parent:
             os._exit(1)
         lines = b"".join(self._lines)
@@ -183,8 +185,8 @@ class _Pool(t.Generic[_T]):
                 status = 0
             except BackupError as exc:
                 reporter.fail(exc)
-            except Exception as exc:  # nobody sees this process die, so it says why
-                reporter.fail(BackupError(f"The copy failed: {exc!r}", code="copy_worker_died"))
+            except Exception as exc:  # this process has no one else to report to
+                reporter.fail(BackupError(f"A worker process failed: {exc!r}.", code="copy_worker_died"))
         finally:
             os._exit(status)
 
@@ -215,7 +217,7 @@ class _Pool(t.Generic[_T]):
         check()
 
     def _hand_out(self) -> bool:
-        """Fill the pipe and tell whether nothing is left to hand out."""
+        """Fill the pipe and return whether nothing is left to hand out."""
         while self._handed_out < len(self._work):
             end = min(self._handed_out + _TOKENS_AT_ONCE, len(self._work))
             try:
@@ -244,9 +246,9 @@ class _Pool(t.Generic[_T]):
         os.close(reader)
         _process, status = os.waitpid(process, 0)
         if os.WIFSIGNALED(status):
-            raise BackupError(f"A copying process was killed by signal {os.WTERMSIG(status)}.", code="copy_worker_died")
+            raise BackupError(f"A worker process was killed by signal {os.WTERMSIG(status)}.", code="copy_worker_died")
         if status:
-            raise BackupError("A copying process ended early.", code="copy_worker_died")
+            raise BackupError("A worker process ended early.", code="copy_worker_died")
 
     def stop(self) -> None:
         for process in self._workers.values():

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unwritable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
@@ -97,7 +97,7 @@ def set_aside(data: bytes, left_over: LeftOver, version: bytes, now: bytes = b""
 
 def _stamp() -> bytes:
     """Return this moment for a name."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()).encode("ascii")
+    return os.fsencode(utc_name())
 
 
 def unlink(path: bytes) -> None:

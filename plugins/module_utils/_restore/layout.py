@@ -12,10 +12,10 @@ Private to pgfleet.basebackup: no stability is promised.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unreadable, unwritable
 
 WORK = b"pgfleet_restore"
@@ -203,7 +203,7 @@ class Layout:
                     return
                 os.unlink(place)
             elif os.path.isdir(place):
-                shutil.rmtree(place)
+                _trees.remove(place)
             os.symlink(target, place)
         except OSError as exc:
             raise unwritable(place, exc) from exc
@@ -219,15 +219,10 @@ def _entries(directory: bytes) -> list[os.DirEntry[bytes]]:
         raise unreadable(directory, exc) from exc
 
 
-def remove(place: bytes, is_directory: bool) -> None:
+def remove(place: bytes) -> None:
     """Remove what a survey found too much. Raises BackupError as ``unwritable``."""
     try:
-        if is_directory:
-            shutil.rmtree(place)
-        else:
-            os.unlink(place)
-    except FileNotFoundError:
-        pass
+        _trees.remove(place)
     except OSError as exc:
         raise unwritable(exc.filename or place, exc) from exc
 

@@ -44,7 +44,7 @@ class Surroundings(t.NamedTuple):
     def others(self) -> list[_running.Running]:
         """Return the servers that run elsewhere."""
         here = _paths.identity(self.data)
-        return [server for server in self.servers if server.identity is None or server.identity != here]
+        return [server for server in self.servers if not _paths.same(server.identity, here)]
 
 
 def look_around(data: bytes, repository: str, archive: t.Optional[_archive.Archive]) -> Surroundings:
@@ -77,7 +77,7 @@ def user_of_wal(around: Surroundings, source: bytes, real: bytes) -> str:
     """
     wanted = _paths.identity(real)
     for server in around.others():
-        if wanted is not None and server.wal == wanted:
+        if _paths.same(server.wal, wanted):
             return f"the running server in {printable(server.data_directory)}"
     return f"the cluster in {printable(source)}" if source != around.data and wal_directory(source) == real else ""
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import WORK, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.pg_wal import unarchived, usable
@@ -28,9 +28,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
     control_in,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, DirectoryArchive
-
-# DBState in pg_control of a server in recovery: shut down in recovery, in archive recovery.
-_IN_RECOVERY = (2, 5)
 
 
 class OldWal(t.NamedTuple):
@@ -109,8 +106,7 @@ def _own_wal(destination: Destination) -> t.Optional[bytes]:
 
 
 def _default_place(data: bytes) -> str:
-    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    place = f"{os.fsdecode(data)}.saved_wal-{now}"
+    place = f"{os.fsdecode(data)}.saved_wal-{utc_name()}"
     while os.path.lexists(place):
         place += "x"
     return place
@@ -124,7 +120,7 @@ def _is_archived(archive: t.Optional[Archive], data: bytes, name: str) -> bool:
     if isinstance(archive, DirectoryArchive):
         return archive.has(name)
     control = control_in(data)
-    return control is not None and control.state not in _IN_RECOVERY
+    return control is not None and not control.in_recovery
 
 
 def _moved_before(data: bytes) -> list[bytes]:

@@ -15,7 +15,13 @@ import shutil
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import sync_path, unreadable, unwritable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
+    replacing,
+    sync_path,
+    unreadable,
+    unwritable,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path import Path, path_segment
@@ -145,16 +151,9 @@ def save(names: t.Sequence[str], directory: bytes, target: bytes, mode: int) -> 
 
 def copy_segment(source: bytes, target: bytes, mode: int, sync: bool) -> None:
     """Copy one WAL file under a temporary name and rename it. Raises BackupError as ``unwritable``."""
-    temporary = target + b".new"
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        with open(source, "rb") as reader, os.fdopen(handle, "wb") as writer:
+        with open(source, "rb") as reader, replacing(target, mode=mode, durable=sync) as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
-            os.fchmod(writer.fileno(), mode)
-            writer.flush()
-            if sync:
-                os.fsync(writer.fileno())
-        os.rename(temporary, target)
     except OSError as exc:
         raise unwritable(target, exc) from exc
 
@@ -175,7 +174,7 @@ def empty(directory: bytes) -> None:
                 if not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.path)
                 elif path not in _FOLDERS:
-                    shutil.rmtree(entry.path)
+                    remove(entry.path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as exc:

@@ -16,6 +16,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import ControlFile, read_control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK, is_empty
 
@@ -90,8 +91,7 @@ def read_record(data: bytes) -> t.Optional[Record]:
     """
     try:
         content = read_json(os.fsdecode(data + b"/" + RECORD))
-        place = os.stat(data)
-        if [content["device"], content["inode"]] != [place.st_dev, place.st_ino]:
+        if not same((content["device"], content["inode"]), identity(data)):
             return None
         if not os.path.lexists(data + b"/" + CONTROL):
             return None
@@ -102,8 +102,8 @@ def read_record(data: bytes) -> t.Optional[Record]:
 
 def write_record(data: bytes, record: Record) -> None:
     """Write the record of a finished restore durably; it counts when ``pg_control`` is beside it."""
-    place = os.stat(data)
-    content = {"schema": SCHEMA, "data_directory": os.fsdecode(data), "device": place.st_dev, "inode": place.st_ino}
+    device, inode = identity_of(os.stat(data))
+    content = {"schema": SCHEMA, "data_directory": os.fsdecode(data), "device": device, "inode": inode}
     write_json(os.fsdecode(data + b"/" + RECORD), {**content, **record._asdict()})
 
 

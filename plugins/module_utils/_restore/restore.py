@@ -12,17 +12,13 @@ Private to pgfleet.basebackup: no stability is promised.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import parse_control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.label import format_tablespace_map
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     printable,
     sync_path,
@@ -59,20 +55,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.settin
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
 JOURNAL = b"files.jsonl"
-
-
-class RestoreJob(Job):
-    """The detached process of the restore into one data directory; its folder goes when it has succeeded."""
-
-    def __init__(self, data: bytes) -> None:
-        folder = os.path.join(os.fsdecode(data), os.fsdecode(WORK))
-        again = "Run backup_restore again: what is restored so far is kept."
-        super().__init__(folder, "restore", os.fsdecode(data), again)
-
-    def _run(self, work: t.Callable[[Recorder], t.Mapping[str, t.Any]], recorder: Recorder) -> None:
-        super()._run(work, recorder)
-        if recorder.content["state"] == "done":
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Restore:
@@ -168,9 +150,9 @@ class Restore:
         plan, contents = self._plan, self._plan.contents
         set_aside(plan.data, self._aside.left_over, self._layout.version)
         survey = self._layout.survey(contents.paths, frozenset(contents.directories), contents.links)
-        for surplus, is_directory in survey.surplus:
+        for surplus, _is_directory in survey.surplus:
             self._check()
-            remove(surplus, is_directory)
+            remove(surplus)
         return survey
 
     def _make_directories(self) -> None:
@@ -270,16 +252,3 @@ class Restore:
             "seconds": round(copies.seconds, 3),
             "bytes_per_second": round(rate / max(copies.seconds, 0.000001)),
         }
-
-
-def finished(data: bytes, record: t.Optional[Record], digest: str) -> t.Optional[dict[str, t.Any]]:
-    """Return the result of the finished restore into ``data`` when it is the one with this digest, else None."""
-    if record is None or record.digest != digest:
-        return None
-    job = RestoreJob(data)
-    # A crash right after the end leaves the folder, which no one needs.
-    with contextlib.suppress(BackupError, OSError):
-        if os.path.isdir(job.folder):
-            with job.hold(0):
-                shutil.rmtree(job.folder, ignore_errors=True)
-    return dict(record.result)

@@ -13,6 +13,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import Contents
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, Survey
@@ -43,7 +44,7 @@ def check_room(
         if needed > free:
             findings.refuse(
                 "disk_full",
-                f"{needed / 1e6:.0f} MB are needed at {printable(directory)}, {free / 1e6:.0f} MB are free.",
+                f"{readable_bytes(needed)} are needed at {printable(directory)}, {readable_bytes(free)} are free.",
                 "Make room there, or restore to another file system.",
                 needed=needed,
                 free=free,

@@ -135,8 +135,8 @@ class TablespaceChecks:
         """Return which other cluster has its data in a directory, "" for none."""
         wanted = _paths.identity(real)
         for server in self._around.others():
-            places = {path: known for path, known in server.tablespaces.items() if known == wanted or path == real}
-            if places or inside(real, server.data_directory):
+            has_it = any(_paths.same(known, wanted) or path == real for path, known in server.tablespaces.items())
+            if has_it or inside(real, server.data_directory):
                 return f"the running server in {printable(server.data_directory)}"
         source = self._source
         if source != self._around.data and real in map(os.path.realpath, _running.tablespaces_of(source).values()):

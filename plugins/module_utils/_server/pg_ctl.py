@@ -1,13 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process of a server on this host: whether it lives; starting, stopping and restarting it.
+"""Starting, stopping and restarting the server of a data directory on this host.
 
 Private to pgfleet.basebackup: no stability is promised.
-
-A process counts as the server of a data directory only when that is its working directory, as it is of every
-postmaster. ``postmaster.pid`` alone is not believed: after a reboot its number may be that of another server, and a
-signal would stop that one.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import time
@@ -27,24 +22,16 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.contro
     read_control,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-
-# The line of postmaster.pid that holds the status (PostgreSQL's pidfile.h, LOCK_FILE_LINE_PM_STATUS).
-STATUS_LINE = 8
-
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import (
+    Postmaster,
+    find_server,
+    main_process,
+)
 
 # pg_ctl looks this long whether the server dies at once; a recovery that takes longer goes on without it.
 START_SECONDS = 5
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-
-# Where the packages of Debian and of the PostgreSQL project put the programs of one major version.
-PACKAGED = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin")
-
-
-class Postmaster(t.NamedTuple):
-    """A running server: its process id, and ``starting``, ``stopping``, ``ready`` or ``standby`` ("" if unknown)."""
-
-    pid: int
-    status: str
 
 
 class Restarted(t.NamedTuple):
@@ -53,25 +40,6 @@ class Restarted(t.NamedTuple):
     process: Postmaster
     programs: str
     log_file: str
-
-
-def postmaster(data_directory: str) -> t.Optional[Postmaster]:
-    """Return the server that runs on ``data_directory``, None when there is none."""
-    try:
-        with open(os.path.join(data_directory, "postmaster.pid"), encoding="utf-8", errors="replace") as stream:
-            lines = stream.read().splitlines()
-        pid = int(lines[0])
-        if not os.path.samefile(f"/proc/{pid}/cwd", data_directory):
-            return None
-    except PermissionError as exc:
-        raise BackupError(
-            f"Whether a server runs on {data_directory} cannot be seen: {exc.filename}: {exc.strerror}.",
-            code="not_the_server_user",
-            hint="Run this as the operating system user of the server.",
-        ) from exc
-    except (OSError, ValueError, IndexError):
-        return None
-    return Postmaster(pid, lines[STATUS_LINE - 1].strip() if len(lines) >= STATUS_LINE else "")
 
 
 def control_state(data_directory: str) -> int:
@@ -111,34 +79,6 @@ def told_by_log(log_file: t.Optional[str]) -> str:
     return f"the log {log_file} says: {' | '.join(told)}"
 
 
-def _version_of(program: str) -> t.Optional[int]:
-    try:
-        # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
-        done = subprocess.run([program, "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    except OSError:
-        return None
-    found = re.search(rb"\(PostgreSQL\) (\d+)", done.stdout)
-    return int(found.group(1)) if found else None
-
-
-def find_programs(major: int, given: t.Optional[str] = None) -> str:
-    """Return the directory of PostgreSQL's programs of ``major``: ``given``, else by PATH, else where packages put it.
-
-    Raises :class:`BackupError` when there is no ``pg_ctl`` of this major version.
-    """
-    found = shutil.which("pg_ctl")
-    usual = [os.path.dirname(found)] if found else []
-    places = [given] if given else [*usual, *(place.format(major) for place in PACKAGED)]
-    for place in places:
-        if _version_of(os.path.join(place, "pg_ctl")) == major:
-            return place
-    raise BackupError(
-        f"There is no pg_ctl of PostgreSQL {major} in {', '.join(places)}.",
-        code="programs_missing",
-        hint=f"Install the server package of PostgreSQL {major}, or set {option('bin_directory')}.",
-    )
-
-
 def _refuse_root() -> None:
     if os.geteuid() == 0:
         raise BackupError(
@@ -167,7 +107,7 @@ def start(data_directory: str, programs: str, config_file: t.Optional[str], log_
     done = subprocess.run(
         [*command, "start"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
-    process = postmaster(data_directory)
+    process = main_process(data_directory)
     if process is None and control_state(data_directory) != SHUT_DOWN_IN_RECOVERY:
         said = " ".join(done.stdout.decode("utf-8", "replace").split())
         raise BackupError(
@@ -186,7 +126,6 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
     """
     _refuse_root()
     try:
-        running_from = os.path.dirname(os.readlink(f"/proc/{server.pid}/exe"))
         output = os.readlink(f"/proc/{server.pid}/fd/2")
     except OSError as exc:
         raise BackupError(
@@ -196,8 +135,8 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
         ) from exc
     # With a pipe or a log that was removed pg_ctl would leave the server this module's own output, and wait for it.
     log_file = output if os.path.isfile(output) else os.devnull
-    programs = programs or running_from
-    command = [os.path.join(programs, "pg_ctl"), "restart", "-D", data_directory, "-l", log_file, "-s", "-w"]
+    pg_ctl = find("pg_ctl", major_of(data_directory), programs, server.pid)
+    command = [pg_ctl, "restart", "-D", data_directory, "-l", log_file, "-s", "-w"]
     # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
     done = subprocess.run(
         [*command, "-m", mode, "-t", str(math.ceil(timeout))],
@@ -206,7 +145,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
         stderr=subprocess.STDOUT,
         check=False,
     )
-    process = postmaster(data_directory)
+    process = main_process(data_directory)
     said = " ".join(done.stdout.decode("utf-8", "replace").split())
     if process and process.pid == server.pid:
         raise BackupError(
@@ -227,7 +166,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
             hint="It may still be recovering: see its log, or wait longer.",
             log=log_tail(log_file),
         )
-    return Restarted(process, programs, log_file)
+    return Restarted(process, os.path.dirname(pg_ctl), log_file)
 
 
 def stop(data_directory: str, mode: str, timeout: float) -> bool:
@@ -235,11 +174,13 @@ def stop(data_directory: str, mode: str, timeout: float) -> bool:
 
     Raises :class:`BackupError` when it still runs after ``timeout`` seconds.
     """
-    process = postmaster(data_directory)
+    process = find_server(data_directory)
     if process is None:
         return False
     try:
-        os.kill(process.pid, SIGNALS[mode])
+        # What is left of a server whose main process was killed ends by itself.
+        if process.is_main:
+            os.kill(process.pid, SIGNALS[mode])
     except ProcessLookupError:
         return True
     except PermissionError as exc:
@@ -249,7 +190,7 @@ def stop(data_directory: str, mode: str, timeout: float) -> bool:
             hint="Run this as the operating system user of the server.",
         ) from exc
     deadline = time.monotonic() + timeout
-    while os.path.exists(f"/proc/{process.pid}/cwd"):
+    while process is not None:
         if time.monotonic() > deadline:
             raise BackupError(
                 f"The server on {data_directory} (process {process.pid}) has not stopped within {timeout:g} s.",
@@ -257,4 +198,6 @@ def stop(data_directory: str, mode: str, timeout: float) -> bool:
                 hint="Its clients may hold it: wait longer, or stop it in the mode fast, then immediate.",
             )
         time.sleep(0.05)
+        if not os.path.exists(f"/proc/{process.pid}/cwd"):
+            process = None if process.is_main else find_server(data_directory)
     return True

@@ -20,12 +20,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.contro
     read_control,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
     log_tail,
-    postmaster,
     told_by_log,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import main_process
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 
 # A server that reports ready but refuses connections for this long never will accept one. A server that a service
@@ -59,7 +60,7 @@ def _refuse_other(backend_pid: int, data_directory: str) -> None:
     The working directory of its processes is its data directory. Next to a live server a wrong port is an easy mistake.
     """
     try:
-        here = os.path.samefile(f"/proc/{backend_pid}/cwd", data_directory)
+        here = same(identity_of(os.stat(f"/proc/{backend_pid}/cwd")), identity(data_directory))
     except PermissionError:
         # A process of another account, whose directory cannot be read.
         return
@@ -187,7 +188,7 @@ class Waiter:
                 raise error
             return None
         now = time.monotonic()
-        process = postmaster(self.data_directory)
+        process = main_process(self.data_directory)
         if process is None:
             answer = after_shutdown(self.data_directory)
             if answer is None and (self._seen or self.wait_for == "none" or now > self._began + GRACE):

@@ -1,11 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What on this host a restore must not touch: running servers with their tablespaces, and mounts.
+"""The servers that run on this host, with their directories.
 
 A server's working directory is its data directory, in the main process and in all others, so one whose main process was
 killed is seen as long as any of its processes lives. Directories are compared by device and inode, which holds for
-servers in containers too.
+servers in containers too. ``postmaster.pid`` alone is not believed: after a reboot its number may be that of another
+process, and a signal would stop that one.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -25,6 +26,20 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths imp
 )
 
 _PROGRAMS = (b"postgres", b"postmaster", b"edb-postgres")
+# The line of postmaster.pid that holds the status (PostgreSQL's pidfile.h, LOCK_FILE_LINE_PM_STATUS).
+_STATUS_LINE = 8
+
+
+class Postmaster(t.NamedTuple):
+    """The process of a running server.
+
+    ``status`` is ``starting``, ``stopping``, ``ready`` or ``standby``, "" when it is not known. ``is_main`` is false
+    when only other processes of the server are left.
+    """
+
+    pid: int
+    status: str
+    is_main: bool = True
 
 
 class Running(t.NamedTuple):
@@ -39,6 +54,7 @@ class Running(t.NamedTuple):
     identity: t.Optional[Identity]
     tablespaces: dict[bytes, t.Optional[Identity]]
     wal: t.Optional[Identity] = None
+    is_main: bool = True
 
 
 def running_servers() -> list[Running]:
@@ -48,15 +64,15 @@ def running_servers() -> list[Running]:
         if name.isdigit():
             with contextlib.suppress(OSError):
                 server = _server_of(int(name))
-                if server is not None:
-                    found.setdefault(server.identity or server.data_directory, server)
+                key = server and (server.identity or server.data_directory)
+                if server is not None and (server.is_main or key not in found):
+                    found[key] = server
     return list(found.values())
 
 
 def _server_of(pid: int) -> t.Optional[Running]:
-    with open(b"/proc/%d/comm" % pid, "rb") as stream:
-        if not stream.read().startswith(_PROGRAMS):
-            return None
+    if not _is_server_process(pid):
+        return None
     directory = b"/proc/%d/cwd" % pid
     try:
         status = os.stat(directory)
@@ -74,13 +90,22 @@ def _server_of(pid: int) -> t.Optional[Running]:
     except OSError:
         link = b""
     wal = identity(root + link if os.path.isabs(link) else directory + b"/pg_wal")
-    return Running(pid, path, identity_of(status), spaces, wal)
+    return Running(pid, path, identity_of(status), spaces, wal, not _words(pid)[0].startswith(b"postgres: "))
+
+
+def _is_server_process(pid: int) -> bool:
+    with open(b"/proc/%d/comm" % pid, "rb") as stream:
+        return stream.read().startswith(_PROGRAMS)
+
+
+def _words(pid: int) -> list[bytes]:
+    with open(b"/proc/%d/cmdline" % pid, "rb") as stream:
+        return stream.read().split(b"\0")
 
 
 def _named_directory(pid: int) -> bytes:
-    """Return the data directory that a main process was told on its command line, empty when it was not."""
-    with open(b"/proc/%d/cmdline" % pid, "rb") as stream:
-        words = stream.read().split(b"\0")
+    """Return the data directory on the command line of a main process, empty when there is none."""
+    words = _words(pid)
     for number, word in enumerate(words[:-1]):
         if word == b"-D":
             return words[number + 1]
@@ -110,12 +135,66 @@ def server_in(data_directory: bytes, servers: t.Sequence[Running]) -> t.Optional
     return None
 
 
+def find_server(data_directory: t.Union[str, bytes]) -> t.Optional[Postmaster]:
+    """Return the server that runs in ``data_directory``, None when there is none.
+
+    Raises BackupError, code ``not_the_server_user``, when this user may not see whether it runs there.
+    """
+    directory = os.fsencode(data_directory)
+    written = _postmaster_of(directory)
+    if written is not None:
+        return written
+    for server in running_servers():
+        if server_in(directory, [server]) is not None:
+            return Postmaster(server.pid, "", server.is_main)
+    return None
+
+
+def main_process(data_directory: t.Union[str, bytes]) -> t.Optional[Postmaster]:
+    """Return the main process of the server that runs in ``data_directory``; raises as :func:`find_server`."""
+    process = find_server(data_directory)
+    return process if process is not None and process.is_main else None
+
+
+def _postmaster_of(directory: bytes) -> t.Optional[Postmaster]:
+    """Return the process that ``postmaster.pid`` names when the directory is its working directory."""
+    pid = 0
+    try:
+        with open(directory + b"/postmaster.pid", encoding="utf-8", errors="replace") as stream:
+            lines = stream.read().splitlines()
+        pid = int(lines[0])
+        if not same(identity_of(os.stat(f"/proc/{pid}/cwd")), identity(directory)):
+            return None
+    except PermissionError as exc:
+        if pid and not _may_be_server_of(pid, directory):
+            return None
+        raise BackupError(
+            f"Whether a server runs in {os.fsdecode(directory)} cannot be seen: {exc.strerror}.",
+            code="not_the_server_user",
+            hint="Run this as the operating system user of the server.",
+        ) from exc
+    except (OSError, ValueError, IndexError):
+        return None
+    return Postmaster(pid, lines[_STATUS_LINE - 1].strip() if len(lines) >= _STATUS_LINE else "")
+
+
+def _may_be_server_of(pid: int, directory: bytes) -> bool:
+    """Return whether a process whose working directory cannot be seen may be the server of a data directory.
+
+    A server runs as the owner of its data directory.
+    """
+    try:
+        return _is_server_process(pid) and os.stat(f"/proc/{pid}").st_uid == os.stat(directory).st_uid
+    except OSError:
+        return False
+
+
 def refuse_running(data_directory: bytes) -> None:
     """Raise BackupError, code ``server_running``, while a server runs in ``data_directory``."""
-    pid = server_in(data_directory, running_servers())
-    if pid is not None:
+    process = find_server(data_directory)
+    if process is not None:
         raise BackupError(
-            f"A PostgreSQL server runs in {os.fsdecode(data_directory)} (process {pid}).",
+            f"A PostgreSQL server runs in {os.fsdecode(data_directory)} (process {process.pid}).",
             code="server_running",
             hint="Stop it first.",
         )

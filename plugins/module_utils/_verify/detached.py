@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A verification in a process of its own.
+"""The verification as a detached process.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -19,68 +19,73 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import make_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Wish, chosen, verify
 
-# After that many seconds without a question nobody waits for the answer.
+# After that many seconds without a call no task waits for the result.
 ABANDONED_SECONDS = 900.0
 
 
 LEFTOVER_SECONDS = 86400.0
 
 
-class Slices:
-    """A detached verification that is asked several times how far it is; ``run_id`` tells it from others."""
+class VerificationJob(Job):
+    """The verification of one task, which ``run_id`` distinguishes from those of other tasks.
 
-    def __init__(self, cluster: Cluster, backup_id: str, run_id: str) -> None:
+    A failure is the answer to that task too: it is not begun again by the next call.
+    """
+
+    noun = "verification"
+    verb = "verifying"
+    again = "Verify it again; nothing was changed."
+
+    def __init__(self, cluster: Cluster, backup_id: str, run_id: str, wish: Wish) -> None:
         self._cluster = cluster
         self._backup_id = backup_id
+        self._wish = wish
+        self._backup: Backup
         name = "\0".join((run_id, cluster.path, backup_id))
         self._top = os.path.join(tempfile.gettempdir(), f"pgfleet-verify-{os.geteuid()}")
         folder = os.path.join(self._top, hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32])
-        self.job = Job(folder, "verification", f"the backup {backup_id}", "Verify it again; nothing was changed.")
+        super().__init__(folder, f"the backup {backup_id}")
 
-    def step(self, wish: Wish, seconds: float) -> t.Optional[dict[str, t.Any]]:
-        """Return the result when it is there within ``seconds``, else None; the first call begins.
+    def is_running(self) -> bool:
+        """Return whether this task has begun it, however it ended."""
+        return bool(self.read())
 
-        Raises :class:`BackupError` as :func:`verify`, and when the process was killed.
-        """
-        if self.job.read():
-            os.utime(self.job.lock)
-        else:
-            self._launch(wish)
-        try:
-            record = self.job.wait(seconds)
-        except BackupError:
-            discard(self.job.folder)
-            raise
-        if record is None:
-            return None
-        discard(self.job.folder)
-        result: dict[str, t.Any] = record["result"]
-        return result
+    def join(self) -> None:
+        """Record that the result is still wanted."""
+        os.utime(self.lock)
 
-    def _launch(self, wish: Wish) -> None:
-        backup = chosen(self._cluster, self._backup_id)
+    def prepare(self) -> None:
+        """Find the backup, and make the folder."""
+        self._backup = chosen(self._cluster, self._backup_id)
         _make_private(self._top)
         _sweep(self._top)
-        self.job.make_folder()
-        asked = self.job.lock
+        self.make_folder()
 
-        def check() -> None:
-            try:
-                silent = time.time() - os.stat(asked).st_mtime
-            except FileNotFoundError:
-                silent = ABANDONED_SECONDS
-            if silent >= ABANDONED_SECONDS:
-                raise BackupError("Nobody has asked for it.", code="abandoned")
+    def work(self, recorder: Recorder) -> dict[str, t.Any]:
+        """Verify the backup as long as a task asks for the result."""
 
-        def work(recorder: Recorder) -> dict[str, t.Any]:
-            recorder.content.update(backup_id=backup.id)
-            return {"result": verify(backup, wish, check, recorder)}
+        recorder.content.update(backup_id=self._backup.id)
+        return {"result": verify(self._backup, self._wish, self._check, recorder)}
 
-        with self.job.hold() as lock:
-            self.job.launch(lock, work)
+    def _check(self) -> None:
+        try:
+            silent = time.time() - os.stat(self.lock).st_mtime
+        except FileNotFoundError:
+            silent = ABANDONED_SECONDS
+        if silent >= ABANDONED_SECONDS:
+            raise BackupError("No task has asked for its result.", code="abandoned")
+
+    def result(self) -> t.Optional[t.Mapping[str, t.Any]]:
+        """Return what was found."""
+        record = super().result()
+        return None if record is None else t.cast("t.Mapping[str, t.Any]", record["result"])
+
+    def close(self) -> None:
+        """Remove the folder: the result is known."""
+        discard(self.folder)
 
 
 def _make_private(path: str) -> None:
@@ -90,7 +95,7 @@ def _make_private(path: str) -> None:
         raise BackupError(
             f"{path} is not a private directory of the user with id {os.geteuid()}.",
             code="temporary_folder",
-            hint="Somebody else made it: remove it, or set TMPDIR in the task's environment.",
+            hint="Another user may have made it: remove it, or set TMPDIR in the task's environment.",
         )
 
 

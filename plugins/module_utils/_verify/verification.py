@@ -19,9 +19,10 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.checksums import wrong_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Look, bad_file
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.pg_verifybackup import find_tool, run_tool
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.pg_verifybackup import run_tool
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.wal import bad_wal, required_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, open_archive
 
@@ -89,7 +90,8 @@ def verify(
     included = record.includes_wal
     reads_wal = WAL in wish.levels or (FULL in wish.levels and included)
     archive = None if included or not reads_wal else _archive(backup, record.server, wish)
-    tool = find_tool(wish.bin_directory, record.server.major) if wish.pg_verifybackup else None
+    # It reads the manifests of its own version only.
+    tool = find("pg_verifybackup", record.server.major, wish.bin_directory) if wish.pg_verifybackup else None
     files = look.files
     hashed = [one for one in files if one.entry.algorithm] if FULL in wish.levels else []
     hashed_bytes = sum(one.entry.size for one in hashed)

@@ -273,7 +273,7 @@ def test_hashes(algorithm: str) -> None:
 def test_no_hash() -> None:
     assert _host_checksums.new_hash("NONE") is None
     for algorithm in ("sha256", "MD5", ""):
-        with pytest.raises(BackupError, match="unknown checksum algorithm"):
+        with pytest.raises(BackupError, match="Unknown checksum algorithm"):
             _host_checksums.new_hash(algorithm)
 
 

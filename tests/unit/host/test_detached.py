@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -15,12 +16,30 @@ import typing as t
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _job
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder, Step
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 
 from tests.unit.helpers_unit import held_by_another_process, wait_until
 
 Work = t.Callable[[Recorder], t.Mapping[str, t.Any]]
+
+
+class Restoring(Job):
+    """A job that does what it is given."""
+
+    noun = "restore"
+    verb = "restoring"
+    again = "Run it again."
+
+    def __init__(self, folder: str, given: Work, lock: str | None = None) -> None:
+        super().__init__(folder, "the directory /srv", lock)
+        self.given = given
+
+    def prepare(self) -> None:
+        self.make_folder()
+
+    def work(self, recorder: Recorder) -> t.Mapping[str, t.Any]:
+        return self.given(recorder)
 
 
 class Bench:
@@ -29,12 +48,13 @@ class Bench:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder / "job"
         self.go = folder / "go"
-        self.job = Job(str(self.folder), "restore", "the directory /srv", "Run it again.")
+        self.job = Restoring(str(self.folder), self.waiting)
 
     def launch(self, work: Work) -> None:
+        self.job.given = work
         self.job.make_folder()
         with self.job.hold() as lock:
-            self.job.launch(lock, work)
+            self.job.launch(lock)
 
     def waiting(self, recorder: Recorder) -> dict[str, t.Any]:
         recorder.content.update(total_bytes=100, phase="copy")
@@ -69,7 +89,8 @@ def test_from_begin_to_end(bench: Bench) -> None:
     assert bench.job.is_running()
     record = wait_until(lambda: (one := bench.job.read()).get("percent") and one, "progress is told")
     assert (record["state"], record["percent"], record["phase"]) == ("running", 40.0, "copy")
-    assert set(_job.progress_of(record)) == set(_job.PROGRESS)
+    told = Step(None, record).progress("restored")
+    assert (told["finished"], told["msg"], set(told["progress"])) == (False, "40.0 % restored.", set(_job.PROGRESS))
     with pytest.raises(BackupError) as busy, bench.job.hold(0.05):
         pass
     assert busy.value.code == "busy"
@@ -134,6 +155,7 @@ def test_killed(bench: Bench) -> None:
     os.kill(bench.job.read()["pid"], signal.SIGKILL)
     error = failure(bench)
     assert (error.code, error.hint) == ("restore_killed", "Run it again.")
+    assert error.msg.startswith("The process restoring the directory /srv ended without recording a result")
     assert error.details["progress"]["percent"] == 40.0
 
 
@@ -160,9 +182,89 @@ def test_last_words_of_the_one_before(bench: Bench) -> None:
 
 def test_lock_elsewhere(tmp_path: pathlib.Path) -> None:
     lock = tmp_path / "lock"
-    job = Job(str(tmp_path / "copy"), "copy", "the backup b1", "", lock=str(lock))
+    job = Restoring(str(tmp_path / "copy"), lambda recorder: {}, str(lock))
     with job.hold() as handle:
-        job.launch(handle, lambda recorder: {})
+        job.launch(handle)
     assert job.wait(10) is not None
     assert lock.exists()
     assert not (tmp_path / "copy" / "lock").exists()
+
+
+# --- one call ---
+
+
+def test_steps(bench: Bench) -> None:
+    """The first call begins, the next ones join; the result is found by each later call and begins nothing."""
+    first = bench.job.step(0.05)
+    assert (first.result, first.began, first.record["state"]) == (None, True, "running")
+    other = Restoring(str(bench.folder), lambda recorder: {"files": 0})
+    assert other.step(0.05).result is None
+    bench.go.touch()
+    last = other.step(10)
+    assert last.result is not None
+    assert (last.result["files"], last.began) == (10, True)
+    wait_until(lambda: not is_locked(bench.job.lock), "it has ended")
+    again = other.step(10)
+    assert again.result is not None
+    assert (again.result["files"], again.began) == (10, False)
+
+
+def test_failed_work_is_begun_again(bench: Bench) -> None:
+    bench.job.given = lambda recorder: {"x": 1 / 0}
+    with pytest.raises(BackupError) as caught:
+        bench.job.step(10)
+    assert caught.value.code == "restore_failed"
+    bench.job.given = lambda recorder: {"files": 3}
+    found = bench.job.step(10).result
+    assert found is not None
+    assert found["files"] == 3
+
+
+def test_refused_before_it_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is made; and another's work is not joined."""
+
+    def refuse() -> None:
+        raise BackupError("no", code="refused")
+
+    monkeypatch.setattr(bench.job, "done_before", refuse)
+    monkeypatch.setattr(bench.job, "join", refuse)
+    with pytest.raises(BackupError):
+        bench.job.step(10)
+    assert not bench.folder.exists()
+    bench.launch(bench.waiting)
+    with pytest.raises(BackupError) as caught:
+        bench.job.step(10)
+    assert caught.value.code == "refused"
+
+
+def test_another_call_was_faster(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began between the look and the lock: its work is joined."""
+    other = Restoring(str(bench.folder), lambda recorder: {"files": 0})
+    begin = other.prepare
+
+    def overtaken() -> None:
+        begin()
+        bench.launch(bench.waiting)
+
+    monkeypatch.setattr(other, "prepare", overtaken)
+    monkeypatch.setattr(other, "hold", functools.partial(other.hold, 0.05))
+    assert other.step(0.05).result is None
+    bench.go.touch()
+    found = other.step(10).result
+    assert found is not None
+    assert found["files"] == 10
+
+
+def test_a_folder_that_is_removed_at_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record is gone with it; the result is kept elsewhere."""
+    kept = bench.folder.parent / "kept"
+
+    def work(recorder: Recorder) -> dict[str, t.Any]:
+        kept.write_text("12")
+        return {}
+
+    bench.job.given = work
+    monkeypatch.setattr(bench.job, "removes_folder", True)
+    monkeypatch.setattr(bench.job, "result", lambda: {"files": kept.read_text()} if kept.exists() else None)
+    assert bench.job.step(10).result == {"files": "12"}
+    wait_until(lambda: not bench.folder.exists(), "the folder is removed")

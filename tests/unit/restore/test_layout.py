@@ -89,17 +89,19 @@ def test_a_link_in_the_place_of_a_directory(layout: Layout, tmp_path: pathlib.Pa
     assert not os.path.islink(place)
     os.rmdir(place)
     os.symlink(outside, place)
-    remove(place, False)
+    remove(place)
     assert (outside / "file").exists()
-    remove(place, False)
+    remove(place)
     layout.make_link(place, b"/srv/a")
     layout.make_link(place, b"/srv/b")
     assert os.readlink(place) == b"/srv/b"
 
 
 def test_what_cannot_be_removed(layout: Layout) -> None:
+    place = layout.data + b"/file"
+    pathlib.Path(os.fsdecode(place)).write_text("x")
     with pytest.raises(BackupError) as caught:
-        remove(layout.data + b"/pg_tblspc", False)
+        remove(place + b"/x")
     assert caught.value.code == "unwritable"
 
 

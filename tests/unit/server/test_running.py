@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import shutil
@@ -69,6 +70,57 @@ def test_not_running(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     _live.refuse_running(os.fsencode(data))
     assert _live.tablespaces_of(os.fsencode(tmp_path / "absent")) == {}
     assert _paths.identity(os.fsencode(tmp_path / "absent")) is None
+
+
+def test_main_process(data: pathlib.Path, process: int) -> None:
+    """postmaster.pid tells the status; the server is found without it as well."""
+    found = _live.find_server(str(data))
+    assert found == _live.Postmaster(process, "", True)
+    (data / "postmaster.pid").write_text(f"{process}\n{data}\n1\n5432\n/tmp\n\n\nready   \n")
+    assert _live.find_server(os.fsencode(data)) == _live.Postmaster(process, "ready", True)
+    assert _live.main_process(str(data)) == _live.Postmaster(process, "ready", True)
+    assert _live.find_server(str(data.parent)) is None
+
+
+def test_main_process_was_killed(data: pathlib.Path, process: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of it still is in the way of a restore, but is no server to talk to."""
+    monkeypatch.setattr(_live, "_words", lambda _pid: [b"postgres: checkpointer "])
+    assert _live.find_server(str(data)) == _live.Postmaster(process, "", False)
+    assert _live.main_process(str(data)) is None
+    with pytest.raises(BackupError) as caught:
+        _live.refuse_running(os.fsencode(data))
+    assert caught.value.code == "server_running"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+def test_another_accounts_process(data: pathlib.Path, process: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that cannot be seen may be the server only when it is one, of the owner of the data directory."""
+    (data / "postmaster.pid").write_text(f"{process}\n")
+    real = os.stat
+
+    def denied(path: t.Any, **options: t.Any) -> os.stat_result:
+        if os.fsdecode(path) == f"/proc/{process}/cwd":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", denied)
+    monkeypatch.setattr(_live, "_named_directory", lambda _pid: b"")
+    with pytest.raises(BackupError) as caught:
+        _live.find_server(str(data))
+    assert caught.value.code == "not_the_server_user"
+    os.chown(data, 12345, -1)
+    assert _live.find_server(str(data)) is None
+    os.chown(data, os.geteuid(), -1)
+    monkeypatch.setattr(_live, "_is_server_process", lambda _pid: False)
+    assert _live.find_server(str(data)) is None
+
+
+def test_unknown_directories_are_not_the_same(data: pathlib.Path) -> None:
+    """A server with links that cannot be followed has nothing in common with a directory that does not exist."""
+    server = _live.Running(1, b"/elsewhere", None, {b"relative": None}, None)
+    assert _live.server_in(os.fsencode(data / "absent"), [server]) is None
+    known = _live.Running(1, b"/elsewhere", (1, 2), {})
+    assert _live.server_in(os.fsencode(data / "absent"), [known]) is None
 
 
 def test_another_account(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, process: int) -> None:
