@@ -266,7 +266,7 @@ def main() -> None:
             )
         identifier = params["system_identifier"] or (cluster.system_identifier() if cluster else None)
         if identifier and not identifier.isdigit():
-            raise BackupError(f"{option('system_identifier')} must be a number.", code="bad_number")
+            raise BackupError("system_identifier must be a number.", code="bad_number")
         found_size, found_identifier = detect(directory)
         size = params["wal_segment_size"] or found_size or 16777216
         require_segment_size(size)

@@ -167,7 +167,7 @@ def main() -> None:
         size = params["wal_segment_size"]
         require_wal_names(names, size)
         if not params["system_identifier"].isdigit():
-            raise BackupError(f"{option('system_identifier')} must be a number.", code="bad_number")
+            raise BackupError("system_identifier must be a number.", code="bad_number")
         identifier = int(params["system_identifier"])
         method = "archive_directory" if params["archive_directory"] else "restore_command"
         source = params[method]

@@ -39,7 +39,7 @@ def find(name: str, major: int, bin_directory: t.Optional[str] = None, pid: t.Op
     raise BackupError(
         f"There is no {name} of PostgreSQL {major} in {', '.join(places)}{': ' if found else ''}{', '.join(found)}.",
         code="programs_missing",
-        hint=f"Install the package of PostgreSQL {major} that has it, or set {option('bin_directory')} to its directory.",
+        hint=f"Install the package of PostgreSQL {major} that has it, or set {option('bin_directory')}.",
     )
 
 

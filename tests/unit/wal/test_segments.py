@@ -148,7 +148,7 @@ def test_parse_history_of_a_timeline_left_before_it_began() -> None:
     ],
 )
 def test_parse_history_refuses(text: str) -> None:
-    with pytest.raises(BackupError, match="invalid line") as caught:
+    with pytest.raises(BackupError, match="Invalid line") as caught:
         _timelines.parse_history(text)
     assert caught.value.code == "bad_history"
 
@@ -178,11 +178,11 @@ def test_wal_ranges(start_timeline: int, start: int, stop_timeline: int, stop: i
 @pytest.mark.parametrize(
     "start_timeline, start, stop_timeline, stop, message",
     [
-        (3, 50, 6, 400, "timeline 3, on which the backup started, is not in the history of timeline 6"),
-        (7, 50, 6, 400, "timeline 7, on which"),
-        (5, 301, 6, 400, "timeline 5 would be needed from 0/12D back to 0/12C"),
-        (5, 250, 6, 299, "timeline 6 would be needed from 0/12C back to 0/12B"),
-        (6, 400, 6, 399, "timeline 6 would be needed from 0/190 back to 0/18F"),
+        (3, 50, 6, 400, "Timeline 3, on which the backup started, is not in the history of timeline 6"),
+        (7, 50, 6, 400, "Timeline 7, on which"),
+        (5, 301, 6, 400, "Timeline 5 would be needed from 0/12D back to 0/12C"),
+        (5, 250, 6, 299, "Timeline 6 would be needed from 0/12C back to 0/12B"),
+        (6, 400, 6, 399, "Timeline 6 would be needed from 0/190 back to 0/18F"),
     ],
 )
 def test_wal_ranges_refuses(start_timeline: int, start: int, stop_timeline: int, stop: int, message: str) -> None:
@@ -285,7 +285,7 @@ def test_check_segment_accepts() -> None:
         (header(size=MB), "000000010000000000000003", "segment size 1048576 instead of 16777216"),
         (header(), "000000010000000000000004", "page address 0/3000000 instead of 0/4000000"),
         (header(address=0x103000000), "000000010000000000000003", "page address 1/3000000 instead of 0/3000000"),
-        (header(timeline=3), "000000020000000000000003", "timeline 3 in the file of timeline 2"),
+        (header(timeline=3), "000000020000000000000003", "Timeline 3 in the file of timeline 2"),
         (header(timeline=0), "000000020000000000000003", "timeline 0 in the file"),
         (header(flags=1), "000000010000000000000003", "does not begin with the header"),
         (bytes(64), "000000010000000000000003", "does not begin with the header"),
