@@ -41,7 +41,7 @@ def describe(host: str, subject: str, progress: t.Mapping[str, t.Any]) -> str:
 
 
 class SlicedAction(ActionBase):
-    """The controller's side of a module whose work goes on between its calls: ``noun`` names that work, and
+    """The controller's side of a module whose work continues between its calls: ``noun`` names that work, and
     ``subject`` the argument or return value that a line of progress begins with."""
 
     noun = "work"
@@ -84,7 +84,7 @@ class SlicedAction(ActionBase):
             if answer.get("finished") is not False or answer.get("failed"):
                 break
             if os.getppid() != controller:
-                raise AnsibleActionFail(f"The controller is gone; the {self.noun} goes on on the host.")
+                raise AnsibleActionFail(f"The controller has ended; the {self.noun} continues on the host.")
             if interval and time.monotonic() >= shown + interval - 1:
                 shown = time.monotonic()
                 progress = answer.get("progress") or {}

@@ -16,8 +16,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.sessio
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, is_alive, wait_until
-
-from .helpers_faults import Background, Steps, all_is_well, spread_the_next_checkpoint
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.load import spread_the_next_checkpoint
+from tests.integration.helpers.steps import Background, Steps
 
 
 @pytest.fixture

@@ -19,18 +19,17 @@ from tests.harness.modules import Modules, Result
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 from tests.harness.user import own_directory, own_file, run
-from tests.integration.helpers_backup import (
+from tests.integration.helpers.files import (
     WRITTEN_BY_STOP,
-    Predictor,
     control_came_last,
     files_and_directories,
     is_private,
     listing,
-    load,
     manifest,
-    pgbench_adds_up,
 )
-from tests.integration.helpers_faults import Steps, all_is_well
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.load import load, pgbench_adds_up
+from tests.integration.helpers.steps import Predictor, Steps
 
 
 def same_answer(first: Result, second: Result, *, but: t.Container[str] = ()) -> None:

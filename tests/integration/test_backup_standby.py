@@ -21,16 +21,10 @@ from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import me, run
-from tests.integration.helpers_backup import (
-    Predictor,
-    control_came_last,
-    copy_data_directory,
-    files_and_directories,
-    is_private,
-    load,
-    pgbench_adds_up,
-)
-from tests.integration.helpers_faults import Steps, all_is_well
+from tests.integration.helpers.files import control_came_last, copy_data_directory, files_and_directories, is_private
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.load import load, pgbench_adds_up
+from tests.integration.helpers.steps import Predictor, Steps
 
 CONTROL = pathlib.Path("global", "pg_control")
 

@@ -19,8 +19,9 @@ from tests.harness.modules import Modules, run_module_as
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 from tests.harness.user import me, server_user
-from tests.integration.helpers_backup import listing
-from tests.integration.helpers_faults import Steps, all_is_well
+from tests.integration.helpers.files import listing
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import Steps
 
 # What each module needs besides the common arguments to get as far as its checks.
 WITH_ID: t.Final[dict[str, dict[str, t.Any]]] = {

@@ -17,8 +17,8 @@ import pytest
 from tests.harness.modules import Modules, Result
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, is_alive, wait_until
-
-from .helpers_faults import Background, Steps, all_is_well, restores, sessions
+from tests.integration.helpers.leftovers import all_is_well, sessions
+from tests.integration.helpers.steps import Background, Steps, restores
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 

@@ -20,11 +20,10 @@ from tests.harness.playbook import Play
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import me, own_directory, own_file, run
-
-from .helpers_backup import listing
-from .helpers_faults import Steps
-from .helpers_recover import World
-from .helpers_role import message, told
+from tests.integration.helpers.files import listing
+from tests.integration.helpers.growing_primary import GrowingPrimary
+from tests.integration.helpers.plays import message, told
+from tests.integration.helpers.steps import Steps
 
 # What a live server changes by itself without being asked anything.
 RESTLESS: t.Final = ("/pg_wal", "/pg_stat_tmp", "/log")
@@ -34,7 +33,7 @@ class Drills:
     """A world whose drills run on the source's own host, with a tablespace and an archive in their way."""
 
     def __init__(self, sandbox: Sandbox, primary: Server) -> None:
-        self.world = World(sandbox, primary)
+        self.world = GrowingPrimary(sandbox, primary)
         self.primary = primary
         self.directory = sandbox.directory("drills")
         self.sockets = own_directory(pathlib.Path(tempfile.mkdtemp(prefix="pgd-", dir="/tmp")))

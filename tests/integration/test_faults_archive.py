@@ -16,8 +16,8 @@ from tests.harness.modules import Modules, Result
 from tests.harness.sandbox import Sandbox, archive_command
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import run
-
-from .helpers_faults import Steps, all_is_well, restores
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import Steps, restores
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 

@@ -21,8 +21,9 @@ from tests.harness.modules import Modules, Result, run_module_as
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file, popen, run, server_user
-
-from .helpers_faults import BIG_FILE, Background, Steps, all_is_well, read_json, restores
+from tests.integration.helpers.files import read_json
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import BIG_FILE, Background, Steps, restores
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 ROOT: t.Final = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which needs root")

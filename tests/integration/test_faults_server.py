@@ -16,8 +16,8 @@ from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox, archive_command, free_port
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file, popen
-
-from .helpers_faults import Steps, all_is_well, restores
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import Steps, restores
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 PGBOUNCER: t.Final = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

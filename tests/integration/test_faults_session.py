@@ -25,18 +25,9 @@ from tests.harness.modules import Modules, run_module_as
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, is_alive, wait_until
 from tests.harness.user import me, popen
-
-from .helpers_faults import (
-    Background,
-    Steps,
-    all_is_well,
-    command_line,
-    left_behind,
-    processes,
-    restores,
-    sessions,
-    spread_the_next_checkpoint,
-)
+from tests.integration.helpers.leftovers import all_is_well, command_line, left_behind, processes, sessions
+from tests.integration.helpers.load import spread_the_next_checkpoint
+from tests.integration.helpers.steps import Background, Steps, restores
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 

@@ -20,8 +20,9 @@ from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 from tests.harness.user import me, run
-from tests.integration.helpers_backup import manifest
-from tests.integration.helpers_faults import Steps, all_is_well
+from tests.integration.helpers.files import manifest
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import Steps
 
 
 @pytest.mark.majors(15, 18)

@@ -23,9 +23,11 @@ from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import me, run
-from tests.integration.helpers_backup import Predictor, is_private, load, pgbench_adds_up
-from tests.integration.helpers_faults import Steps, all_is_well
-from tests.integration.helpers_role import Fleet, message, reached, told
+from tests.integration.helpers.files import is_private
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.load import load, pgbench_adds_up
+from tests.integration.helpers.plays import RoleHosts, message, reached, told
+from tests.integration.helpers.steps import Predictor, Steps
 
 SMALL_SEGMENTS: t.Final = ["--wal-segsize=1"]
 
@@ -170,7 +172,7 @@ def test_idle_standby_without_an_archive(sandbox: Sandbox, repository: pathlib.P
 def test_role_on_an_idle_standby(sandbox: Sandbox, major: int) -> None:
     """The role looks for no primary, waits for nothing, and has nothing to do the second time."""
     standby, expected = idle_standby(sandbox, major)
-    fleet = Fleet(sandbox)
+    fleet = RoleHosts(sandbox)
     host = {"db": fleet.host(standby, wal="include", cluster="main")}
     planned = fleet.run(host, check=True).ok()
     assert "included in the backup" in told(planned, "db")
@@ -411,7 +413,7 @@ def test_a_changed_mind(sandbox: Sandbox, repository: pathlib.Path, major: int) 
 def test_role_without_proof(sandbox: Sandbox, major: int) -> None:
     """``none`` waits for nothing, and says so everywhere; the archive that there is not is refused before the start."""
     primary = sandbox.primary(major, archive=False)
-    fleet = Fleet(sandbox)
+    fleet = RoleHosts(sandbox)
     refused = fleet.run({"db": fleet.host(primary)})
     assert "archive_mode is off" in message(refused, "db")
     assert fleet.unfinished("db") == []

@@ -16,8 +16,9 @@ from tests.harness.modules import Modules, Result, run_module_as, target_pythons
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 from tests.harness.user import ServerUser, me, server_user
-from tests.integration.helpers_backup import is_private
-from tests.integration.helpers_faults import Steps, all_is_well
+from tests.integration.helpers.files import is_private
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import Steps
 
 # Found when the tests run, since some interpreters are fetched.
 TARGETS: t.Final[dict[str, t.Callable[[], tuple[str, ServerUser]]]] = {

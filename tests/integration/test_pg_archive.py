@@ -16,9 +16,8 @@ from tests.harness.playbook import Play, host_vars, run_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_directory, own_file
-
-from .helpers_backup import listing
-from .helpers_role import message, told
+from tests.integration.helpers.files import listing
+from tests.integration.helpers.plays import message, told
 
 # Several plays of several hosts each.
 pytestmark = pytest.mark.timeout(400)

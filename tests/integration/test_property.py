@@ -26,7 +26,7 @@ from tests.harness.modules import CLONE, Modules, Result
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_directory, own_file
-from tests.integration.helpers_faults import Steps
+from tests.integration.helpers.steps import Steps
 
 SECONDS: t.Final = float(os.environ.get("PGFLEET_SOAK", "12"))
 SEED: t.Final = int(os.environ.get("PGFLEET_SEED", "20261122"))

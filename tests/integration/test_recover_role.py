@@ -13,17 +13,16 @@ import pytest
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import run
-
-from .helpers_backup import listing
-from .helpers_recover import World
-from .helpers_role import message, reached, told
+from tests.integration.helpers.files import listing
+from tests.integration.helpers.growing_primary import GrowingPrimary
+from tests.integration.helpers.plays import message, reached, told
 
 
 class Site:
     """A world and new servers that plays restore into."""
 
     def __init__(self, sandbox: Sandbox, primary: Server) -> None:
-        self.world = World(sandbox, primary)
+        self.world = GrowingPrimary(sandbox, primary)
         self.sandbox = sandbox
         self.primary = primary
 
@@ -108,6 +107,8 @@ def test_several_ways_at_once(site: Site) -> None:
     """As hosts of one play: paused, shut down, a standby, hooks, not started, a check that fails, no such target."""
     names = ["paused", "down", "standby", "hooks", "files", "wrong", "beyond", "both", "torn"]
     run(["cp", "-a", site.world.repository / "main", site.world.repository / "broken"])
+    records = sorted((site.world.repository / "broken" / "backups").glob("*/backup.json"))
+    run(["sed", "-i", 's/"cluster": "main"/"cluster": "broken"/', *records])
     bad = site.world.repository / "broken/backups/one/data/global/pg_filenode.map"
     bad.write_bytes(b"\xff" + bad.read_bytes()[1:])
     servers = {name: site.place(name) for name in names}

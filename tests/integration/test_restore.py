@@ -25,9 +25,9 @@ from tests.harness.modules import run_module
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, is_alive, wait_until
 from tests.harness.user import own_file, server_user
-from tests.integration.helpers_backup import listing
-from tests.integration.helpers_faults import Background, read_json
-from tests.integration.helpers_restore import Source
+from tests.integration.helpers.files import listing, read_json
+from tests.integration.helpers.source import Source
+from tests.integration.helpers.steps import Background
 
 BOTH: t.Final = pytest.mark.majors(15, 18)
 ROOT: t.Final = pytest.mark.skipif(

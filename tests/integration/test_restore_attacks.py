@@ -17,8 +17,9 @@ from tests.harness.checks import data_checksum
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_directory, own_file, run
-from tests.integration.helpers_faults import Steps
-from tests.integration.helpers_restore import Source, numbers, untouched
+from tests.integration.helpers.files import untouched
+from tests.integration.helpers.source import Source, numbers
+from tests.integration.helpers.steps import Steps
 
 
 def own_copy(server: Server, place: Server) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import wait_until
-from tests.integration.helpers_restore import Source
+from tests.integration.helpers.source import Source
 
 
 @pytest.mark.majors(15, 18)

@@ -11,8 +11,8 @@ from tests.harness.checks import amcheck
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox, archive_command
 from tests.harness.servers import wait_until
-from tests.integration.helpers_faults import Steps
-from tests.integration.helpers_restore import Source, numbers
+from tests.integration.helpers.source import Source, numbers
+from tests.integration.helpers.steps import Steps
 
 BOTH = pytest.mark.majors(15, 18)
 

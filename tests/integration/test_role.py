@@ -17,21 +17,20 @@ from tests.harness.modules import CLONE
 from tests.harness.playbook import RunningPlay, ansible_environment, bin_path
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
-
-from .helpers_backup import listing
-from .helpers_faults import all_is_well
-from .helpers_role import HANDLER, Fleet, content, message, reached, switches, told
+from tests.integration.helpers.files import content, listing
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.plays import HANDLER, RoleHosts, message, reached, switches, told
 
 
 @pytest.fixture
-def fleet(sandbox: Sandbox) -> Fleet:
+def fleet(sandbox: Sandbox) -> RoleHosts:
     """A repository without hosts yet."""
-    return Fleet(sandbox)
+    return RoleHosts(sandbox)
 
 
 @pytest.mark.oldest_core
 def test_first_run_publishes_and_second_changes_nothing(
-    sandbox: Sandbox, fleet: Fleet, primary: Server, standby: Server, major: int
+    sandbox: Sandbox, fleet: RoleHosts, primary: Server, standby: Server, major: int
 ) -> None:
     """A primary and its standby as two hosts of one play: check mode, then twice for real."""
     hosts = {"primary": fleet.host(primary), "standby": fleet.host(standby)}
@@ -81,7 +80,7 @@ def test_first_run_publishes_and_second_changes_nothing(
         restore_and_check(sandbox, fleet.one(host), primary.archive, major, compare, name=f"restored-{host}")
 
 
-def test_wish_in_several_spellings(sandbox: Sandbox, fleet: Fleet, primary: Server) -> None:
+def test_wish_in_several_spellings(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
     """Ages with units, force as a string as AWX gives it, wrong arguments: each as a host of one play."""
     fleet.run({"main": fleet.host(primary)}).ok()
     young = {"minutes": "90m", "words": "2 days", "number": 3600, "fraction": "0.5h", "false": "20 hours"}
@@ -111,7 +110,9 @@ def test_wish_in_several_spellings(sandbox: Sandbox, fleet: Fleet, primary: Serv
     all_is_well(sandbox, fleet.repository, primary)
 
 
-def test_check_mode_tells_what_would_stop_it(sandbox: Sandbox, fleet: Fleet, standby: Server, primary: Server) -> None:
+def test_check_mode_tells_what_would_stop_it(
+    sandbox: Sandbox, fleet: RoleHosts, standby: Server, primary: Server
+) -> None:
     """On the very first run, with problems of all kinds; nothing is written and no host fails."""
     primary.sql("CREATE ROLE weak LOGIN")
     standby.catch_up()
@@ -144,7 +145,7 @@ def test_check_mode_tells_what_would_stop_it(sandbox: Sandbox, fleet: Fleet, sta
     assert not missing.exists()
 
 
-def test_hooks(sandbox: Sandbox, fleet: Fleet, primary: Server, major: int) -> None:
+def test_hooks(sandbox: Sandbox, fleet: RoleHosts, primary: Server, major: int) -> None:
     """All five, a copy by cp instead of backup_copy, and each of them failing."""
     note = {
         "ansible.builtin.shell": "echo '{{ __hook }}' '{{ pg_backup_handle.backup_id | default(\"-\") }}'"
@@ -206,7 +207,7 @@ def test_hooks(sandbox: Sandbox, fleet: Fleet, primary: Server, major: int) -> N
 
 
 @pytest.mark.parametrize("rolling", [False, True])
-def test_other_hosts_go_on_unless_told(fleet: Fleet, primary: Server, rolling: bool) -> None:
+def test_other_hosts_go_on_unless_told(fleet: RoleHosts, primary: Server, rolling: bool) -> None:
     """A host without a server fails alone, or with ``serial`` and ``max_fail_percentage`` ends the play."""
     hosts = {"a_broken": fleet.host(primary, login_port=1), "b_good": fleet.host(primary)}
     variables = {"pg_backup_serial": "1", "pg_backup_max_fail_percentage": "0"} if rolling else {}
@@ -218,7 +219,7 @@ def test_other_hosts_go_on_unless_told(fleet: Fleet, primary: Server, rolling: b
     assert ("would be taken" in told(play, "b_good")) is not rolling
 
 
-def test_installed_from_the_artifact(sandbox: Sandbox, fleet: Fleet, primary: Server) -> None:
+def test_installed_from_the_artifact(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
     """Built, installed elsewhere and run by its full name; no tests or tools of the clone are in it."""
     work = sandbox.directory("artifact", mode=0o755)
     env = {**ansible_environment(work), "ANSIBLE_COLLECTIONS_PATH": str(work / "here")}
@@ -245,7 +246,7 @@ def test_installed_from_the_artifact(sandbox: Sandbox, fleet: Fleet, primary: Se
     assert fleet.one("db")
 
 
-def test_steps_of_a_users_own_play(sandbox: Sandbox, fleet: Fleet, primary: Server) -> None:
+def test_steps_of_a_users_own_play(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
     """The modules without the role, with the copy in the background (``async``)."""
     handle = {"repository": str(fleet.repository), "cluster": "own", "backup_id": "by-hand"}
     login = {key: f"{{{{ pg_backup_{key} }}}}" for key in primary.login()}

@@ -15,15 +15,15 @@ from tests.harness.checks import verifybackup
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file
-
-from .helpers_faults import all_is_well
-from .helpers_role import Fleet, content, held_copy, message, told
+from tests.integration.helpers.files import content
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.plays import RoleHosts, held_copy, message, told
 
 
 @pytest.fixture
-def fleet(sandbox: Sandbox) -> Fleet:
+def fleet(sandbox: Sandbox) -> RoleHosts:
     """A repository without hosts yet."""
-    return Fleet(sandbox)
+    return RoleHosts(sandbox)
 
 
 def events(play_events: list[dict[str, object]], module: str) -> dict[str, object]:
@@ -41,7 +41,7 @@ def inodes(backup: pathlib.Path) -> dict[pathlib.Path, int]:
 
 
 @pytest.mark.majors(15, 18)
-def test_archive_and_files_fail_on_some_hosts(sandbox: Sandbox, fleet: Fleet, major: int) -> None:
+def test_archive_and_files_fail_on_some_hosts(sandbox: Sandbox, fleet: RoleHosts, major: int) -> None:
     """Each failure names host, backup, task and cause; the third host goes on; the next run repairs all."""
     servers = [sandbox.primary(major, name=name) for name in ("late", "unreadable", "good")]
     late, unreadable = servers[:2]
@@ -59,7 +59,7 @@ def test_archive_and_files_fail_on_some_hosts(sandbox: Sandbox, fleet: Fleet, ma
     assert "Wait until the WAL is archived" in text
     assert content(kept)["required_wal"][-1] in text
     assert "was not archived within 3 s" in text
-    assert "It is stopped and kept; the next run goes on with it." in text
+    assert "It is stopped and kept; the next run continues it." in text
     assert content(kept)["state"] == "stopped"
     text = message(play, "unreadable")
     assert "unreadable: the backup 2" in text
@@ -82,7 +82,7 @@ def test_archive_and_files_fail_on_some_hosts(sandbox: Sandbox, fleet: Fleet, ma
 
 
 @pytest.mark.parametrize("victim", ["controller", "group", "group and copy"])
-def test_controller_is_killed(sandbox: Sandbox, fleet: Fleet, primary: Server, victim: str) -> None:
+def test_controller_is_killed(sandbox: Sandbox, fleet: RoleHosts, primary: Server, victim: str) -> None:
     """The same play again finishes the same backup with the files copied so far."""
     with held_copy(fleet, "db", primary) as copying:
         copied = inodes(copying.backup)
@@ -104,7 +104,7 @@ def test_controller_is_killed(sandbox: Sandbox, fleet: Fleet, primary: Server, v
     verifybackup(backup / "data", primary.major, primary.archive)
 
 
-def test_session_is_killed(sandbox: Sandbox, fleet: Fleet, primary: Server) -> None:
+def test_session_is_killed(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
     """The play fails and says so; the files are kept for a look and are no backup; the next run takes another."""
     with held_copy(fleet, "db", primary, keep_failed=True) as copying:
         os.kill(copying.keeper, signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_session_is_killed(sandbox: Sandbox, fleet: Fleet, primary: Server) -> N
     text = message(play, "db")
     assert f"db: the backup {copying.backup.name} of the cluster db failed at" in text
     assert "Copy the files" in text
-    assert "The session process is gone without a word" in text
+    assert "The session process ended without recording a result" in text
     assert content(copying.backup)["state"] == "failed"
     fleet.run({"db": fleet.host(primary)}).ok()
     (backup,) = fleet.published("db")
@@ -122,7 +122,7 @@ def test_session_is_killed(sandbox: Sandbox, fleet: Fleet, primary: Server) -> N
     all_is_well(sandbox, fleet.repository, primary, unfinished=[copying.backup.name])
 
 
-def test_two_plays_at_once(sandbox: Sandbox, fleet: Fleet, primary: Server) -> None:
+def test_two_plays_at_once(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
     """The other takes none and says who, since when and how far, or fails with that, or takes one more."""
     with held_copy(fleet, "first", primary, cluster="main", owner="alice@laptop", takeover_after=60) as copying:
         hosts = {

@@ -11,15 +11,15 @@ import pytest
 
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
-
-from .helpers_faults import all_is_well, command_line, processes
-from .helpers_role import Fleet, content, holds, message, reached, segment, switches
+from tests.integration.helpers.files import content, holds
+from tests.integration.helpers.leftovers import all_is_well, command_line, processes
+from tests.integration.helpers.plays import RoleHosts, message, reached, segment, switches
 
 
 @pytest.fixture
-def fleet(sandbox: Sandbox) -> Fleet:
+def fleet(sandbox: Sandbox) -> RoleHosts:
     """A repository without hosts yet."""
-    return Fleet(sandbox)
+    return RoleHosts(sandbox)
 
 
 def advance(primary: Server, *standbys: Server) -> None:
@@ -33,7 +33,7 @@ def advance(primary: Server, *standbys: Server) -> None:
         )  # type: ignore[misc]
 
 
-def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: Fleet, major: int) -> None:
+def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: RoleHosts, major: int) -> None:
     """Each idle primary switches once, whether it is in the play's limit or not.
 
     The first is a host of the inventory outside the limit. The second is a host of the play, whose standby logs in by
@@ -61,7 +61,7 @@ def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: Flee
 
 
 def test_primary_found_over_libpq_and_the_password_kept(
-    sandbox: Sandbox, fleet: Fleet, primary: Server, standby: Server
+    sandbox: Sandbox, fleet: RoleHosts, primary: Server, standby: Server
 ) -> None:
     """By address, and up a cascade; the password is in no output at -vvv, no command line and no file."""
     secret = "hunter2 %r' \u00e9 {{ x }} $HOME"
@@ -109,7 +109,7 @@ def test_primary_found_over_libpq_and_the_password_kept(
     all_is_well(sandbox, fleet.repository, primary, standby, cascade)
 
 
-def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: Fleet, primary: Server) -> None:
+def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
     """Ansible masks it wherever a module's result has it, in the repository's path and the cluster's name too."""
     note = "{{ pg_backup_handle.directory }} {{ pg_backup_result.directory }}"
     noted = sandbox.root / "noted"
@@ -134,7 +134,7 @@ def environment(pid: int) -> str:
 
 
 def test_primary_that_cannot_be_used_is_refused_before_anything_starts(
-    sandbox: Sandbox, fleet: Fleet, primary: Server, standby: Server
+    sandbox: Sandbox, fleet: RoleHosts, primary: Server, standby: Server
 ) -> None:
     """Nobody there, a host that is not reached, a standby, two primaries, no login up the stream."""
     second = sandbox.standby(primary, name="promoted")
@@ -156,7 +156,7 @@ def test_primary_that_cannot_be_used_is_refused_before_anything_starts(
         text = message(play, host)
         assert cause in text, text
         for way in ("pg_backup_primary (a host of the inventory, or host:port)", "as a host of the same play",
-                    "an upstream that the standby tells"):  # fmt: skip
+                    "an upstream that the standby reports"):  # fmt: skip
             assert way in text
         assert not any("backup_start" in event["action"] for event in play.of(host))
         assert "three ways" in text
@@ -176,7 +176,7 @@ def test_primary_that_cannot_be_used_is_refused_before_anything_starts(
 
 @pytest.mark.oldest_core
 def test_failing_handler_leaves_a_stopped_backup(
-    sandbox: Sandbox, fleet: Fleet, primary: Server, standby: Server
+    sandbox: Sandbox, fleet: RoleHosts, primary: Server, standby: Server
 ) -> None:
     """The right to switch is lost between the look and the handler. The next run publishes the same backup."""
     primary.sql("CREATE ROLE backup LOGIN")
@@ -206,7 +206,7 @@ def test_failing_handler_leaves_a_stopped_backup(
     assert "permission denied for function pg_switch_wal" in text
     assert f"standby: the backup {backup.name} of the cluster standby failed" in text
     assert "Switch WAL on the primary" in text
-    assert "It is stopped and kept; the next run goes on with it." in text
+    assert "It is stopped and kept; the next run continues it." in text
     assert noted.read_text() == text
     assert content(backup)["state"] == "stopped"
     assert segment(primary) == begun
@@ -220,7 +220,7 @@ def test_failing_handler_leaves_a_stopped_backup(
     all_is_well(sandbox, fleet.repository, primary, standby)
 
 
-def test_two_clusters_of_one_host(sandbox: Sandbox, fleet: Fleet, major: int) -> None:
+def test_two_clusters_of_one_host(sandbox: Sandbox, fleet: RoleHosts, major: int) -> None:
     """The role twice on one host, each time with other variables; the handler switches each primary's WAL."""
     primaries = [sandbox.primary(major, name=name) for name in ("red", "blue")]
     standbys = [sandbox.standby(primary, name=f"{primary.name}-a") for primary in primaries]

@@ -8,174 +8,32 @@ db1 is a primary, db2 its standby; each has a repository of its own. db3 has no 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pathlib
 import re
-import signal
 import typing as t
 
 import pytest
-import yaml
 
 from tests.harness import binaries, fleet
 from tests.harness.checks import data_checksum, restore_and_check
-from tests.harness.fleet import Fleet, Host, HostServer
-from tests.harness.modules import CLONE
-from tests.harness.playbook import Play, RunningPlay, start_playbook
+from tests.harness.fleet import Fleet
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import wait_until
 from tests.harness.user import me, run, server_user
-
-from .helpers_faults import read_json, sessions
-
-REPOSITORY: t.Final = "/srv/backups"
-PASSWORD: t.Final = "h0lly-Wood:tail"
-BIG: t.Final = "base/1/99999999"
-
-
-def readme(language: str) -> str:
-    """Return the first block in ``language`` of the README."""
-    found = re.search(rf"^```{language}\n(.*?)^```", (CLONE / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert found
-    return found[1]
-
-
-class World:
-    """The fleet, its servers, and plays on them."""
-
-    def __init__(self, sandbox: Sandbox, hosts: Fleet) -> None:
-        """Make db1 and db2 database hosts as the README says."""
-        self.sandbox = sandbox
-        self.fleet = hosts
-        self.plays: list[RunningPlay] = []
-        self.db1, self.db2, self.db3 = hosts.hosts.values()
-        self.db1.give_psycopg2()
-        self.db2.give_psycopg2()
-        self.db3.take_psycopg2()
-        self.primary = HostServer(self.db1, binaries.NEWEST).make_primary("for-replication")
-        for command in filter(str.strip, re.sub(r"--.*", "", readme("sql")).split(";")):
-            self.primary.sql(command)
-        self.primary.sql("ALTER ROLE backup PASSWORD %s", [PASSWORD])
-        self.primary.pgbench_init()
-        self.standby = HostServer(self.db2, binaries.NEWEST, self.primary).make_standby("for-replication")
-
-    def start(
-        self, limit: str = "all", args: t.Sequence[str] = (), *, pipelining: bool = True, **variables: t.Any
-    ) -> RunningPlay:
-        """Start the README's playbook, with more ``variables`` in the inventory."""
-        inventory = {
-            host.name: {**self.fleet.host_vars(host, pipelining=pipelining), **variables}
-            for host in self.fleet.hosts.values()
-        }
-        play = start_playbook(
-            yaml.safe_load(readme("yaml")),
-            inventory,
-            directory=self.sandbox.root,
-            groups={"databases": list(inventory)},
-            args=["--limit", limit, *args],
-        )
-        self.plays.append(play)
-        return play
-
-    def backups(self, host: Host, state: str = "backups") -> list[pathlib.Path]:
-        """Return a host's published backups, or those ``in_progress``."""
-        return list(host.path(f"{REPOSITORY}/{host.name}/{state}").glob("*"))
-
-    def published(self, host: Host, play: Play) -> pathlib.Path:
-        """Require that a play has published the only backup of ``host``, and return it."""
-        assert play.stats[host.name]["failures"] == play.stats[host.name]["unreachable"] == 0, play.stdout[-8000:]
-        (backup,) = self.backups(host)
-        assert result(play, host, "backup_publish")["backup_id"] == backup.name
-        return backup
-
-    @contextlib.contextmanager
-    def held_copy(self, server: HostServer, play: RunningPlay) -> t.Iterator[pathlib.Path]:
-        """Hold the copy that ``play`` makes of ``server`` in its middle, and give the unfinished backup."""
-
-        def running() -> tuple[pathlib.Path, int] | None:
-            assert play.process.poll() is None, play.stdout
-            for backup in self.backups(server.host, "in_progress"):
-                record = read_json(backup / "copy" / "progress.json")
-                if record.get("total_bytes"):
-                    return backup, int(record["pid"])
-            return None
-
-        big = f"{server.data}/{BIG}".removeprefix(str(server.host.path("")))
-        server.host.run(["truncate", "--size=1G", big], user="postgres")
-        try:
-            backup, pid = wait_until(running, "the copy is under way", timeout=90, interval=0.01)
-            group = os.getpgid(server.host.outside(pid))
-            os.killpg(group, signal.SIGSTOP)
-            try:
-                assert read_json(backup / "copy" / "progress.json")["state"] == "running"
-                yield backup
-                assert sessions(server), "the session lives"
-                assert any("session/keeper.py" in line for line in server.host.processes().values())
-            finally:
-                os.killpg(group, signal.SIGCONT)
-        finally:
-            server.host.run(["rm", big])
-
-    def kill(self, play: RunningPlay) -> None:
-        """End the controller as a power failure would: ansible-playbook, its workers and every ssh."""
-        for folder in pathlib.Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if str(play.directory).encode() in (folder / "cmdline").read_bytes():
-                    os.kill(int(folder.name), signal.SIGKILL)
-        for pid in self.fleet.ssh_processes():
-            os.kill(pid, signal.SIGKILL)
-        assert play.process.wait() == -signal.SIGKILL
-        wait_until(lambda: not self.fleet.ssh_processes(), "no ssh is left")
-
-    def leaks(self) -> str:
-        """Return the command line of a process that shows the password in it or in its environment, '' for none."""
-        for part in (self.db1, self.db2, self.fleet.controller):
-            for pid, line in part.processes().items():
-                with contextlib.suppress(OSError):
-                    if PASSWORD in line or PASSWORD.encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes():
-                        return line
-        return ""
-
-    def files_with_password(self, play: RunningPlay) -> str:
-        """Return the files of the hosts, and the output and results of ``play``, that hold the password."""
-        places = [self.db1.upper, self.db2.upper, play.output, play.directory / "events.jsonl"]
-        done = run(["grep", "-rlF", PASSWORD, *places], user=me(), check=False)
-        # Status 2: a file has vanished meanwhile.
-        assert done.returncode in (1, 2) or done.stdout
-        return done.stdout
-
-    def is_well(self) -> None:
-        """Require that hosts, servers and repositories are as a backup, good or bad, must leave them."""
-        for server in (self.primary, self.standby):
-            host = server.host
-            # mypy infers no type for a lambda with a default, which binds the loop's variable.
-            wait_until(lambda server=server: not sessions(server), f"no session on {host.name}", timeout=10)  # type: ignore[misc]
-            wait_until(
-                # mypy infers no type for a lambda with a default, which binds the loop's variable.
-                lambda host=host: not [line for line in host.processes().values() if "python" in line],  # type: ignore[misc]
-                f"no process on {host.name}: {host.processes()}", timeout=20,
-            )  # fmt: skip
-            assert not (server.data / "backup_label").exists()
-            assert not self.backups(host, "in_progress")
-            for backup in self.backups(host):
-                assert read_json(backup / "backup.json")["state"] == "complete"
-                assert (backup / "data" / "backup_label").is_file()
-        self.primary.sql("CHECKPOINT")
-        self.standby.catch_up()
+from tests.integration.helpers.files import read_json
+from tests.integration.helpers.ssh_hosts import PASSWORD, REPOSITORY, SshHosts, result
 
 
 @pytest.fixture(scope="module")
-def three_hosts() -> t.Iterator[World]:
+def three_hosts() -> t.Iterator[SshHosts]:
     """The world, made once."""
     if reason := fleet.obstacle():
         pytest.skip(reason)
     with Sandbox() as sandbox, Fleet(sandbox.root / "fleet", "db1", "db2", "db3") as hosts:
-        yield World(sandbox, hosts)
+        yield SshHosts(sandbox, hosts)
 
 
 @pytest.fixture
-def world(three_hosts: World) -> t.Iterator[World]:
+def world(three_hosts: SshHosts) -> t.Iterator[SshHosts]:
     """The world with empty repositories, which is well after the test."""
     for host in (three_hosts.db1, three_hosts.db2):
         host.run(["find", REPOSITORY, "-mindepth", "1", "-delete"])
@@ -189,16 +47,7 @@ def world(three_hosts: World) -> t.Iterator[World]:
     three_hosts.is_well()
 
 
-def result(play: Play, host: Host, module: str) -> dict[str, t.Any]:
-    """Return the result of the only task that ran ``module`` for ``host``."""
-    (event,) = [
-        one for one in play.of(host.name) if one["action"].endswith(f".{module}") and one["outcome"] != "skipped"
-    ]
-    found: dict[str, t.Any] = event["result"]
-    return found
-
-
-def test_play_of_the_readme(world: World) -> None:
+def test_play_of_the_readme(world: SshHosts) -> None:
     """It publishes on primary and standby, and the second run has nothing to do; a host without psycopg2 is told so."""
     play = world.start(pipelining=False).wait()
     assert play.rc == 2, play.stdout
@@ -218,7 +67,7 @@ def test_play_of_the_readme(world: World) -> None:
         assert ours[2:] == ["pgfleet.basebackup.backup_verify"]
 
 
-def test_standby_alone_asks_its_upstream(world: World) -> None:
+def test_standby_alone_asks_its_upstream(world: SshHosts) -> None:
     """Its primary is found over libpq, progress is shown, the password nowhere; it restores with db1's archive."""
     play = world.start("db2", ["-vvv"], pg_backup_login_password=PASSWORD, pg_backup_progress_interval=1)
     with world.held_copy(world.standby, play) as backup:
@@ -249,7 +98,7 @@ def test_standby_alone_asks_its_upstream(world: World) -> None:
     restore_and_check(world.sandbox, backup, archive, binaries.NEWEST, same)
 
 
-def test_killed_controller(world: World) -> None:
+def test_killed_controller(world: SshHosts) -> None:
     """The same play goes on with the backup whose controller was killed; pg_backup_primary is asked over ssh."""
     variables = {"pg_backup_primary": "db1", "pg_backup_takeover_after": 2, "pg_backup_progress_interval": 1}
     play = world.start("db2", pipelining=False, **variables)
@@ -261,7 +110,7 @@ def test_killed_controller(world: World) -> None:
     assert not result(again, world.db2, "wal_switch").get("failed")
 
 
-def test_cut_connection(world: World) -> None:
+def test_cut_connection(world: SshHosts) -> None:
     """The host counts as unreachable, session and copy live on without it, and the next run publishes that backup."""
     variables = {"pg_backup_takeover_after": 2, "pg_backup_progress_interval": 1}
     play = world.start("db1", **variables)

@@ -23,9 +23,8 @@ from tests.harness.fleet import Fleet, HostServer
 from tests.harness.playbook import RunningPlay, start_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import wait_until
-
-from .helpers_faults import read_json
-from .test_ssh import BIG, World, readme, result
+from tests.integration.helpers.files import read_json
+from tests.integration.helpers.ssh_hosts import BIG, SshHosts, readme, result
 
 DRILLS: t.Final = "/srv/drills"
 
@@ -37,7 +36,7 @@ def commands() -> dict[str, list[str]]:
     return {one[1]: one[2:] for one in words if one[0] == "ansible-playbook"}
 
 
-class Site(World):
+class Site(SshHosts):
     """One database host that does not archive its WAL yet."""
 
     def __init__(self, sandbox: Sandbox, hosts: Fleet) -> None:

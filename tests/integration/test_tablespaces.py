@@ -14,8 +14,9 @@ from tests.harness.checks import data_checksum, restore_and_check
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
-from tests.integration.helpers_backup import Predictor, files_and_directories, manifest
-from tests.integration.helpers_faults import Steps, all_is_well
+from tests.integration.helpers.files import files_and_directories, manifest
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.steps import Predictor, Steps
 
 LATIN1 = ("--locale=C", "--encoding=LATIN1")
 

@@ -29,8 +29,8 @@ from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox, archive_command
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_directory, own_file
-from tests.integration.helpers_faults import Steps
-from tests.unit.helpers_conf import ERRORS, LINES
+from tests.integration.helpers.steps import Steps
+from tests.unit.helpers.configuration_lines import ERRORS, LINES
 
 SIZE: t.Final = 1 << 20
 TOO_EARLY: t.Final = "requested recovery stop point is before consistent recovery point"

@@ -15,16 +15,17 @@ from tests.harness.modules import Modules, Result
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 from tests.harness.user import me, run
-from tests.integration.helpers_backup import (
+from tests.integration.helpers.files import (
     control_came_last,
     copy_data_directory,
     files_and_directories,
     is_private,
     listing,
-    load,
     manifest,
 )
-from tests.integration.helpers_faults import Steps, all_is_well
+from tests.integration.helpers.leftovers import all_is_well
+from tests.integration.helpers.load import load
+from tests.integration.helpers.steps import Steps
 
 
 @pytest.mark.majors(15, 18)

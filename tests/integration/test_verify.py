@@ -28,8 +28,9 @@ from tests.harness.playbook import host_vars, run_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, is_alive, wait_until
 from tests.harness.user import me, run
-from tests.integration.helpers_backup import listing
-from tests.integration.helpers_faults import Background, Steps, left_behind, read_json
+from tests.integration.helpers.files import listing, read_json
+from tests.integration.helpers.leftovers import left_behind
+from tests.integration.helpers.steps import Background, Steps
 
 BOTH = pytest.mark.majors(15, 18)
 ALL = pytest.mark.majors(14, 15, 16, 17, 18)

@@ -16,8 +16,8 @@ from tests.harness.checks import restore
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
-from tests.integration.helpers_backup import listing
-from tests.integration.helpers_faults import Steps
+from tests.integration.helpers.files import listing
+from tests.integration.helpers.steps import Steps
 
 SIZE = 1 << 20
 AS_TEXT = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"

@@ -138,7 +138,7 @@ def test_connection_lost(run: Run) -> None:
 def test_controller_gone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     parents = [100, 1]
     monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
-    with pytest.raises(AnsibleActionFail, match="goes on"):
+    with pytest.raises(AnsibleActionFail, match="continues on the host"):
         run(part(10))
     assert len(run.calls) == 1
 

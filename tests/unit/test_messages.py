@@ -84,7 +84,11 @@ def texts(tree: ast.Module, known: t.Mapping[str, t.Sequence[str]]) -> t.Iterato
                 yield node.lineno, kind, text
 
 
-TREES: t.Final = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "plugins").rglob("*.py"))}
+TREES: t.Final = {
+    path: ast.parse(path.read_text())
+    for folder in ("module_utils", "modules")
+    for path in sorted((ROOT / "plugins" / folder).rglob("*.py"))
+}
 KNOWN: t.Final = definitions(TREES.values())
 
 

@@ -16,7 +16,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils import _module
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import activity as _work
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import make_backup, make_cluster
+
+from tests.unit.helpers.backups import make_backup, make_cluster
 
 
 def test_durations_are_read_in_place() -> None:

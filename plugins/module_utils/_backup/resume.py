@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The unfinished backup that a run goes on with.
+"""The unfinished backups of a cluster: which one a run continues, and the removal of dead ones.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -12,21 +12,24 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import Activity, look
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE, FAILED, STOPPED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 
 
-class Choice(t.NamedTuple):
-    """What :func:`choose` decided: a backup to go on with, one that somebody else works on, or neither (a new one)."""
+class Unfinished(t.NamedTuple):
+    """What :func:`find_unfinished` found: a backup to continue, or one that another run works on, and the dead ones.
+
+    Without the first two a new backup is started.
+    """
 
     backup: t.Optional[Backup] = None
     busy: t.Optional[tuple[Backup, Activity]] = None
     dead: t.Sequence[tuple[Backup, Activity]] = ()
 
 
-class Wish(t.NamedTuple):
-    """What a run wants of the unfinished backups of a cluster."""
+class Rules(t.NamedTuple):
+    """Which unfinished backups of a cluster a run may continue."""
 
     resume: bool = False
     owner: t.Optional[str] = None
@@ -37,42 +40,42 @@ class Wish(t.NamedTuple):
     wal: t.Optional[str] = None  # archive, include or none
 
 
-def _takeable(activity: Activity, wish: Wish) -> bool:
-    if not activity.here or activity.state == FAILED or wish.source not in (None, activity.source):
+def _takeable(activity: Activity, rules: Rules) -> bool:
+    if not activity.here or activity.state == FAILED or rules.source not in (None, activity.source):
         return False
     if activity.locked and not activity.copying:
         return False
-    return (wish.owner is not None and activity.owner == wish.owner) or activity.silence >= wish.takeover_after
+    return (rules.owner is not None and activity.owner == rules.owner) or activity.silence >= rules.takeover_after
 
 
-def _fits(activity: Activity, wish: Wish) -> bool:
-    """Tell whether its WAL goes where the run wants it; of a complete one it is proven already."""
-    return wish.wal in (None, activity.wal) or activity.state == COMPLETE
+def _fits(activity: Activity, rules: Rules) -> bool:
+    """Return whether its WAL goes where the run wants it; that of a complete one is proven already."""
+    return rules.wal in (None, activity.wal) or activity.state == COMPLETE
 
 
-def _outdated(activity: Activity, wish: Wish) -> str:
-    """Say why a backup could not fulfil the wish any more, "" when it could.
+def _outdated(activity: Activity, rules: Rules) -> str:
+    """Say why a backup does not follow the rules any more, "" when it could.
 
     A stopped backup whose WAL never came must not stand in the way of a new one for ever, nor one that waits for an
-    archive where the WAL shall now be included.
+    archive where the WAL is to be included now.
     """
-    if not _takeable(activity, wish) or activity.copying:
+    if not _takeable(activity, rules) or activity.copying:
         return ""
-    if not _fits(activity, wish):
-        return f"It was started with {option('wal')}={activity.wal}, and now {wish.wal} is wanted."
-    if wish.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
+    if not _fits(activity, rules):
+        return f"It was started with {option('wal')}={activity.wal}, and now {rules.wal} is wanted."
+    if rules.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
         return ""
-    if time.time() - activity.stopped_at <= wish.max_age:
+    if time.time() - activity.stopped_at <= rules.max_age:
         return ""
-    return f"It was stopped, but its WAL was not archived within {wish.max_age:.0f} s."
+    return f"It was stopped, but its WAL was not archived within {rules.max_age:.0f} s."
 
 
-def choose(cluster: Cluster, wish: Wish) -> Choice:
+def find_unfinished(cluster: Cluster, rules: Rules) -> Unfinished:
     """Look at the unfinished backups of ``cluster``; the caller holds its lock."""
     dead, live = [], []
     for backup in cluster.unfinished():
         activity = look(backup)
-        reason = _outdated(activity, wish)
+        reason = _outdated(activity, rules)
         if reason:
             dead.append((backup, activity._replace(reason=reason)))
         elif activity.state == FAILED and not activity.locked:
@@ -80,14 +83,30 @@ def choose(cluster: Cluster, wish: Wish) -> Choice:
                 dead.append((backup, activity))
         else:
             live.append((backup, activity))
-    if wish.resume:
+    if rules.resume:
         for backup, activity in live:
-            if _takeable(activity, wish) and _fits(activity, wish):
-                return Choice(backup=backup, dead=dead)
-    return Choice(busy=live[0] if live and wish.patient else None, dead=dead)
+            if _takeable(activity, rules) and _fits(activity, rules):
+                return Unfinished(backup=backup, dead=dead)
+    return Unfinished(busy=live[0] if live and rules.patient else None, dead=dead)
 
 
 def may_be_abandoned(activity: Activity, takeover_after: float) -> bool:
-    """Tell whether waiting shows if the run behind ``activity`` has died."""
+    """Return whether waiting shows if the run of ``activity`` has died."""
     idle = not activity.locked or activity.copying
     return activity.here and idle and activity.silence < takeover_after
+
+
+def remove_dead(dead: t.Iterable[tuple[Backup, Activity]]) -> list[str]:
+    """Remove backups that cannot be continued, and return a warning for each; one in use since is left alone."""
+    warnings = []
+    for backup, activity in dead:
+        try:
+            with backup.hold(0.0):
+                if look(backup).seen != activity.seen:
+                    # Another run has continued it since.
+                    continue
+                backup.remove()
+        except BackupError:
+            continue
+        warnings.append(f"The unfinished backup {backup.id} could not be continued and was removed: {activity.reason}")
+    return warnings

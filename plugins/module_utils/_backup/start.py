@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Starting a backup, or finding the one that this run shall go on with.
+"""The decision of ``backup_start``: a backup is started, continued, or left to the run that works on it.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -11,53 +11,39 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import adopt as _adopt
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy_process as _copy_process
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import (
     Activity,
     claim,
     claim_locked,
-    host_name,
     look,
     session_of,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.launch import (
+    NewBackup,
+    create,
+    default_id,
+    launch,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume import (
-    Choice,
-    Wish,
-    choose,
+    Rules,
+    Unfinished,
+    find_unfinished,
     may_be_abandoned,
+    remove_dead,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_name
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
-    FAILED,
-    STARTED,
-    BackupRecord,
-    Server,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Start as StartFacts
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
-    Backup,
-    Cluster,
-    check_name,
-)
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import connection_kwargs
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import READY_SECONDS
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
-
-
-def default_id(cluster: Cluster, kind: str) -> str:
-    """Return a free id: UTC time plus kind, for example ``20261122T081500Z-full``."""
-    base = f"{utc_name()}-{kind}"
-    names = {backup.id for backup in cluster.unfinished() + cluster.published()}
-    return next(name for name in [base] + [f"{base}-{number}" for number in range(2, 10000)] if name not in names)
 
 
 class Start:
     """One call of ``backup_start``: ``params`` are the module's arguments, durations in seconds.
 
-    ``info`` is that of :func:`_server.server_info`; ``problems`` (the same module's) stop a new backup, but not going
-    on with one that was started before.
+    ``info`` is that of :func:`_server.server_info`; ``problems`` (the same module's) stop a new backup, but not one
+    that was started before and is continued.
     """
 
     def __init__(
@@ -78,10 +64,10 @@ class Start:
             text = " ".join(f"{one['msg']} {one['hint']}" for one in self._problems)
             raise BackupError(text, code=self._problems[0]["code"], problems=list(self._problems))
 
-    def _choose(self) -> Choice:
+    def _find_unfinished(self) -> Unfinished:
         params = self._params
         resume = params["resume"] and not params["backup_id"]
-        wish = Wish(
+        rules = Rules(
             resume=resume,
             owner=params["owner"],
             takeover_after=params["takeover_after"],
@@ -90,7 +76,7 @@ class Start:
             max_age=params["max_age"] if resume else None,
             wal=params["wal"] if resume else None,
         )
-        return choose(self._cluster, wish)
+        return find_unfinished(self._cluster, rules)
 
     def predict(self) -> dict[str, t.Any]:
         """Return what :meth:`run` would do, for check mode."""
@@ -98,11 +84,11 @@ class Start:
         backup = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
         if backup is not None:
             return self._same_id(backup, predict=True)
-        choice = self._choose()
-        if choice.backup is not None:
-            return self.result(choice.backup, False, f"The backup {choice.backup.id} would be continued.", resumed=True)
-        if choice.busy is not None:
-            return self._busy(*choice.busy)
+        found = self._find_unfinished()
+        if found.backup is not None:
+            return self.result(found.backup, False, f"The backup {found.backup.id} would be continued.", resumed=True)
+        if found.busy is not None:
+            return self._busy(*found.busy)
         self._refuse_problems()
         backup_id = params["backup_id"] or default_id(self._cluster, "full")
         answer = self._handle(backup_id)
@@ -123,33 +109,47 @@ class Start:
         self._cluster.prepare(self._info["system_identifier"])
         seen: dict[str, float] = {}
         while True:
-            new = None
-            with self._cluster.lock():
-                # Another call with this id may have come first.
-                twin = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
-                choice = self._choose() if twin is None else Choice()
-                if choice.backup is not None:
-                    claim_locked(choice.backup, params["owner"], take_over=True)
-                elif twin is None and choice.busy is None:
-                    new = self._create()
+            twin, found, new = self._decide()
             if twin is not None:
                 return self._same_id(twin)
-            if choice.backup is not None:
-                self._clean(choice.dead)
-                return self.result(
-                    choice.backup, False, f"The unfinished backup {choice.backup.id} is continued.", resumed=True
-                )
+            if found.backup is not None:
+                self._remove_dead(found)
+                msg = f"The unfinished backup {found.backup.id} is continued."
+                return self.result(found.backup, False, msg, resumed=True)
             if new is not None:
-                answer = self._launch(new)
+                launch(new, params, self._info)
                 # Only now: what has been given up may be all that there is.
-                self._clean(choice.dead)
-                return answer
-            if choice.busy is not None and not self._may_be_abandoned(*choice.busy, seen):
-                return self._busy(*choice.busy)
+                self._remove_dead(found)
+                return self.result(new.backup, True, f"The backup {new.backup.id} was started.")
+            if found.busy is not None and not self._may_be_abandoned(*found.busy, seen):
+                return self._busy(*found.busy)
             time.sleep(0.5)
 
+    def _decide(self) -> tuple[t.Optional[Backup], Unfinished, t.Optional[NewBackup]]:
+        """Take a backup, or make a new one, in one step as others see it.
+
+        Returns the backup that has the id already, the unfinished ones, of which the first is claimed, and the new one.
+        """
+        params = self._params
+        with self._cluster.lock():
+            # Another call with this id may have come first.
+            twin = self._cluster.find(params["backup_id"]) if params["backup_id"] else None
+            if twin is not None:
+                return twin, Unfinished(), None
+            found = self._find_unfinished()
+            if found.backup is not None:
+                claim_locked(found.backup, params["owner"], take_over=True)
+            elif found.busy is None:
+                self._refuse_problems()
+                return None, found, create(self._cluster, params, self._info)
+            return None, found, None
+
+    def _remove_dead(self, found: Unfinished) -> None:
+        if self._params["resume"]:
+            self.warnings += remove_dead(found.dead)
+
     def _may_be_abandoned(self, backup: Backup, activity: Activity, seen: dict[str, float]) -> bool:
-        """Tell whether to look again; ``seen`` remembers when each run was heard of at the first look."""
+        """Return whether to look again; ``seen`` remembers when each run was heard of at the first look."""
         first = seen.setdefault(backup.id, activity.seen)
         wait = self._params["resume"] and not self._params["backup_id"] and first == activity.seen
         return wait and may_be_abandoned(activity, self._params["takeover_after"])
@@ -197,78 +197,6 @@ class Start:
         answer["busy"] = {"owner": activity.owner, "since": activity.since, "progress": activity.progress}
         return answer
 
-    def _clean(self, dead: t.Iterable[tuple[Backup, Activity]]) -> None:
-        for backup, activity in dead:
-            if self._params["resume"]:
-                try:
-                    with backup.hold(0.0):
-                        if look(backup).seen != activity.seen:
-                            # Somebody has gone on with it since.
-                            continue
-                        backup.remove()
-                except BackupError:
-                    continue
-                self.warnings.append(
-                    f"The unfinished backup {backup.id} could not be continued and was removed: {activity.reason}"
-                )
-
-    def _create(self) -> tuple[Backup, t.ContextManager[int]]:
-        self._refuse_problems()
-        backup_id = self._params["backup_id"] or default_id(self._cluster, "full")
-        check_name(backup_id, "The backup_id")
-        backup = self._cluster.new_backup(
-            BackupRecord(
-                backup_id=backup_id,
-                cluster=self._cluster.name,
-                state=STARTED,
-                kind="full",
-                wal=self._params["wal"],
-                host=host_name(),
-                label=self._params["label"] or f"pgfleet.basebackup {self._cluster.name} {backup_id}",
-                created_at=time.time(),
-                session_idle_timeout=self._params["session_idle_timeout"],
-                server=_server_of(self._info),
-            )
-        )
-        # Locked before the catalogue's lock is released: nobody may see it as one whose session has died.
-        lock = backup.hold()
-        lock.__enter__()
-        claim_locked(backup, self._params["owner"])
-        return backup, lock
-
-    def _launch(self, new: tuple[Backup, t.ContextManager[int]]) -> dict[str, t.Any]:
-        backup, lock = new
-        params = self._params
-        try:
-            record = backup.load()
-            # Of a copy that the user's own step makes, all that there is now must be in it.
-            live = _copy_process.scan_source(record.server, follow_symlinks=False)
-            _adopt.write_listing(backup.file(_adopt.LISTING), live)
-            session = session_of(backup)
-            session.launch(
-                {
-                    "connection": connection_kwargs(
-                        params, f"pgfleet.basebackup {self._cluster.name}/{backup.id}"[:63]
-                    ),
-                    "label": record.label,
-                    "fast": params["fast"],
-                    "from_standby": self._info["role"] == "standby",
-                    "system_identifier": self._info["system_identifier"],
-                    "reserve_wal": params["wal"] == "include",
-                    "session_timeout": params["session_timeout"],
-                    "session_idle_timeout": params["session_idle_timeout"],
-                }
-            )
-            session.wait_started()
-        except BaseException:
-            if session_of(backup).alive():
-                session_of(backup).ask("abort")
-            backup.remove()
-            raise
-        finally:
-            lock.__exit__(None, None, None)
-        return self.result(backup, True, f"The backup {backup.id} was started.")
-
     def result(self, backup: Backup, changed: bool, msg: str, resumed: bool = False) -> dict[str, t.Any]:
         """Return the module's result for a backup that is there."""
         answer = self._handle(backup.id)
@@ -290,12 +218,6 @@ class Start:
                 started_at=start.started_at,
             )
         return answer
-
-
-def _server_of(info: t.Mapping[str, t.Any]) -> Server:
-    """Return what of ``server_info`` a backup carries with it; nothing that changes from minute to minute."""
-    facts = {name: info[name] for name in Server._fields}
-    return Server(**{**facts, "config_files_outside": tuple(info["config_files_outside"])})
 
 
 def start_of(backup: Backup) -> t.Optional[StartFacts]:

@@ -54,7 +54,7 @@ PROGRESS = ("percent", "done_bytes", "total_bytes", "bytes_per_second", "seconds
 
 
 class Recorder:
-    """Writes ``<folder>/progress.json``, now and then while the work goes on and durably at its end.
+    """Writes ``<folder>/progress.json``, at intervals during the work and durably at its end.
 
     ``content`` is what is written: ``state``, ``pid``, ``started_at`` (seconds since 1970), ``total_bytes``,
     ``total_files``, ``done_bytes``, ``done_files``, ``percent``, and what the work adds.

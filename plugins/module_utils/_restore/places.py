@@ -165,7 +165,7 @@ def check_waldir(
     source: bytes,
     spaces: t.Sequence[bytes],
 ) -> t.Optional[bytes]:
-    """Return where ``pg_wal`` leads to, None when it is a directory of its own.
+    """Return where ``pg_wal`` leads to, None when it is a directory itself.
 
     ``waldir`` is what was asked for, ``linked`` where a link leads that stays, ``source`` the data directory of the
     backup's server, ``spaces`` the server's directories in the tablespaces.

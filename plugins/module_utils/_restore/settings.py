@@ -27,7 +27,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive im
 AUTO_CONF = b"postgresql.auto.conf"
 
 
-# A copy for tests must not write to the archive, ask a publisher for its changes, wait for somebody else's standby, or
+# A copy for tests must not write to the archive, ask a publisher for its changes, wait for the source's standby, or
 # write to the source's log files, which the rotation truncates.
 _COPY = {
     "archive_mode": "off",
@@ -75,7 +75,7 @@ def configure(
     for name in params["settings"]:
         if name.lower() in _OPTIONS or name.lower().startswith("recovery_target"):
             raise BackupError(
-                f"{name} has an option of its own, or cannot be set; it must not be in {option('settings')}.",
+                f"{name} has its own option, or cannot be set; it must not be in {option('settings')}.",
                 code="bad_setting",
             )
     _check_standby(findings, params, archive)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The point to recover to: what the words mean, and how PostgreSQL is told.
+"""The point to recover to: what the options mean, and the settings for PostgreSQL.
 
 Sources: PostgreSQL, section "Recovery Target"; recoveryStopsBefore and recoveryStopsAfter of xlogrecovery.c.
 
@@ -130,7 +130,7 @@ def _lsn(text: str) -> int:
 def _xid(text: str) -> int:
     if not _NUMBER.fullmatch(text.strip()) or int(text, 0) >= 1 << 64 or int(text, 0) % (1 << 32) < 3:
         raise _bad(f"{option('recovery_target_xid')} {text!r} is not a transaction's number.")
-    # pg_current_xact_id() counts on behind 32 bits, WAL does not.
+    # pg_current_xact_id() counts beyond 32 bits, WAL does not.
     return int(text, 0) % (1 << 32)
 
 
@@ -177,7 +177,7 @@ def format_time(time_us: int) -> str:
 
 
 def is_stop(target: Target, event: Event) -> bool:
-    """Tell whether recovery to a time, a transaction or a name stops at this record: at the first such one."""
+    """Return whether recovery to a time, a transaction or a name stops at this record, if it is the first such one."""
     if target.kind == NAME:
         return event.kind == RESTORE_POINT and event.name == name_bytes(str(target.value))
     if event.kind == RESTORE_POINT:
@@ -189,7 +189,7 @@ def is_stop(target: Target, event: Event) -> bool:
 
 
 def is_applied(target: Target) -> bool:
-    """Tell whether the record at which recovery stops is part of the result: of an inclusive time's it is not."""
+    """Return whether the record at which recovery stops is part of the result; that of an inclusive time is not."""
     return target.kind == NAME or (target.kind in (XID, LSN) and target.inclusive)
 
 

@@ -29,7 +29,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running
     main_process,
 )
 
-# pg_ctl looks this long whether the server dies at once; a recovery that takes longer goes on without it.
+# pg_ctl waits this long for a server that dies at once; a longer recovery continues without it.
 START_SECONDS = 5
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
@@ -96,7 +96,7 @@ def start(data_directory: str, programs: str, config_file: t.Optional[str], log_
         raise BackupError(
             f"{data_directory} has no global/pg_control: it was not restored to the end.",
             code="not_startable",
-            hint="Run pgfleet.basebackup.backup_restore again; it goes on where it stood.",
+            hint="Run pgfleet.basebackup.backup_restore again; it continues where it stopped.",
         )
     command = [os.path.join(programs, "pg_ctl"), "-D", data_directory, "-l", log_file, "-s", "-w"]
     command += ["-t", str(START_SECONDS)]
@@ -170,7 +170,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
 
 
 def stop(data_directory: str, mode: str, timeout: float) -> bool:
-    """Stop the server of ``data_directory`` and tell whether one ran; ``mode`` is that of ``pg_ctl``.
+    """Stop the server of ``data_directory`` and return whether one ran; ``mode`` is that of ``pg_ctl``.
 
     Raises :class:`BackupError` when it still runs after ``timeout`` seconds.
     """

@@ -16,12 +16,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    edit,
-    held_by_another_process,
-    make_backup,
-    make_cluster,
-)
+
+from tests.unit.helpers.backups import edit, make_backup, make_cluster
+from tests.unit.helpers.processes import held_by_another_process
 
 
 @pytest.fixture

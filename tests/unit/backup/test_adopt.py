@@ -9,26 +9,19 @@ import json
 import os
 import pathlib
 import shutil
-import struct
 import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import adopt as _user_copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import stop as _stop
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _datadir
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import session as _session
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    IDENTIFIER,
-    files_below,
-    make_cluster,
-    metadata,
-    record_of,
-)
 
-CATALOG = 202506291
+from tests.unit.helpers.backups import files_below, make_cluster, metadata, record_of
+from tests.unit.helpers.control_files import CATALOG, control_file
+
 VERSION = f"PG_18_{CATALOG}"
 # Long before and long after everything in these tests.
 LATER = 4102444800.0
@@ -41,16 +34,6 @@ START TIME: 2026-11-22 06:29:46 UTC
 LABEL: nightly
 START TIMELINE: 1
 """
-
-
-def control_file(state: int = 6, filler: bytes = b"", min_recovery_point: int = 0) -> bytes:
-    """Return a control file of version 18 with a good CRC; ``filler`` tells one from another."""
-    content = bytearray(8192)
-    struct.pack_into("<QIII", content, 0, int(IDENTIFIER), 1800, CATALOG, state)
-    struct.pack_into("<Q", content, 136, min_recovery_point)
-    content[100 : 100 + len(filler)] = filler
-    struct.pack_into("<I", content, 292, _control.crc32c(bytes(content[:292])))
-    return bytes(content)
 
 
 class Live:

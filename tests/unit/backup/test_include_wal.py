@@ -14,8 +14,9 @@ import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import include_wal as _include
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include_wal import Inclusion
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import crashes
-from ansible_collections.pgfleet.basebackup.tests.unit.wal.test_segments import header
+
+from tests.unit.helpers.crashes import crashes
+from tests.unit.helpers.made_up_wal import header
 
 SIZE = 1 << 20
 SYSTEM = 77

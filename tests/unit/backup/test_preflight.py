@@ -12,8 +12,9 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import preflight as _preflight
-from ansible_collections.pgfleet.basebackup.tests.unit.backup.test_adopt import control_file
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, make_cluster
+
+from tests.unit.helpers.backups import IDENTIFIER, make_cluster
+from tests.unit.helpers.control_files import control_file
 
 STARTED = 1800000000
 RIGHTS = ("backup_start", "backup_stop", "switch_wal", "pg_read_all_settings", "pg_monitor", "replication")

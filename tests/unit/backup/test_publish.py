@@ -18,18 +18,10 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
     Cluster,
     Repository,
 )
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    FILES,
-    SEGMENT,
-    content_of,
-    crashes,
-    edit,
-    files_below,
-    held_by_another_process,
-    make_backup,
-    make_cluster,
-    proof,
-)
+
+from tests.unit.helpers.backups import FILES, SEGMENT, content_of, edit, files_below, make_backup, make_cluster, proof
+from tests.unit.helpers.crashes import crashes
+from tests.unit.helpers.processes import held_by_another_process
 
 
 @pytest.fixture(autouse=True)

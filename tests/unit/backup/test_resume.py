@@ -13,21 +13,17 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import activity as _work
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import launch as _launch
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import resume as _resume
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import start as _start
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume import Choice, Wish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.launch import NewBackup
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume import Rules, Unfinished
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import Start
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    IDENTIFIER,
-    SEGMENT,
-    edit,
-    held_by_another_process,
-    make_backup,
-    make_cluster,
-    proof,
-)
+
+from tests.unit.helpers.backups import IDENTIFIER, SEGMENT, edit, make_backup, make_cluster, proof
+from tests.unit.helpers.processes import held_by_another_process
 
 SERVER = {
     "version": "18.3",
@@ -70,7 +66,7 @@ def copying(backup: Backup) -> None:
     pathlib.Path(backup.file("copy", "progress.json")).write_text('{"state": "running", "percent": 1.0}')
 
 
-def ids(choice: Choice) -> tuple[str | None, str | None, list[str]]:
+def ids(choice: Unfinished) -> tuple[str | None, str | None, list[str]]:
     """Return what is gone on with, what is somebody else's, and what is dead."""
     return (
         choice.backup.id if choice.backup else None,
@@ -79,8 +75,8 @@ def ids(choice: Choice) -> tuple[str | None, str | None, list[str]]:
     )
 
 
-def choose(cluster: Cluster, **wish: t.Any) -> tuple[str | None, str | None, list[str]]:
-    return ids(_resume.choose(cluster, Wish(**{"resume": True, "owner": "me again", **wish})))
+def choose(cluster: Cluster, **rules: t.Any) -> tuple[str | None, str | None, list[str]]:
+    return ids(_resume.find_unfinished(cluster, Rules(**{"resume": True, "owner": "me again", **rules})))
 
 
 Sessions = t.Dict[str, t.Tuple[str, str]]
@@ -227,12 +223,11 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
     """The backups whose sessions would be started."""
     found: list[Backup] = []
 
-    def launch(self: Start, new: tuple[Backup, t.ContextManager[int]]) -> dict[str, t.Any]:
-        found.append(new[0])
-        new[1].__exit__(None, None, None)
-        return {"backup_id": new[0].id, "changed": True}
+    def launch(new: NewBackup, *_facts: t.Any) -> None:
+        found.append(new.backup)
+        new.lock.__exit__(None, None, None)
 
-    monkeypatch.setattr(Start, "_launch", launch)
+    monkeypatch.setattr(_start, "launch", launch)
     return found
 
 
@@ -246,10 +241,10 @@ def test_new(cluster: Cluster, sessions: Sessions, launched: list[Backup]) -> No
 
 
 def test_ids_of_one_second(cluster: Cluster, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_start, "utc_name", lambda: "T")
+    monkeypatch.setattr(_launch, "utc_name", lambda: "T")
     names = []
     for _number in range(3):
-        names.append(_start.default_id(cluster, "full"))
+        names.append(_launch.default_id(cluster, "full"))
         make_backup(cluster, names[-1])
     assert names == ["T-full", "T-full-2", "T-full-3"]
 
@@ -291,13 +286,13 @@ def test_cleaning_spares_what_somebody_has_gone_on_with(
     backup = make_backup(cluster, "old", state="stopped", stop={"stopped_at": 1.0})
     heard_of(backup, "one", 100)
     call = start(cluster, max_age=60.0)
-    real = Start._launch
+    real = _start.launch
 
-    def launch(self: Start, new: t.Any) -> dict[str, t.Any]:
+    def launch(new: NewBackup, *facts: t.Any) -> None:
         _work.claim(backup, "one")
-        return real(self, new)
+        real(new, *facts)
 
-    monkeypatch.setattr(Start, "_launch", launch)
+    monkeypatch.setattr(_start, "launch", launch)
     call.run()
     assert cluster.find("old") is not None
     assert call.warnings == []

@@ -21,14 +21,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     parse_drill,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Repository
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    FILES,
-    crashes,
-    edit,
-    files_below,
-    make_backup,
-    make_cluster,
-)
+
+from tests.unit.helpers.backups import FILES, edit, files_below, make_backup, make_cluster
+from tests.unit.helpers.crashes import crashes
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
     Cluster,
     Repository,
 )
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, edit, make_backup, make_cluster
+
+from tests.unit.helpers.backups import IDENTIFIER, edit, make_backup, make_cluster
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.report import detect
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, edit, make_backup, make_cluster
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_wal import FIRST, SIZE, Wal
+
+from tests.unit.helpers.backups import IDENTIFIER, edit, make_backup, make_cluster
+from tests.unit.helpers.made_up_wal import FIRST, SIZE, Wal
 
 
 def name(timeline: int, number: int) -> str:

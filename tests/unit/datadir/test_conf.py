@@ -14,7 +14,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import ControlFile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
-from tests.unit.helpers_conf import ERRORS, LINES
+from tests.unit.helpers.configuration_lines import ERRORS, LINES
 
 
 def write(path: pathlib.Path, *lines: t.Union[str, bytes]) -> pathlib.Path:

@@ -14,11 +14,10 @@ import typing as t
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._drill.scratch import MARKER, Scratch
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    crashes,
-    files_below,
-    held_by_another_process,
-)
+
+from tests.unit.helpers.backups import files_below
+from tests.unit.helpers.crashes import crashes
+from tests.unit.helpers.processes import held_by_another_process
 
 
 @pytest.fixture(autouse=True)

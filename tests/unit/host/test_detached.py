@@ -19,7 +19,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import de
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder, Step
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 
-from tests.unit.helpers_unit import held_by_another_process, wait_until
+from tests.unit.helpers.processes import held_by_another_process, wait_until
 
 Work = t.Callable[[Recorder], t.Mapping[str, t.Any]]
 
@@ -255,6 +255,23 @@ def test_another_call_was_faster(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert found["files"] == 10
 
 
+def test_another_call_has_done_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began and ended between the look and the lock: nothing is begun again."""
+    other = Restoring(str(bench.folder), lambda recorder: {"files": 0})
+    begin = other.prepare
+
+    def overtaken() -> None:
+        begin()
+        bench.go.touch()
+        bench.launch(bench.waiting)
+        assert bench.job.wait(10)
+
+    monkeypatch.setattr(other, "prepare", overtaken)
+    found = other.step(10).result
+    assert found is not None
+    assert found["files"] == 10
+
+
 def test_a_folder_that_is_removed_at_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its record is gone with it; the result is kept elsewhere."""
     kept = bench.folder.parent / "kept"
@@ -263,8 +280,14 @@ def test_a_folder_that_is_removed_at_the_end(bench: Bench, monkeypatch: pytest.M
         kept.write_text("12")
         return {}
 
+    waits = bench.job.wait
+
+    def late(seconds: float) -> t.Any:
+        wait_until(lambda: kept.exists() and not bench.folder.exists(), "the folder is removed")
+        return waits(seconds)
+
     bench.job.given = work
+    monkeypatch.setattr(bench.job, "wait", late)
     monkeypatch.setattr(bench.job, "removes_folder", True)
     monkeypatch.setattr(bench.job, "result", lambda: {"files": kept.read_text()} if kept.exists() else None)
     assert bench.job.step(10).result == {"files": "12"}
-    wait_until(lambda: not bench.folder.exists(), "the folder is removed")

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _files
 
-from tests.unit.helpers_unit import crashes
+from tests.unit.helpers.crashes import crashes
 
 
 def mode_of(path: pathlib.Path | str) -> int:

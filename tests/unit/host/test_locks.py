@@ -10,7 +10,7 @@ import pathlib
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import locks as _locks
 
-from tests.unit.helpers_unit import held_by_another_process
+from tests.unit.helpers.processes import held_by_another_process
 
 
 def test_no_lock_file_is_no_lock(tmp_path: pathlib.Path) -> None:

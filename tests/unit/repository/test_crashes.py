@@ -22,17 +22,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
     Cluster,
     Repository,
 )
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    FILES,
-    IDENTIFIER,
-    crash_at,
-    crashes,
-    files_below,
-    make_backup,
-    make_cluster,
-    metadata,
-    record_of,
-)
+
+from tests.unit.helpers.backups import FILES, IDENTIFIER, files_below, make_backup, make_cluster, metadata, record_of
+from tests.unit.helpers.crashes import crash_at, crashes
 
 
 @pytest.fixture(autouse=True)

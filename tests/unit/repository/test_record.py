@@ -14,13 +14,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import record as _record
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import record_file as _file
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import WalRange
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
-    IDENTIFIER,
-    SEGMENT,
-    metadata,
-    proof,
-    record_of,
-)
+
+from tests.unit.helpers.backups import IDENTIFIER, SEGMENT, metadata, proof, record_of
 
 VICTIM: t.Final = "../../../victim.txt"
 MISSING: t.Final = object()

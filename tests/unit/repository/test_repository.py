@@ -20,17 +20,18 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
     Cluster,
     Repository,
 )
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import (
+
+from tests.unit.helpers.backups import (
     FILES,
     IDENTIFIER,
     edit,
     files_below,
-    held_by_another_process,
     make_backup,
     make_cluster,
     metadata,
     record_of,
 )
+from tests.unit.helpers.processes import held_by_another_process
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import planner as _planner
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
-from tests.unit.helpers_restore import Case, chosen, in_this_process
-from tests.unit.verify.test_verification import Published
+from tests.unit.helpers.published import Published
+from tests.unit.helpers.restores import Case, chosen, in_this_process
 
 
 @pytest.fixture

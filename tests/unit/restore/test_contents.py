@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
-from tests.unit.helpers_restore import Case
+from tests.unit.helpers.restores import Case
 
 
 def test_corrupt_file(case: Case) -> None:

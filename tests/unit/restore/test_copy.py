@@ -14,7 +14,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.report import result_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore
 
-from tests.unit.helpers_restore import Case, name
+from tests.unit.helpers.made_up_wal import name
+from tests.unit.helpers.restores import Case
 
 
 def test_delta_keeps_what_is_right(case: Case) -> None:

@@ -10,7 +10,8 @@ import pathlib
 
 import pytest
 
-from tests.unit.helpers_restore import VERSION, Case, name
+from tests.unit.helpers.made_up_wal import name
+from tests.unit.helpers.restores import VERSION, Case
 
 
 def test_a_file_in_the_place(case: Case) -> None:

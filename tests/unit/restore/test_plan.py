@@ -14,7 +14,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore
 
-from tests.unit.helpers_restore import Case
+from tests.unit.helpers.restores import Case
 
 
 def parts(plan: Plan) -> dict[str, t.Any]:

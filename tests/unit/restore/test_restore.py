@@ -12,9 +12,9 @@ import shutil
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
 
-from tests.unit.helpers_restore import VERSION, Case, killed
-from tests.unit.helpers_unit import files_below
-from tests.unit.verify.test_verification import Published
+from tests.unit.helpers.backups import files_below
+from tests.unit.helpers.published import Published
+from tests.unit.helpers.restores import VERSION, Case, killed
 
 
 def contents(root: pathlib.Path) -> dict[str, bytes]:

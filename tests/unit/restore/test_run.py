@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run import Run
 
-from tests.unit.helpers_restore import Case
+from tests.unit.helpers.restores import Case
 
 
 def test_second_call_changes_nothing(case: Case) -> None:

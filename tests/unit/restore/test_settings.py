@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tests.unit.helpers_restore import Case
+from tests.unit.helpers.restores import Case
 
 
 def test_configuration(case: Case) -> None:

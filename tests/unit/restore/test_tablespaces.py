@@ -14,7 +14,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import pa
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.tablespaces import map_tablespaces, place_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
-from tests.unit.helpers_restore import VERSION, Case
+from tests.unit.helpers.restores import VERSION, Case
 
 ORIGINALS = {16385: b"/srv/a", 16386: b"/srv/b"}
 

@@ -22,8 +22,10 @@ import typing as t
 from unittest import mock
 
 import pytest
-from ansible_collections.pgfleet.basebackup.tests.unit import helpers_unit
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import crashes, held_by_another_process
+
+from tests.unit.helpers import crashes as crashing
+from tests.unit.helpers.crashes import crashes
+from tests.unit.helpers.processes import held_by_another_process
 
 SCRIPT: t.Final = pathlib.Path(__file__).resolve().parents[3] / "roles/pg_archive/files/pgfleet_wal.py"
 NAME: t.Final = "00000001000000020000000A"
@@ -197,7 +199,7 @@ def test_what_other_programs_stored(place: Place) -> None:
 @pytest.fixture
 def crash_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a process die at link and write, too, and do not wait for the disk."""
-    monkeypatch.setattr(helpers_unit, "STEPS", (*helpers_unit.STEPS, "link", "fdopen"))
+    monkeypatch.setattr(crashing, "STEPS", (*crashing.STEPS, "link", "fdopen"))
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 

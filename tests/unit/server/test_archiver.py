@@ -21,7 +21,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import archiver as _archived
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archived as _wal_archived
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import files as _walfile
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER
+
+from tests.unit.helpers.backups import IDENTIFIER
 
 SIZE = 1 << 20
 NAMES = [f"0000000200000000000000{number:02X}" for number in range(6)]

@@ -17,7 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _live
 
-from tests.unit.helpers_unit import wait_until
+from tests.unit.helpers.processes import wait_until
 
 
 @pytest.fixture

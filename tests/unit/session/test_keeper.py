@@ -28,8 +28,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import keeper as _session_keeper
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import session as _session
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_keeper import PASSWORD, PSYCOPG2, Case
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import processes_with, wait_until
+
+from tests.unit.helpers.made_up_server import PASSWORD, PSYCOPG2, Case
+from tests.unit.helpers.processes import processes_with, wait_until
 
 
 @pytest.fixture

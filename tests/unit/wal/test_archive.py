@@ -35,8 +35,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path impor
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.reach import reach
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_wal import FIRST, NOW_US, SIZE, Wal
+
+from tests.unit.helpers.backups import IDENTIFIER
+from tests.unit.helpers.made_up_wal import FIRST, NOW_US, SIZE, Wal
 
 NUMBER: t.Final = int(IDENTIFIER)
 

@@ -13,7 +13,8 @@ import typing as t
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import Event, SegmentScan, scan_segments
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_wal import FIRST, NOW_US, SIZE, Wal
+
+from tests.unit.helpers.made_up_wal import FIRST, NOW_US, SIZE, Wal
 
 
 def scan(wal: Wal, first: int = FIRST) -> list[SegmentScan]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import random
-import struct
 import typing as t
 
 import pytest
@@ -14,6 +13,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry, WalRange
+
+from tests.unit.helpers.made_up_wal import header
 
 MB = 1 << 20
 SIZES = [MB, 16 * MB, 64 * MB, 1024 * MB]
@@ -265,12 +266,6 @@ def test_required_wal_covers_every_byte_once() -> None:
         assert names[len(segments) :] == [_wal.history_name(item) for item in range(oldest + 1, newest + 1)]
 
 
-def header(
-    timeline: int = 1, address: int = 3 * 16 * MB, identifier: int = 77, size: int = 16 * MB, flags: int = 2
-) -> bytes:
-    return struct.pack("<HHIQIxxxxQII", 0xD118, flags, timeline, address, 0, identifier, size, 8192) + bytes(24)
-
-
 def test_check_segment_accepts() -> None:
     name = "000000020000000000000003"
     for first in (header(2), header(1), header(2)[:40], header(2, flags=7)):
@@ -285,7 +280,7 @@ def test_check_segment_accepts() -> None:
         (header(size=MB), "000000010000000000000003", "segment size 1048576 instead of 16777216"),
         (header(), "000000010000000000000004", "page address 0/3000000 instead of 0/4000000"),
         (header(address=0x103000000), "000000010000000000000003", "page address 1/3000000 instead of 0/3000000"),
-        (header(timeline=3), "000000020000000000000003", "Timeline 3 in the file of timeline 2"),
+        (header(timeline=3), "000000020000000000000003", "timeline 3 in the file of timeline 2"),
         (header(timeline=0), "000000020000000000000003", "timeline 0 in the file"),
         (header(flags=1), "000000010000000000000003", "does not begin with the header"),
         (bytes(64), "000000010000000000000003", "does not begin with the header"),

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of restores share: a source with backups, copies of it, and what must stay untouched."""
+"""A source with backups, and the places to which they are restored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.harness.modules import Modules, Result
 from tests.harness.sandbox import Sandbox, free_port
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_directory
-from tests.integration.helpers_backup import listing
-from tests.integration.helpers_faults import Steps
+from tests.integration.helpers.files import listing
+from tests.integration.helpers.steps import Steps
 
 
 class Source:
@@ -144,16 +144,6 @@ class _Place(Server):
     def data(self) -> pathlib.Path:
         """The data directory."""
         return self.directory / self.data_name
-
-
-@contextlib.contextmanager
-def untouched(*places: pathlib.Path) -> t.Iterator[None]:
-    """Require that nothing below these places is another one afterwards."""
-    before = [listing(place) for place in places]
-    yield
-    for place, old in zip(places, before, strict=True):
-        new = listing(place)
-        assert new == old, sorted(path for path in {*old, *new} if old.get(path) != new.get(path))
 
 
 def numbers(server: Server) -> set[int]:

@@ -1,21 +1,16 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What unit tests share: a backup in a repository, a crash at every step of a piece of work, and a lock's holder."""
+"""A repository with a cluster, and backups in it with all that may lie in one."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
 import pathlib
-import signal
 import time
 import typing as t
-from unittest import mock
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import locks as _locks
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import SCHEMA, parse_backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
@@ -26,14 +21,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 
 IDENTIFIER: t.Final = "7710880042689923079"
 SEGMENT: t.Final = "000000010000000000000002"
-# What a process does to a file system; between any two of them it can die.
-STEPS: t.Final = ("open", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod")
-
-T = t.TypeVar("T")
-
-
-class Crash(BaseException):
-    """The end of a process, seen from inside: nothing may handle it but ``finally``."""
 
 
 def make_cluster(folder: pathlib.Path, name: str = "main") -> Cluster:
@@ -160,114 +147,3 @@ def files_below(root: str | pathlib.Path) -> set[str]:
     """Return the files below ``root`` by their relative paths."""
     top = pathlib.Path(root)
     return {str(path.relative_to(top)) for path in top.rglob("*") if path.is_symlink() or not path.is_dir()}
-
-
-@contextlib.contextmanager
-def crash_at(step: int, crash: t.Callable[[], t.Any]) -> t.Iterator[None]:
-    """Call ``crash`` instead of the ``step``-th call, counted from 1, that touches the file system."""
-    count = itertools.count(1)
-
-    def wrap(function: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
-        def call(*args: t.Any, **kwargs: t.Any) -> t.Any:
-            if next(count) == step:
-                crash()
-            return function(*args, **kwargs)
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for name in STEPS:
-            stack.enter_context(mock.patch.object(os, name, wrap(getattr(os, name))))
-        yield
-
-
-def _raises(work: t.Callable[[], t.Any], step: int) -> bool:
-    def crash() -> None:
-        raise Crash
-
-    try:
-        with crash_at(step, crash):
-            work()
-    except Crash:
-        return True
-    return False
-
-
-def _is_killed(work: t.Callable[[], t.Any], step: int) -> bool:
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            with crash_at(step, die):
-                work()
-            status = 0
-        finally:
-            os._exit(status)
-    _pid, status = os.waitpid(pid, 0)
-    assert status in (0, signal.SIGKILL), f"the work failed: {status}"
-    return status != 0
-
-
-def crashes(
-    root: pathlib.Path, prepare: t.Callable[[pathlib.Path], T], work: t.Callable[[T], t.Any]
-) -> t.Iterator[tuple[str, T]]:
-    """Yield what ``work`` leaves of what ``prepare`` made, for a crash at each of its steps.
-
-    Each step is tried twice: as an exception, after which ``finally`` still runs, and as a SIGKILL.
-    """
-    for crash in (_raises, _is_killed):
-        for step in itertools.count(1):
-            folder = root / f"{crash.__name__}{step}"
-            folder.mkdir()
-            state = prepare(folder)
-            if not crash(lambda: work(state), step):  # noqa: B023  # called here and now
-                assert step > 1, "nothing was tried"
-                break
-            yield folder.name, state
-
-
-@contextlib.contextmanager
-def held_by_another_process(path: str | pathlib.Path) -> t.Iterator[int]:
-    """Have a child hold the flock on ``path``; gives its process id."""
-    ready_read, ready_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(ready_read)
-            if _locks.take_lock(str(path), 5.0) is not None:
-                os.write(ready_write, b".")
-                signal.pause()
-        finally:
-            os._exit(1)
-    os.close(ready_write)
-    try:
-        assert os.read(ready_read, 1) == b".", "the lock could not be taken"
-        yield pid
-    finally:
-        os.close(ready_read)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def wait_until(condition: t.Callable[[], T], what: str, seconds: float = 10.0) -> T:
-    """Ask again and again until the answer is true, and return it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = condition()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
-
-
-def processes_with(text: str) -> list[int]:
-    """Return the processes whose command line has ``text`` in it."""
-    found = []
-    for place in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if text.encode() in place.read_bytes():
-                found.append(int(place.parent.name))
-    return found

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of the role share: hosts of an inventory, plays, and what is in the repository afterwards."""
+"""Plays of the role pg_backup on hosts that share a repository, and what they reported."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from tests.harness.playbook import Play, RunningPlay, host_vars, run_playbook, s
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file
-
-from .helpers_faults import BIG_FILE, read_json
+from tests.integration.helpers.files import read_json
+from tests.integration.helpers.steps import BIG_FILE
 
 PLAYBOOK: t.Final = "playbooks/backup.yml"
 HANDLER: t.Final = "pg_backup : Switch WAL on the primary"
 OURS: t.Final = "pgfleet.basebackup."
-
 Inventory = t.Mapping[str, t.Mapping[str, t.Any]]
 
 
-class Fleet:
+class RoleHosts:
     """Hosts that share one repository, and the playbook for them.
 
     The variables make a test fast: an immediate checkpoint, short waits.
@@ -110,23 +109,6 @@ def segment(server: Server) -> int:
     return int(server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[8:], 16)
 
 
-def content(backup: pathlib.Path) -> dict[str, t.Any]:
-    """Return a backup's record."""
-    record: dict[str, t.Any] = json.loads((backup / "backup.json").read_text())
-    return record
-
-
-def holds(root: pathlib.Path, secret: str) -> list[pathlib.Path]:
-    """Return the files under ``root`` that contain ``secret``."""
-    found = []
-    for directory, _names, files in os.walk(root):
-        for name in files:
-            path = pathlib.Path(directory, name)
-            if path.is_file() and secret.encode() in path.read_bytes():
-                found.append(path)
-    return found
-
-
 class Copying:
     """A play whose copy is held in the middle; the sparse file that it is in is gone from the server."""
 
@@ -143,7 +125,7 @@ class Copying:
 
 
 @contextlib.contextmanager
-def held_copy(fleet: Fleet, host: str, server: Server, **variables: t.Any) -> t.Iterator[Copying]:
+def held_copy(fleet: RoleHosts, host: str, server: Server, **variables: t.Any) -> t.Iterator[Copying]:
     """Start the play for ``host``; give it when its copy is held by SIGSTOP and the progress was told."""
     big = own_file(server.data / BIG_FILE, "")
     os.truncate(big, 2 << 30)

@@ -1,12 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of faults share: a backup step by step, a copy caught in the middle, and that nothing is left."""
+"""One backup step by step: the modules in order, in check mode too, and a copy caught in the middle."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import pathlib
@@ -14,16 +13,16 @@ import signal
 import time
 import typing as t
 
-from tests.harness.binaries import cache_directory
 from tests.harness.checks import amcheck, data_checksum, restore, verifybackup
 from tests.harness.modules import Modules, Result
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file
+from tests.integration.helpers.files import listing, read_json
+from tests.integration.helpers.leftovers import descriptors, processes
 
 # How soon a copy must have stopped after its session was lost, in seconds.
 STOPS_WITHIN: t.Final = 2.0
-
 # A name that a relation could have, in the database that every version has.
 BIG_FILE: t.Final = "base/1/99999999"
 
@@ -181,79 +180,6 @@ class Steps:
         assert not self.published.exists()
 
 
-def read_json(path: pathlib.Path) -> dict[str, t.Any]:
-    """Return a JSON file's object, {} while there is none."""
-    try:
-        content: dict[str, t.Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    return content
-
-
-def processes() -> list[int]:
-    """Return all process ids."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def descriptors(pid: int) -> set[str]:
-    """Return what a process has open; nothing where it is gone or not ours to see."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-    return found
-
-
-def command_line(pid: int) -> str:
-    """Return a process's command line, '' when it is gone."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def left_behind(root: pathlib.Path) -> dict[int, str]:
-    """Return the processes that have to do with ``root``, by command line or open file, without PostgreSQL's."""
-    found = {}
-    for pid in processes():
-        try:
-            program = os.readlink(f"/proc/{pid}/exe")
-        except OSError:
-            continue
-        if pid == os.getpid() or program.startswith(str(cache_directory() / "postgresql-")):
-            continue
-        if str(root) in command_line(pid) or any(name.startswith(f"{root}/") for name in descriptors(pid)):
-            found[pid] = command_line(pid)
-    return found
-
-
-def sessions(server: Server) -> list[tuple[t.Any, ...]]:
-    """Return pid and state of our sessions in the server."""
-    return server.sql(
-        "SELECT pid, application_name, state FROM pg_stat_activity WHERE application_name LIKE 'pgfleet.basebackup%'"
-    )
-
-
-def all_is_well(sandbox: Sandbox, repository: pathlib.Path, *servers: Server, unfinished: t.Sequence[str] = ()) -> None:
-    """Require that servers, repository and machine are as a backup, good or bad, must leave them."""
-    for server in servers:
-        # mypy infers no type for a lambda with a default, which binds the loop's variable.
-        wait_until(lambda server=server: not sessions(server), f"{server.name} has no session of ours", timeout=10)  # type: ignore[misc]
-        assert not (server.data / "backup_label").exists()
-        assert not (server.data / "tablespace_map").exists()
-        if not server.in_recovery:
-            server.sql("CHECKPOINT")
-    wait_until(lambda: not left_behind(sandbox.root), f"left behind: {left_behind(sandbox.root)}", timeout=10)
-    for cluster in repository.iterdir():
-        assert sorted(os.listdir(cluster / "in_progress")) == sorted(unfinished)
-        for backup in (cluster / "backups").iterdir():
-            assert read_json(backup / "backup.json")["state"] == "complete"
-            assert {path.name for path in backup.iterdir()} == {"backup.json", "data", "tablespaces"}
-            for name in ("backup_label", "backup_manifest", "global/pg_control"):
-                assert (backup / "data" / name).is_file()
-
-
 def restores(sandbox: Sandbox, steps: Steps, primary: Server, name: str = "restored") -> None:
     """Require that a published backup verifies, recovers to the end of the archive and equals the idle ``primary``."""
     assert primary.archive is not None
@@ -270,9 +196,19 @@ def restores(sandbox: Sandbox, steps: Steps, primary: Server, name: str = "resto
         server.stop("immediate")
 
 
-def spread_the_next_checkpoint(primary: Server) -> None:
-    """Let the next checkpoint that may take its time take about two seconds: a tenth for each page to write."""
-    primary.conf(checkpoint_timeout="1h", checkpoint_completion_target="0.9").reload()
-    primary.sql("CREATE TABLE dirty (i int)")
-    primary.sql("CHECKPOINT")
-    primary.sql("INSERT INTO dirty SELECT generate_series(1, 4000)")
+class Predictor:
+    """Modules in check mode, each of which must leave the repository as it is."""
+
+    def __init__(self, modules: Modules, backup_id: str) -> None:
+        self._modules = modules
+        self._handle = {"backup_id": backup_id}
+        self._repository = pathlib.Path(modules.common["repository"])
+
+    def __call__(self, name: str, changed: bool, **arguments: t.Any) -> Result:
+        """Run ``name`` for the backup in check mode, require the prediction ``changed``, and return the result."""
+        before = listing(self._repository)
+        result = self._modules.ok(name, check=True, **{**self._handle, **arguments})
+        assert result["changed"] is changed, f"{name} predicted {result}"
+        assert result["msg"]
+        assert listing(self._repository) == before, f"{name} in check mode touched the repository"
+        return result

@@ -11,9 +11,12 @@ import pathlib
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER, processes_with, wait_until
+
+from tests.unit.helpers.backups import IDENTIFIER
+from tests.unit.helpers.processes import processes_with, wait_until
 
 PASSWORD = "t0psecret"
+
 
 # The driver's folder: `script` says what happens, `log` is what was asked, `wire` is the connection's descriptor.
 PSYCOPG2 = """\

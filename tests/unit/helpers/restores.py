@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the unit tests of restores share: a made-up backup, the data directory of a damaged cluster, one restore."""
+"""One restore in this process: its arguments, and the data directory of a damaged cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import itertools
 import os
 import pathlib
 import shutil
-import struct
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Report
@@ -24,8 +23,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restor
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run import RestoreJob
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import path as _path
 
-from tests.unit.helpers_unit import IDENTIFIER, _is_killed
-from tests.unit.verify.test_verification import MB, Published
+from tests.unit.helpers.crashes import is_killed
+from tests.unit.helpers.made_up_wal import name, segment
+from tests.unit.helpers.published import MB, Published
 
 VERSION: t.Final = "PG_18_202506291"
 DEFAULTS: t.Final[dict[str, t.Any]] = {
@@ -59,19 +59,6 @@ DEFAULTS: t.Final[dict[str, t.Any]] = {
     "wait_timeout": 0,
     "run_id": None,
 }
-
-
-def segment(number: int, timeline: int = 1, address: int = -1) -> bytes:
-    """Return a WAL segment of 1 MB with nothing but its header."""
-    header = struct.pack(
-        "<HHIQI4xQII", 0xD118, 2, timeline, number * MB if address < 0 else address, 0, int(IDENTIFIER), MB, 8192
-    )
-    return header + bytes(MB - len(header))
-
-
-def name(number: int, timeline: int = 1) -> str:
-    """Return the name of a WAL segment of 1 MB."""
-    return f"{timeline:08X}{number >> 12:08X}{number & 0xFFF:08X}"
 
 
 class Reporter:
@@ -220,7 +207,7 @@ def killed(root: pathlib.Path, prepare: t.Callable[[pathlib.Path], Case]) -> t.I
         folder = root / str(step)
         folder.mkdir()
         case = prepare(folder)
-        if not _is_killed(case.restore, step):
+        if not is_killed(case.restore, step):
             break
         yield case
         shutil.rmtree(folder)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of recovery and drills share: a server with a log of its writes, its backups, and plays."""
+"""A primary whose table grows, its backups, and plays that restore or prove them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from tests.harness.playbook import Play, RunningPlay, host_vars, start_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file
+from tests.integration.helpers.steps import Steps
 
-from .helpers_faults import Steps
 
-
-class World:
+class GrowingPrimary:
     """A primary whose table ``numbers`` grows, the repository of its backups, and the cluster ``main`` in it."""
 
     def __init__(self, sandbox: Sandbox, primary: Server) -> None:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of the main path share: check mode, layout and order of a backup, a load on the server."""
+"""What lies in a directory or a backup, and what must be true of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import json
 import os
 import pathlib
 import stat
-import subprocess
 import typing as t
 
-from tests.harness import binaries
-from tests.harness.modules import Modules, Result
-from tests.harness.servers import Server, wait_until
-from tests.harness.user import me, popen, run
+from tests.harness.servers import Server
+from tests.harness.user import me, run
 
 # What stop writes, after the copy.
 WRITTEN_BY_STOP: t.Final = frozenset(("backup_label", "tablespace_map", "backup_manifest"))
@@ -29,51 +26,6 @@ def listing(root: pathlib.Path) -> dict[str, tuple[int, ...]]:
         status = path.lstat()
         found[str(path)] = (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns)
     return found
-
-
-class Predictor:
-    """Modules in check mode, each of which must leave the repository as it is."""
-
-    def __init__(self, modules: Modules, backup_id: str) -> None:
-        self._modules = modules
-        self._handle = {"backup_id": backup_id}
-        self._repository = pathlib.Path(modules.common["repository"])
-
-    def __call__(self, name: str, changed: bool, **arguments: t.Any) -> Result:
-        """Run ``name`` for the backup in check mode, require the prediction ``changed``, and return the result."""
-        before = listing(self._repository)
-        result = self._modules.ok(name, check=True, **{**self._handle, **arguments})
-        assert result["changed"] is changed, f"{name} predicted {result}"
-        assert result["msg"]
-        assert listing(self._repository) == before, f"{name} in check mode touched the repository"
-        return result
-
-
-@contextlib.contextmanager
-def load(server: Server, *options: str) -> t.Iterator[None]:
-    """Keep pgbench (initialised before) writing to ``server``; at the return it has written something."""
-    command = [binaries.tool(server.major, "pgbench"), "-n", "-c", "2", "-T", "120", *options]
-    process = popen(command, env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: server.value("SELECT count(*) FROM pgbench_history"), "pgbench writes")
-        yield
-        assert process.poll() is None, "pgbench has ended early"
-    finally:
-        process.terminate()
-        process.wait()
-        wait_until(
-            lambda: not server.sql("SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgbench'"),
-            "pgbench is gone",
-        )
-
-
-def pgbench_adds_up(server: Server) -> None:
-    """Require what every transaction of pgbench keeps true: the balances and the history have the same sum."""
-    sums = server.sql(
-        "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers),"
-        " (SELECT sum(bbalance) FROM pgbench_branches), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
-    )[0]
-    assert len(set(sums)) == 1, sums
 
 
 def files_and_directories(root: pathlib.Path) -> tuple[dict[str, int], set[str]]:
@@ -121,3 +73,39 @@ def copy_data_directory(server: Server, backup: pathlib.Path) -> None:
     for link in (server.data / "pg_tblspc").iterdir():
         if link.is_symlink():
             run(["cp", "-a", link.resolve(), backup / "tablespaces" / link.name], user=me())
+
+
+def read_json(path: pathlib.Path) -> dict[str, t.Any]:
+    """Return a JSON file's object, {} while there is none."""
+    try:
+        content: dict[str, t.Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+@contextlib.contextmanager
+def untouched(*places: pathlib.Path) -> t.Iterator[None]:
+    """Require that nothing below these places is another one afterwards."""
+    before = [listing(place) for place in places]
+    yield
+    for place, old in zip(places, before, strict=True):
+        new = listing(place)
+        assert new == old, sorted(path for path in {*old, *new} if old.get(path) != new.get(path))
+
+
+def content(backup: pathlib.Path) -> dict[str, t.Any]:
+    """Return a backup's record."""
+    record: dict[str, t.Any] = json.loads((backup / "backup.json").read_text())
+    return record
+
+
+def holds(root: pathlib.Path, secret: str) -> list[pathlib.Path]:
+    """Return the files under ``root`` that contain ``secret``."""
+    found = []
+    for directory, _names, files in os.walk(root):
+        for name in files:
+            path = pathlib.Path(directory, name)
+            if path.is_file() and secret.encode() in path.read_bytes():
+                found.append(path)
+    return found

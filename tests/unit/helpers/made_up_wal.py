@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.tests.unit.helpers_unit import IDENTIFIER
+from tests.unit.helpers.backups import IDENTIFIER
+from tests.unit.helpers.published import MB
 
 SIZE: t.Final = 1 << 20
 PAGE: t.Final = 8192
@@ -139,3 +140,22 @@ class Wal:
         """Return the bytes of page headers between two positions."""
         pages = range(begin + (-begin % PAGE or PAGE), end, PAGE)
         return sum(24 if page % SIZE else 40 for page in pages)
+
+
+def header(
+    timeline: int = 1, address: int = 3 * 16 * MB, identifier: int = 77, size: int = 16 * MB, flags: int = 2
+) -> bytes:
+    return struct.pack("<HHIQIxxxxQII", 0xD118, flags, timeline, address, 0, identifier, size, 8192) + bytes(24)
+
+
+def segment(number: int, timeline: int = 1, address: int = -1) -> bytes:
+    """Return a WAL segment of 1 MB with nothing but its header."""
+    header = struct.pack(
+        "<HHIQI4xQII", 0xD118, 2, timeline, number * MB if address < 0 else address, 0, int(IDENTIFIER), MB, 8192
+    )
+    return header + bytes(MB - len(header))
+
+
+def name(number: int, timeline: int = 1) -> str:
+    """Return the name of a WAL segment of 1 MB."""
+    return f"{timeline:08X}{number >> 12:08X}{number & 0xFFF:08X}"

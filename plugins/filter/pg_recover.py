@@ -1,0 +1,90 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filter pgfleet.basebackup.pg_recover."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._pg_recover import RecoverRun
+
+DOCUMENTATION = r"""
+name: pg_recover
+short_description: Decide and report for the role pg_recover
+version_added: 0.3.0
+description:
+  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_recover#role) asks it.
+  - It takes what the role knows, its variables and the results of its modules so far, and changes nothing.
+options:
+  _input:
+    description: What the role knows, as C(vars/main.yml) of the role lists it.
+    type: dict
+    required: true
+author:
+  - pgfleet.basebackup contributors (@pgfleet)
+"""
+
+EXAMPLES = r"""
+- name: Show what would be done
+  ansible.builtin.debug:
+    msg: "{{ (__pg_recover_facts | pgfleet.basebackup.pg_recover).plan }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The decisions and texts.
+  type: dict
+  contains:
+    data_directory:
+      description: Where the restore goes; empty when it is not known.
+      type: str
+    log_file:
+      description: File for the server's first messages.
+      type: str
+    no_place:
+      description: Why it is not known where the restore goes; empty when it is.
+      type: str
+    running:
+      description: Whether a server runs in the data directory.
+      type: bool
+    done:
+      description: Whether the same restore has been done already.
+      type: bool
+    changed:
+      description: Whether the restore has changed something, or would.
+      type: bool
+    to_start:
+      description: Whether the server is to be started.
+      type: bool
+    refusal:
+      description: What stands against the restore; empty when nothing does.
+      type: str
+    plan:
+      description: What would be done.
+      type: list
+      elements: str
+    left:
+      description: What is left to do by hand.
+      type: list
+      elements: str
+    result:
+      description: The result of the role.
+      type: dict
+    failure:
+      description: The result of the role after a failure.
+      type: dict
+"""
+
+
+def pg_recover(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return what the role decides and reports."""
+    return RecoverRun(facts).answer()
+
+
+class FilterModule:
+    """What Ansible asks for."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Return the filters by name."""
+        return {"pg_recover": pg_recover}

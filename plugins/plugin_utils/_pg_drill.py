@@ -1,0 +1,257 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run of the role pg_drill decides and reports.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
+    Facts,
+    codes,
+    explained,
+    first_cluster,
+    part,
+    size,
+)
+
+# As much of a program's output as a report keeps.
+LONGEST_OUTPUT: t.Final = 4000
+# All that a server could do to the world outside its data directory is off; it is reached by its socket alone. Its
+# messages are in English because pg_amcheck's are read.
+SETTINGS: t.Final = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "unix_socket_group": "",
+    "shared_preload_libraries": "",
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "lc_messages": "C",
+    "ssl": "off",
+    "huge_pages": "off",
+    "shared_buffers": "128MB",
+    "autovacuum": "off",
+    "fsync": "off",
+    "restart_after_crash": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "default_transaction_read_only": "off",
+}
+
+
+class DrillRun:
+    """One drill on one host; ``facts`` are the role's variables and the results of its modules so far."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.scratch = part(facts, "scratch")
+        self.restored = part(facts, "restore")
+        self.recovery = part(facts, "recovery")
+        self.entry = first_cluster(facts)
+        self.named = facts["backup_id"] not in ("", "latest")
+        self.wanted = str(facts["backup_id"] if self.named else self.entry.get("newest") or "")
+        found = [one for one in self.entry.get("backups") or [] if one["backup_id"] == self.wanted]
+        self.backup: Facts = found[0] if found else {}
+        self.backup_id = str(self.restored.get("backup_id") or self.wanted)
+
+    def answer(self) -> dict[str, t.Any]:
+        """Return all decisions and texts, by the names that the filter documents."""
+        return {
+            "proven": self.proven,
+            # A target that is named switches the default one off.
+            "recovery_target": "" if any(self.facts["other_targets"]) else self.facts["target"],
+            "settings": self.settings,
+            "amcheck_command": self.amcheck_command,
+            "stoppers": self.stoppers,
+            "plan": self.plan,
+            "bad": self.bad,
+            "backup_id": self.backup_id,
+            "msg": self.msg,
+            "fresh": self.fresh,
+            "record": self.record,
+            "result": self.result,
+        }
+
+    @property
+    def proven(self) -> bool:
+        """Whether a drill has proven the backup that is named, or any backup of the cluster, recently enough."""
+        return bool((self.backup if self.named else self.entry).get("proven_recently"))
+
+    @property
+    def settings(self) -> dict[str, t.Any]:
+        """The settings of the drill's server."""
+        # "18.3", "16.2 (Debian 16.2-1)", "19beta1"
+        number = re.match(r"[0-9]+", str(self.backup.get("version") or ""))
+        major = int(number.group()) if number else 0
+        settings: dict[str, t.Any] = {
+            **SETTINGS,
+            "unix_socket_directories": self.scratch.get("socket_directory") or "",
+            "hba_file": self.scratch.get("hba_file") or "",
+            "ident_file": self.scratch.get("ident_file") or "",
+        }
+        if major == 14:
+            settings["stats_temp_directory"] = "pg_stat_tmp"
+        if major >= 17:
+            settings["event_triggers"] = "off"
+        # Item by item: Ansible hands over a dictionary whose values are templated when they are asked for.
+        settings.update((name, value) for name, value in self.facts["settings"].items())
+        return settings
+
+    @property
+    def amcheck_command(self) -> list[str]:
+        """The arguments of pg_amcheck."""
+        program = f"{part(self.facts, 'server').get('bin_directory')}/pg_amcheck"
+        login = ["--host", str(self.scratch.get("socket_directory")), "--port", str(self.facts["port"])]
+        login += ["--username", str(self.facts["login_user"]), "--no-password"]
+        return [program, *login, "--all", "--install-missing", *self.facts["amcheck_options"]]
+
+    @property
+    def stoppers(self) -> list[Facts]:
+        """What stands against a drill, in check mode: a module's failure as a whole, or each reason of the restore."""
+        failures = [one for one in (self.scratch, self.restored) if "code" in one]
+        return failures + list(part(self.restored, "plan").get("refusals") or [])
+
+    @property
+    def plan(self) -> list[str]:
+        """What would be done, in lines."""
+        facts = self.facts
+        pages = "where data checksums are on" if facts["checksums"] else "no"
+        return [
+            (
+                f"{facts['host']}: the backup {self.backup_id or '(none)'} of the cluster {facts['cluster']}"
+                f" {'cannot be' if self.stoppers else 'would be'} restored in"
+                f" {self.scratch.get('directory') or facts['directory']}."
+            ),
+            f"Why this one: {self.restored.get('why') or ''}",
+            f"Target: {self.target}",
+            f"Size: {size(part(self.restored, 'plan').get('bytes') or 0)}",
+            (
+                f"Then: pg_amcheck ({facts['amcheck_wanted']}), {len(facts['own_checks'])} checks of yours,"
+                f" pg_checksums ({pages})"
+            ),
+            codes(self.stoppers),
+            *explained(self.stoppers),
+        ]
+
+    @property
+    def target(self) -> str:
+        """The recovery target, for people."""
+        return str(self.restored.get("target") or self.facts["target"] or "as named")
+
+    @property
+    def checks(self) -> list[dict[str, t.Any]]:
+        """What each check has found: ``name``, ``ok``, ``msg``. ``ok`` is None for a check that was not made."""
+        found = []
+        if "reached" in self.recovery:
+            found.append(_check("restore and recovery", True, self.recovery.get("msg")))
+        if part(self.facts, "amcheck"):
+            found.append(self._amcheck())
+        if part(self.facts, "pages"):
+            found.append(self._pages())
+        found += self._own()
+        failed = part(self.facts, "failed")
+        if failed:
+            found.append(_check(failed.get("name"), False, failed.get("msg")))
+        cleaned = part(self.facts, "clean")
+        if "code" in cleaned:
+            found.append(_check("cleaning", False, cleaned.get("msg")))
+        return found
+
+    def _amcheck(self) -> dict[str, t.Any]:
+        wanted, result = self.facts["amcheck_wanted"], part(self.facts, "amcheck")
+        if wanted == "never":
+            return _check("pg_amcheck", None, "not wanted")
+        output = f"{result.get('stdout') or ''} {result.get('stderr') or ''}".strip()
+        # Neither the program nor the extension is in every server package. A program that ran and failed says why.
+        if (not output and result.get("rc") != 0) or "extension control file" in output:
+            missing = "pg_amcheck or the extension amcheck is not installed"
+            return _check("pg_amcheck", False if wanted == "always" else None, missing)
+        return _check("pg_amcheck", result.get("rc") == 0, output or "no corruption found")
+
+    def _pages(self) -> dict[str, t.Any]:
+        result = part(self.facts, "pages")
+        if not self.facts["checksums"]:
+            return _check("pg_checksums", None, "not wanted")
+        if not self.recovery.get("data_checksums"):
+            return _check("pg_checksums", None, "data checksums are off")
+        output = " ".join(f"{result.get('stdout') or ''} {result.get('stderr') or ''}".split())
+        return _check("pg_checksums", result.get("rc") == 0, output or result.get("msg"))
+
+    def _own(self) -> list[dict[str, t.Any]]:
+        result = part(self.facts, "sql")
+        if not result or result.get("skipped"):
+            return []
+        if "results" in result:
+            return list(result["results"])
+        return [_check("checks of yours", False, result.get("msg"))]
+
+    @property
+    def bad(self) -> list[dict[str, t.Any]]:
+        """The checks that failed."""
+        return [one for one in self.checks if one["ok"] is False]
+
+    @property
+    def msg(self) -> str:
+        """What the drill has shown."""
+        start = f"{self.facts['host']}: the backup {self.backup_id or '(none)'} of the cluster {self.facts['cluster']}"
+        if self.bad:
+            return f"{start} is not proven: " + "; ".join(f"{one['name']}: {one['msg']}" for one in self.bad)
+        passed = sum(one["ok"] is True for one in self.checks)
+        return (
+            f"{start} was restored, recovered to {self.recovery.get('replay_lsn') or ''} (last transaction at"
+            f" {self.recovery.get('last_transaction_at') or 'an unknown time'}) and passed {passed} checks."
+        )
+
+    @property
+    def fresh(self) -> dict[str, t.Any]:
+        """``pg_drill_result`` before a drill."""
+        msg = f"{self.facts['host']}: a drill of the cluster {self.facts['cluster']} is due."
+        if self.proven:
+            msg = (
+                f"{self.facts['host']}: the cluster {self.facts['cluster']} was proven less than"
+                f" {self.facts['max_age']} ago."
+            )
+        return {"changed": False, "ok": self.proven, "backup_id": self.wanted, "checks": [], "msg": msg}
+
+    @property
+    def record(self) -> dict[str, t.Any]:
+        """The drill's entry in the backup's record; what is unknown is left out."""
+        return {name: value for name, value in self._outcome().items() if value is not None}
+
+    @property
+    def result(self) -> dict[str, t.Any]:
+        """``pg_drill_result`` after a drill."""
+        return {
+            **self._outcome(),
+            "changed": True,
+            "cluster": self.facts["cluster"],
+            "backup_id": self.backup_id,
+        }
+
+    def _outcome(self) -> dict[str, t.Any]:
+        began, ended = float(self.facts["began"]), float(self.facts["ended"])
+        return {
+            "ok": not self.bad,
+            "at": datetime.datetime.fromtimestamp(ended, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "by": self.facts["by"],
+            "host": self.facts["host"],
+            "recovered_to_lsn": self.recovery.get("replay_lsn"),
+            "last_transaction_at": self.recovery.get("last_transaction_at"),
+            "timeline": self.recovery.get("timeline"),
+            "target": self.target,
+            "seconds": round(ended - began, 1),
+            "msg": self.msg,
+            "checks": self.checks,
+        }
+
+
+def _check(name: t.Any, ok: t.Optional[bool], msg: t.Any) -> dict[str, t.Any]:
+    return {"name": str(name or "an unknown task"), "ok": ok, "msg": str(msg or "").strip()[:LONGEST_OUTPUT]}

@@ -1,0 +1,243 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run of the role pg_recover decides and reports.
+
+Private to pgfleet.basebackup: no stability is promised.
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
+    Facts,
+    codes,
+    explained,
+    failure,
+    first_cluster,
+    part,
+    sentence,
+)
+
+# What may fail after the server is restored, the result that shows that it did not, and what to do then.
+AFTERWARDS: t.Final = (
+    (
+        "forget",
+        "pending_restart",
+        "forgetting the recovery target",
+        (
+            "As a superuser remove recovery_target* from postgresql.auto.conf (ALTER SYSTEM RESET), or a standby that"
+            " is made of this server stops at the same target."
+        ),
+    ),
+    (
+        "switch",
+        "segment",
+        "finishing the first WAL segment of the new timeline",
+        (
+            "Run SELECT pg_switch_wal() and take a backup; until that segment is archived the archive cannot tell where"
+            " the old timeline was left."
+        ),
+    ),
+)
+
+
+class RecoverRun:
+    """One run of the role on one host; ``facts`` are its variables and the results of its modules so far."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.planned = part(facts, "plan")
+        self.restored = part(facts, "restore")
+        self.recovery = part(facts, "recovery")
+        self.entry = first_cluster(facts)
+        # The plan before the restore, the result after it.
+        self.known = {**self.planned, **self.restored}
+        self.backup_id = str(self.known.get("backup_id") or "")
+
+    def answer(self) -> dict[str, t.Any]:
+        """Return all decisions and texts, by the names that the filter documents."""
+        return {
+            "data_directory": self.data_directory,
+            "log_file": self.facts["log_file"] or f"{self.data_directory}/startup.log",
+            "no_place": self.no_place,
+            "running": self.running,
+            "done": self.done,
+            "changed": self.changed,
+            "to_start": self.to_start,
+            "refusal": " ".join(sentence(one) for one in self.refusals),
+            "plan": self.plan,
+            "left": self.left,
+            "result": self.result,
+            "failure": self.failure,
+        }
+
+    @property
+    def wanted(self) -> str:
+        """The backup whose place is the default: the one that is named, else the newest."""
+        named = str(self.facts["backup_id"])
+        return named if named not in ("", "latest") else str(self.entry.get("newest") or "")
+
+    @property
+    def data_directory(self) -> str:
+        """Where the restore goes: the directory that is named, else that of the server the backup was taken from."""
+        if self.facts["data_directory"]:
+            return str(self.facts["data_directory"])
+        found = [one for one in self.entry.get("backups") or [] if one["backup_id"] == self.wanted]
+        return str(found[0].get("data_directory") or "") if found else ""
+
+    @property
+    def no_place(self) -> str:
+        """Why it is not known where the restore goes; '' when it is."""
+        if self.data_directory:
+            return ""
+        backup = f"backup {self.wanted}".strip()
+        return (
+            f"There is no {backup} of the cluster {self.facts['cluster']} in {self.facts['repository']} that would tell"
+            " the data directory. Set pg_recover_data_directory; pgfleet.basebackup.backup_info lists the backups."
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether a server runs in the data directory."""
+        return bool(part(self.facts, "process").get("was_running"))
+
+    @property
+    def done(self) -> bool:
+        """Whether an earlier run has restored the same already."""
+        return bool(self.planned.get("finished"))
+
+    @property
+    def refusals(self) -> list[Facts]:
+        """What stands against the restore. A server that runs there is stopped by the role, which is no reason."""
+        found = part(self.planned, "plan").get("refusals") or []
+        return [one for one in found if one["code"] != "server_running"]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the restore has changed something, or would."""
+        if "changed" in self.restored:
+            return bool(self.restored["changed"])
+        return bool(self.facts["check_mode"]) and not self.done and not self.refusals
+
+    @property
+    def to_start(self) -> bool:
+        """Whether the server is to be started. One that shut down at its target is not started by the next run."""
+        if not self.facts["start"]:
+            return False
+        ended_at_target = self.facts["target_action"] == "shutdown"
+        return self.changed or not (self.running or self.refusals or ended_at_target)
+
+    @property
+    def plan(self) -> list[str]:
+        """What would be done, in lines."""
+        what = "nothing can be restored like this"
+        if self.done:
+            what = "this restore has been done already"
+        elif self.changed:
+            what = "a backup would be restored"
+        content = part(self.planned, "plan")
+        until = content.get("recoverable_until")
+        shown = {name: content[name] for name in content if name != "refusals"}
+        return [
+            f"{self.facts['host']}: {what}.",
+            (
+                f"Backup: {self.planned.get('backup_id') or 'none'} of {self.facts['cluster']};"
+                f" {self.planned.get('why') or ''}"
+            ),
+            f"To: {self.data_directory}",
+            f"Server there: {self._server()}",
+            f"Target: {self.planned.get('target') or ''}{f'; the archive goes up to {until}' if until else ''}",
+            f"Plan: {json.dumps(shown)}",
+            codes(self.refusals),
+            *explained(self.refusals),
+        ]
+
+    def _server(self) -> str:
+        text = "runs" if self.running else "does not run"
+        if self.running and self.changed:
+            text += ", would be stopped"
+        if self.to_start:
+            by = "pg_ctl"
+            if self.facts["hook_start"]:
+                by = "your own tasks"
+            elif self.facts["service"]:
+                by = f"the service {self.facts['service']}"
+            text += f", would be started by {by}"
+        return text
+
+    @property
+    def left(self) -> list[str]:
+        """What is left to do by hand after the restore, because it failed."""
+        lines = []
+        for name, success, what, cure in AFTERWARDS:
+            result = part(self.facts, name)
+            if result and not result.get("skipped") and success not in result:
+                lines.append(
+                    f"{self.facts['host']}: the server is restored, but {what} failed: {result.get('msg')} {cure}"
+                )
+        return lines
+
+    @property
+    def result(self) -> dict[str, t.Any]:
+        """``pg_recover_result`` after a run without a failure."""
+        recovery = self.recovery
+        is_restored = "would be" if self.facts["check_mode"] and not self.done else "is"
+        reached = ""
+        if "reached" in recovery:
+            reached = (
+                f", {recovery['reached']} at {recovery['replay_lsn']} on timeline {recovery['timeline']}, last"
+                f" transaction at {recovery['last_transaction_at'] or 'an unknown time'}"
+            )
+        msg = (
+            f"{self.facts['host']}: the backup {self.backup_id} of the cluster {self.facts['cluster']} {is_restored}"
+            f" restored in {self.data_directory}{reached}."
+        )
+        return {
+            "changed": self.changed,
+            "backup_id": self.backup_id,
+            "why": self.known.get("why") or "",
+            "data_directory": self.data_directory,
+            "reached": recovery.get("reached") or "",
+            "replay_lsn": recovery.get("replay_lsn") or "",
+            "last_transaction_at": recovery.get("last_transaction_at") or "",
+            "timeline": int(recovery.get("timeline") or 0),
+            "checks": part(self.facts, "sql").get("results") or [],
+            "plan": self.known.get("plan") or {},
+            "msg": msg,
+        }
+
+    @property
+    def failure(self) -> dict[str, t.Any]:
+        """``pg_recover_result`` after a failure: what failed, and in which state the data directory is."""
+        failed_task, why = failure(self.facts)
+        backup = f"the backup {self.backup_id}".strip()
+        msg = (
+            f"{self.facts['host']}: restoring {backup} of the cluster {self.facts['cluster']} to"
+            f' {self.data_directory or "its place"} failed at "{failed_task}": {why} {self._outcome()}'
+        )
+        return {
+            "changed": bool(self.facts["stopped"] or (self.facts["begun"] and not self._refused)),
+            "backup_id": self.backup_id,
+            "data_directory": self.data_directory,
+            "plan": self.known.get("plan") or {},
+            "msg": msg,
+        }
+
+    @property
+    def _refused(self) -> bool:
+        result = part(self.facts, "failed_result")
+        # The failure of a restore that has begun has its progress.
+        return bool(self.refusals) or ("code" in result and "progress" not in result)
+
+    def _outcome(self) -> str:
+        if self.restored.get("finished", self.done):
+            return "The files are restored. Repair the cause and run the same command again; it continues from there."
+        if self._refused or not self.facts["begun"]:
+            return f"Nothing was touched{' but the server, which was stopped.' if self.facts['stopped'] else '.'}"
+        return (
+            "Without global/pg_control the data directory cannot be started by accident. Repair the cause and run the"
+            " same command again; it continues from there."
+        )

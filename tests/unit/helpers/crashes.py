@@ -1,0 +1,89 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A crash at every step of a piece of work: as an exception, and as a SIGKILL."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pathlib
+import signal
+import typing as t
+from unittest import mock
+
+# What a process does to a file system; between any two of them it can die.
+STEPS: t.Final = ("open", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod")
+T = t.TypeVar("T")
+
+
+class Crash(BaseException):
+    """The end of a process, seen from inside: nothing may handle it but ``finally``."""
+
+
+@contextlib.contextmanager
+def crash_at(step: int, crash: t.Callable[[], t.Any]) -> t.Iterator[None]:
+    """Call ``crash`` instead of the ``step``-th call, counted from 1, that touches the file system."""
+    count = itertools.count(1)
+
+    def wrap(function: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+        def call(*args: t.Any, **kwargs: t.Any) -> t.Any:
+            if next(count) == step:
+                crash()
+            return function(*args, **kwargs)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in STEPS:
+            stack.enter_context(mock.patch.object(os, name, wrap(getattr(os, name))))
+        yield
+
+
+def is_ended(work: t.Callable[[], t.Any], step: int) -> bool:
+    def crash() -> None:
+        raise Crash
+
+    try:
+        with crash_at(step, crash):
+            work()
+    except Crash:
+        return True
+    return False
+
+
+def is_killed(work: t.Callable[[], t.Any], step: int) -> bool:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            with crash_at(step, die):
+                work()
+            status = 0
+        finally:
+            os._exit(status)
+    _pid, status = os.waitpid(pid, 0)
+    assert status in (0, signal.SIGKILL), f"the work failed: {status}"
+    return status != 0
+
+
+def crashes(
+    root: pathlib.Path, prepare: t.Callable[[pathlib.Path], T], work: t.Callable[[T], t.Any]
+) -> t.Iterator[tuple[str, T]]:
+    """Yield what ``work`` leaves of what ``prepare`` made, for a crash at each of its steps.
+
+    Each step is tried twice: as an exception, after which ``finally`` still runs, and as a SIGKILL.
+    """
+    for crash in (is_ended, is_killed):
+        for step in itertools.count(1):
+            folder = root / f"{crash.__name__}{step}"
+            folder.mkdir()
+            state = prepare(folder)
+            if not crash(lambda: work(state), step):  # noqa: B023  # called here and now
+                assert step > 1, "nothing was tried"
+                break
+            yield folder.name, state
