@@ -257,7 +257,7 @@ def main() -> None:
         cluster = None
         if params["repository"]:
             cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
-        directory = params["archive_directory"] or os.path.join(cluster.path if cluster else "", "wal")
+        directory = params["archive_directory"] or (cluster.archive if cluster else "")
         if not os.path.isdir(directory):
             raise BackupError(
                 f"The archive {directory} is not a directory of this host.",

@@ -23,7 +23,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
     fsync_path,
     make_directory,
     new_directory,
-    read_json,
     read_small,
     write_bytes,
 )
@@ -38,7 +37,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import (
     LARGEST_FILE,
-    SCHEMA,
     parse_backup,
     parse_cluster,
     write_backup,
@@ -301,26 +299,6 @@ class Backup:
     def save(self, record: BackupRecord) -> None:
         """Replace the record durably. Raises :class:`BackupError`, ``bad_record``, for one that could not be read."""
         write_bytes(self.file("backup.json"), write_backup(record))
-
-    def load_raw(self) -> dict[str, t.Any]:
-        """Return ``backup.json`` unchecked. Deprecated, for rooms that are not converted yet; it will be removed.
-
-        Use :meth:`load` instead. Where the dictionary had ``content["server"]["major"]``, the record has
-        ``record.server.major``; LSNs are numbers (``record.start.lsn``, ``record.stop.lsn``: ``format_lsn`` prints
-        them), ``record.stop.tablespaces`` maps oids (numbers) to locations (bytes), ``record.included_wal`` maps the
-        names of the WAL files in the backup to their SHA-256, ``record.includes_wal`` is ``wal == "include"``.
-        ``start``, ``copy``, ``stop`` and ``required_wal`` are there from the stop on; a published backup has all.
-        Nothing of it needs to be checked again: a record that was loaded is good.
-        """
-        try:
-            content = read_json(self.file("backup.json"))
-            if content["schema"] > SCHEMA:
-                raise BackupError(f"The backup {self.path} was written by a newer version.", code="newer_schema")
-            if content["backup_id"] != self.id:
-                raise ValueError(f"it names the backup {content['backup_id']}")
-            return content
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise BackupError(f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup") from exc
 
     def is_worked_on(self) -> bool:
         """Tell whether a process holds this backup's lock."""

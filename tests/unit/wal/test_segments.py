@@ -14,7 +14,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import seg
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry, WalRange
 
-from tests.unit.helpers.made_up_wal import header
+from tests.unit.helpers.made_up_wal import segment_header
 
 MB = 1 << 20
 SIZES = [MB, 16 * MB, 64 * MB, 1024 * MB]
@@ -268,26 +268,32 @@ def test_required_wal_covers_every_byte_once() -> None:
 
 def test_check_segment_accepts() -> None:
     name = "000000020000000000000003"
-    for first in (header(2), header(1), header(2)[:40], header(2, flags=7)):
+    for first in (segment_header(2), segment_header(1), segment_header(2)[:40], segment_header(2, flags=7)):
         _wal.check_segment(first, name, 16 * MB, 77)
-    _wal.check_segment(header(2, 0x100000000 + 5 * MB, 2**64 - 1, MB), "000000020000000100000005", MB, 2**64 - 1)
+    _wal.check_segment(
+        segment_header(2, 0x100000000 + 5 * MB, 2**64 - 1, MB), "000000020000000100000005", MB, 2**64 - 1
+    )
 
 
 @pytest.mark.parametrize(
     "first, name, message",
     [
-        (header(identifier=78), "000000010000000000000003", "system identifier 78 instead of 77"),
-        (header(size=MB), "000000010000000000000003", "segment size 1048576 instead of 16777216"),
-        (header(), "000000010000000000000004", "page address 0/3000000 instead of 0/4000000"),
-        (header(address=0x103000000), "000000010000000000000003", "page address 1/3000000 instead of 0/3000000"),
-        (header(timeline=3), "000000020000000000000003", "timeline 3 in the file of timeline 2"),
-        (header(timeline=0), "000000020000000000000003", "timeline 0 in the file"),
-        (header(flags=1), "000000010000000000000003", "does not begin with the header"),
+        (segment_header(identifier=78), "000000010000000000000003", "system identifier 78 instead of 77"),
+        (segment_header(size=MB), "000000010000000000000003", "segment size 1048576 instead of 16777216"),
+        (segment_header(), "000000010000000000000004", "page address 0/3000000 instead of 0/4000000"),
+        (
+            segment_header(address=0x103000000),
+            "000000010000000000000003",
+            "page address 1/3000000 instead of 0/3000000",
+        ),
+        (segment_header(timeline=3), "000000020000000000000003", "timeline 3 in the file of timeline 2"),
+        (segment_header(timeline=0), "000000020000000000000003", "timeline 0 in the file"),
+        (segment_header(flags=1), "000000010000000000000003", "does not begin with the header"),
         (bytes(64), "000000010000000000000003", "does not begin with the header"),
         (b"\x28\xb5\x2f\xfd" + bytes(60), "000000010000000000000003", "does not begin with the header"),
-        (header()[:39], "000000010000000000000003", "has only 39 bytes"),
+        (segment_header()[:39], "000000010000000000000003", "has only 39 bytes"),
         (b"", "000000010000000000000003", "has only 0 bytes"),
-        (header(), "000000010000000000000003.partial", "not the name of a WAL segment"),
+        (segment_header(), "000000010000000000000003.partial", "not the name of a WAL segment"),
     ],
 )
 def test_check_segment_refuses(first: bytes, name: str, message: str) -> None:
