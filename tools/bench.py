@@ -24,24 +24,10 @@ from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 from tests.harness.user import own_directory
 
-from .bench_measure import MB, Bench, Contender, Run, Target, cp, pg_basebackup
+from .bench_measure import ENGINE, MB, Bench, Contender, Run, Target, cp, pg_basebackup
 from .bench_restore import measure_restore
 
 COLLECTIONS = pathlib.Path(sys.prefix) / "collections"
-ENGINE = """
-import json, os, resource, sys
-from ansible_collections.pgfleet.basebackup.plugins.module_utils import _copy, _datadir
-options = json.loads(sys.argv[1])
-source, target = os.fsencode(options["source"]), os.fsencode(options["target"])
-scan = _datadir.scan(source, 18, options["catalog_version"])
-common = {"algorithm": options["algorithm"], "sync": options["sync"]}
-_copy.copy_cluster(scan, target, target + b".jsonl", jobs=options["jobs"], check=lambda: None,
-                   progress=lambda done, files: None, **common)
-if options["control"]:
-    _copy.copy_control(source, target, **common)
-own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(own + options["jobs"] * children)
-"""
 
 
 def engine(source: pathlib.Path, catalog_version: int, jobs: int, algorithm: str, sync: bool, control: bool) -> Run:
@@ -58,13 +44,13 @@ def engine(source: pathlib.Path, catalog_version: int, jobs: int, algorithm: str
             "control": control,
         }
         done = subprocess.run(
-            [sys.executable, "-c", ENGINE, json.dumps(options)],
+            [sys.executable, "-c", ENGINE.read_text(), "copy", json.dumps(options)],
             env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
             check=True,
             capture_output=True,
             text=True,
         )
-        return int(done.stdout)
+        return int(done.stderr.split()[-1])
 
     return run
 

@@ -16,28 +16,7 @@ from tests.harness.modules import Modules, payload, run_module_as
 from tests.harness.servers import Server
 from tests.harness.user import run
 
-from .bench_measure import MB, Bench, Contender, Run, Target, cp, pg_basebackup
-
-# The module with its work in its own process, which waits for the workers, so that their memory is known.
-ENGINE: t.Final = """
-import atexit, os, resource, sys
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _job
-from ansible_collections.pgfleet.basebackup.plugins.modules import backup_restore
-
-def launch(self, lock):
-    self.make_folder()
-    recorder = _job.Recorder(self.folder)
-    recorder.begin()
-    self._run(recorder)
-
-def tell():
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(own + int(os.environ["JOBS"]) * children, file=sys.stderr)
-
-_job.Job.launch = launch
-atexit.register(tell)
-backup_restore.main()
-"""
+from .bench_measure import ENGINE, MB, Bench, Contender, Run, Target, cp, pg_basebackup
 
 
 class Restores:
@@ -73,9 +52,9 @@ class Restores:
 
     def peak(self, target: pathlib.Path, jobs: int = 2, **options: t.Any) -> int:
         """Return the memory in kB that a restore needs, its workers included; its time would not be the module's."""
-        command = [binaries.server_python(), "-c", ENGINE]
+        command = [binaries.server_python(), "-c", ENGINE.read_text(), "restore", str(jobs)]
         stdin = json.dumps({"ANSIBLE_MODULE_ARGS": {**self.arguments(target), "jobs": jobs, **options}})
-        done = run(command, env={"PYTHONPATH": str(payload()), "JOBS": str(jobs)}, stdin=stdin, timeout=600)
+        done = run(command, env={"PYTHONPATH": str(payload())}, stdin=stdin, timeout=600)
         return int(done.stderr.split()[-1])
 
     def delta(self, place: pathlib.Path, share: float, sync: bool) -> Contender:

@@ -89,7 +89,8 @@ def test_backup_of_a_standby(
     assert late["archiver"]["last_archived_wal"] in late["msg"]
     refused = standby_modules.fails("wal_archived", **question, timeout=1)
     assert (refused["code"], "archive_mode=on" in refused["msg"]) == ("not_the_archiver", True)
-    unproven = steps.fails("backup_publish", proof={"archived": stopped["required_wal"][:-1], **question})
+    partial = {"archived": stopped["required_wal"][:-1], "method": "server", "source": "db", "proven_at": 1.0}
+    unproven = steps.fails("backup_publish", proof={**partial, **question})
     assert (unproven["code"], unproven["missing"]) == ("wal_not_proven", [last])
 
     switch = {"lsn": stopped["stop_lsn"], "system_identifier": stopped["system_identifier"]}

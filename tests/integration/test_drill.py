@@ -172,6 +172,8 @@ def test_what_is_not_proven(sandbox: Sandbox, drills: Drills) -> None:
     Steps(Modules(as_server=True, **{**common, "cluster": "rotten"}), primary).whole()
     # And one of the backup's own disk.
     run(["cp", "-a", world.repository / "main", world.repository / "broken"])
+    records = sorted((world.repository / "broken" / "backups").glob("*/backup.json"))
+    run(["sed", "-i", 's/"cluster": "main"/"cluster": "broken"/', *records])
     bad = world.repository / "broken/backups/one/data/global/pg_filenode.map"
     bad.write_bytes(b"\xff" + bad.read_bytes()[1:])
 

@@ -53,7 +53,8 @@ def late(steps: Steps, stop: Result) -> Result:
     assert result["code"] == "wal_not_archived"
     assert result["missing"] == stop["required_wal"]
     assert f"The WAL file {stop['required_wal'][0]} was not archived within 1 s" in result["msg"]
-    proof = {"system_identifier": stop["system_identifier"], "archived": []}
+    proof = {"method": "server", "source": "db", "proven_at": begun, "archived": []}
+    proof["system_identifier"] = stop["system_identifier"]
     assert steps.fails("backup_publish", proof=proof)["code"] == "wal_not_proven"
     (entry,) = steps.modules.ok("backup_info")["clusters"][0]["unfinished"]
     assert entry["state"] == "stopped"

@@ -15,12 +15,17 @@ import contextlib
 import os
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _backup_copy
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy_process as _copy_process
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.manifest import ManifestFile
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import files as _host_files
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import write_bytes
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove, sync_tree
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import plain as _plain
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 CONTROL = b"global/pg_control"
 
@@ -40,6 +45,28 @@ def read_listing(path: str) -> frozenset[bytes]:
     """Return what :func:`write_listing` wrote down. Raises OSError."""
     with open(path, "rb") as stream:
         return frozenset(stream.read().split(b"\0")[:-1])
+
+
+def adopt(backup: Backup, server: Server, stopped: bool, algorithm: str, jobs: int) -> dict[bytes, ManifestFile]:
+    """Bring what the user's own step has put into ``backup`` into shape, and return its files by path, described.
+
+    ``stopped`` says that an earlier call has stopped the backup. Raises :class:`BackupError` as :func:`take_over`.
+    """
+    destination = os.fsencode(backup.path)
+    live = _copy_process.scan_source(server, follow_symlinks=False)
+    at_start = read_listing(backup.file(LISTING))
+    take_over(live, destination, server.major, server.catalog_version, at_start)
+    if not stopped:
+        # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
+        # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.
+        _backup_copy.copy_control(live.data_directory, destination, algorithm="NONE", sync=True)
+
+    def check() -> None:
+        """A session that ends meanwhile is noticed at the stop."""
+
+    sync_tree(destination, jobs=jobs, check=check)
+    found = _backup_copy.hash_missing(destination, set(), jobs=jobs, algorithm=algorithm, check=check)
+    return {one.path: one for one in found}
 
 
 def take_over(

@@ -17,9 +17,10 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, replacing
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
@@ -28,6 +29,43 @@ PIECE = 1 << 20
 # A standby replaces a segment that it fetches from the archive; what replaced it has the same content.
 ATTEMPTS = 3
 PAUSE = 0.2  # seconds
+
+
+# How often a copy of WAL tells the session that keeps it that it is still going on.
+RENEW_SECONDS = 10.0
+
+
+def include_wal(
+    server: Server,
+    target: str,
+    required: t.Iterable[str],
+    ranges: t.Sequence[_timelines.WalRange],
+    end: t.Optional[int],
+    renew: t.Callable[[], None],
+) -> dict[str, str]:
+    """Copy the ``required`` WAL files, and those that help, to ``target``; return the SHA-256 of each by its name.
+
+    The last timeline's segments are included up to the LSN ``end``, or as a whole; ``ranges`` are those of the backup,
+    the newest first. ``renew`` is called every ``RENEW_SECONDS``. Raises :class:`BackupError` as
+    :meth:`Inclusion.include`.
+    """
+    size, wal = server.wal_segment_size, os.path.join(server.data_directory, "pg_wal")
+    files: dict[str, t.Optional[int]] = dict.fromkeys(required, end)
+    # As pg_basebackup does, where they are there: without its history a promoted copy would not know where its
+    # timeline comes from, and pg_verifybackup wants the segment that an older timeline ends in from that timeline.
+    more: dict[str, t.Optional[int]] = {_segments.history_name(one.timeline): None for one in ranges}
+    for one in ranges[1:]:
+        more[_segments.segment_name(one.timeline, _segments.last_segment_of(one.end, size), size)] = one.end
+    files.update({name: until for name, until in more.items() if name not in files and os.path.exists(f"{wal}/{name}")})
+    job = Inclusion(wal, target, size, int(server.system_identifier))
+    renewed, digests = 0.0, {}
+    for name, until in files.items():
+        if time.monotonic() - renewed > RENEW_SECONDS:
+            renewed = time.monotonic()
+            renew()
+        digests[name] = job.include(name, until)
+    job.make_durable()
+    return digests
 
 
 class Inclusion:
@@ -70,8 +108,8 @@ class Inclusion:
         raise BackupError(
             f"The WAL file {name} was removed from {self._source} before it was copied into the backup, which is void.",
             code="wal_removed",
-            hint="The session that kept it has ended: by max_slot_wal_keep_size, session_timeout, session_idle_timeout"
-            " or a restart of the server; its log tells. Take a new backup.",
+            hint=f"The session that kept it has ended, by max_slot_wal_keep_size, {option('session_timeout')},"
+            f" {option('session_idle_timeout')} or a restart of the server; see its log. Take a new backup.",
         )
 
     def _copy_once(self, name: str, end: t.Optional[int], target: str) -> str:

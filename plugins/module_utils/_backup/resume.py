@@ -12,7 +12,7 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import Activity, look
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE, FAILED, STOPPED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 
@@ -62,7 +62,7 @@ def _outdated(activity: Activity, rules: Rules) -> str:
     if not _takeable(activity, rules) or activity.copying:
         return ""
     if not _fits(activity, rules):
-        return f"It was started with wal={activity.wal}, and wal={rules.wal} is wanted now."
+        return f"It was started with {option('wal')}={activity.wal}, and now {rules.wal} is wanted."
     if rules.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
         return ""
     if time.time() - activity.stopped_at <= rules.max_age:
@@ -91,7 +91,7 @@ def find_unfinished(cluster: Cluster, rules: Rules) -> Unfinished:
 
 
 def may_be_abandoned(activity: Activity, takeover_after: float) -> bool:
-    """Return whether waiting shows if the run behind ``activity`` has died."""
+    """Return whether waiting shows if the run of ``activity`` has died."""
     idle = not activity.locked or activity.copying
     return activity.here and idle and activity.silence < takeover_after
 

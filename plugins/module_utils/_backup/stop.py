@@ -13,25 +13,27 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import adopt as _adopt
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _backup_copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy_process as _copy_process
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import include_wal as _include_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import (
     claim,
     read_progress,
     session_of,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.adopt import adopt
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include_wal import include_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import tell_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import start_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.stop_checks import (
+    check_control,
+    refuse_lost_tablespaces,
+    refuse_new_tablespaces,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import label as _label
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _host_detached
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import trees as _trees
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import replacing, write_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
@@ -46,6 +48,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     WalProof,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Copy as CopyFacts
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Start as StartFacts
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Stop as StopFacts
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
@@ -53,9 +56,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import seg
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
 STOP_SECONDS = 900.0
-
-# How often the session is told that its WAL is still being copied.
-RENEW_SECONDS = 10.0
 
 
 def result(backup: Backup, record: BackupRecord, changed: bool, msg: str) -> dict[str, t.Any]:
@@ -142,7 +142,7 @@ class Stop:
         """Return what is in the backup, pg_control included. Raises :class:`BackupError` when the copy is not whole."""
         record = read_progress(self._backup)
         if not record:
-            return self._user_copy(stopped)
+            return adopt(self._backup, self._server, stopped, self._algorithm, self._jobs)
         if record["state"] != _host_detached.DONE:
             raise BackupError(
                 f"The copy of the backup {self._backup.id} is not finished (state {record['state']}).",
@@ -156,25 +156,6 @@ class Stop:
         )
         return files
 
-    def _user_copy(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
-        """Take over what the user's own step (a snapshot, rsync) has put under ``data`` and ``tablespaces``."""
-        backup, server = self._backup, self._server
-        destination = os.fsencode(backup.path)
-        live = _copy_process.scan_source(server, follow_symlinks=False)
-        at_start = _adopt.read_listing(backup.file(_adopt.LISTING))
-        _adopt.take_over(live, destination, server.major, server.catalog_version, at_start)
-        if not stopped:
-            # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
-            # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.
-            _backup_copy.copy_control(live.data_directory, destination, algorithm="NONE", sync=True)
-
-        def check() -> None:
-            """A session that ends meanwhile is noticed at the stop."""
-
-        _trees.sync_tree(destination, jobs=self._jobs, check=check)
-        found = _backup_copy.hash_missing(destination, set(), jobs=self._jobs, algorithm=self._algorithm, check=check)
-        return {one.path: one for one in found}
-
     def _void(self, error: BackupError) -> BackupError:
         self._record = self._record.failed(error.msg)
         self._backup.save(self._record)
@@ -184,14 +165,11 @@ class Stop:
     def _finish(self, state: t.Mapping[str, t.Any], files: dict[bytes, _manifest.ManifestFile]) -> None:
         backup, server = self._backup, self._server
         label_bytes, map_bytes = bytes.fromhex(state["label_file"]), bytes.fromhex(state["map_file"])
-        label = _label.parse_backup_label(label_bytes)
-        self._refuse_new_tablespaces(state, map_bytes)
+        label, tablespaces = _label.parse_backup_label(label_bytes), _label.parse_tablespace_map(map_bytes)
+        with open(self._layout.place(b"global/pg_control"), "rb") as file:
+            control = _control.parse_control(file.read())
         stop_lsn = _segments.parse_lsn(state["stop_lsn"])
-        self._check_control(label, stop_lsn)
-        start = start_of(backup)
-        if start is None or start.lsn != label.start_lsn:
-            said = _segments.format_lsn(start.lsn) if start else "none"
-            raise self._void(BackupError(f"The label names another start than {said}.", code="label_of_another_backup"))
+        start = self._check(state, label, tablespaces, control)
         timeline, ranges = self._ranges(label, stop_lsn, state)
         for name, content in ((b"backup_label", label_bytes), (b"tablespace_map", map_bytes)):
             if content:
@@ -209,12 +187,33 @@ class Stop:
                 stopped_at=state["stopped_at"],
                 wal_ranges=tuple(ranges),
                 manifest_checksum=checksum,
-                tablespaces=_label.parse_tablespace_map(map_bytes),
+                tablespaces=tablespaces,
             ),
             required_wal=tuple(required),
         )
         self._record = self._record.stopped(outcome, proof)
         backup.save(self._record)
+
+    def _check(
+        self,
+        state: t.Mapping[str, t.Any],
+        label: _label.BackupLabel,
+        tablespaces: t.Iterable[int],
+        control: _control.ControlFile,
+    ) -> StartFacts:
+        """Return what the start returned, when all fits together. Raises :class:`BackupError`; the backup is void."""
+        server, start = self._server, start_of(self._backup)
+        try:
+            refuse_new_tablespaces(self._backup.id, state, server.data_directory)
+            known = {one["oid"] for one in state["tablespaces_after"]}
+            refuse_lost_tablespaces([oid for oid in tablespaces if oid in known], server, self._layout)
+            check_control(control, label, _segments.parse_lsn(state["stop_lsn"]), server)
+            if start is None or start.lsn != label.start_lsn:
+                said = _segments.format_lsn(start.lsn) if start else "none"
+                raise BackupError(f"The label names another start than {said}.", code="label_of_another_backup")
+        except BackupError as exc:
+            raise self._void(exc) from exc
+        return start
 
     def _prove(
         self, required: list[str], ranges: t.Sequence[_timelines.WalRange], from_standby: bool
@@ -237,33 +236,18 @@ class Stop:
         self, required: list[str], ranges: t.Sequence[_timelines.WalRange], from_standby: bool
     ) -> dict[str, str]:
         """Copy the WAL into the backup, and return the SHA-256 of each file."""
-        server, size = self._server, self._server.wal_segment_size
-        wal = os.path.join(server.data_directory, "pg_wal")
+
+        def renew() -> None:
+            with contextlib.suppress(BackupError):
+                session_of(self._backup).ask("status")
+
+        target = os.fsdecode(self._layout.place(b"pg_wal"))
         # A primary has finished its last segment. Of a standby's the rest is still to come: it is left out.
         end = ranges[0].end if from_standby else None
-        files: dict[str, t.Optional[int]] = dict.fromkeys(required, end)
-        # As pg_basebackup does, where they are there: without its history a promoted copy would not know where its
-        # timeline comes from, and pg_verifybackup wants the segment that an older timeline ends in from that timeline.
-        more: dict[str, t.Optional[int]] = {_segments.history_name(one.timeline): None for one in ranges}
-        for one in ranges[1:]:
-            more[_segments.segment_name(one.timeline, _segments.last_segment_of(one.end, size), size)] = one.end
-        files.update(
-            {name: until for name, until in more.items() if name not in files and os.path.exists(f"{wal}/{name}")}
-        )
-        target, identifier = os.fsdecode(self._layout.place(b"pg_wal")), int(server.system_identifier)
-        job = _include_wal.Inclusion(wal, target, size, identifier)
-        renewed, digests = 0.0, {}
-        for name, until in files.items():
-            if time.monotonic() - renewed > RENEW_SECONDS:
-                renewed = time.monotonic()
-                with contextlib.suppress(BackupError):
-                    session_of(self._backup).ask("status")
-            try:
-                digests[name] = job.include(name, until)
-            except BackupError as exc:
-                raise self._void(exc) from exc
-        job.make_durable()
-        return digests
+        try:
+            return include_wal(self._server, target, required, ranges, end, renew)
+        except BackupError as exc:
+            raise self._void(exc) from exc
 
     def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> CopyFacts:
         said = read_progress(self._backup)
@@ -277,66 +261,6 @@ class Stop:
             vanished_files=said.get("vanished_files"),
             reused_files=said.get("reused_files"),
         )
-
-    def _refuse_new_tablespaces(self, state: t.Mapping[str, t.Any], map_bytes: bytes) -> None:
-        """Replay attaches a tablespace made during the backup, which the map lacks, at its original location."""
-        before = {one["oid"]: one["location"] for one in state["tablespaces"]}
-        after = {one["oid"]: one["location"] for one in state["tablespaces_after"]}
-        new = [oid for oid in after if before.get(oid) != after[oid]]
-        # The link appears when its record is replayed, on a standby before the row of pg_tablespace does.
-        links = os.path.join(self._server.data_directory, "pg_tblspc")
-        new += [int(name) for name in os.listdir(links) if name.isdigit() and int(name) not in before]
-        if new:
-            names = [
-                f"{bytes.fromhex(one['name']).decode('utf-8', 'replace')} at"
-                f" {bytes.fromhex(one['location']).decode('utf-8', 'replace')}"
-                for one in state["tablespaces_after"]
-                if one["oid"] in new
-            ]
-            raise self._void(
-                BackupError(
-                    f"A tablespace was created during the backup {self._backup.id}:"
-                    f" {', '.join(names) or sorted(set(new))}."
-                    " A restore would attach itself to its original location.",
-                    code="tablespace_created",
-                    hint="The backup is void; take a new one.",
-                )
-            )
-        version = _tree.version_directory(self._server.major, self._server.catalog_version)
-        lost = [
-            oid
-            for oid in _label.parse_tablespace_map(map_bytes)
-            if oid in after and not os.path.isdir(self._layout.tablespace(oid) + b"/" + version)
-        ]
-        if lost:
-            raise self._void(
-                BackupError(f"The tablespaces with the oids {lost} are not in the copy.", code="tablespace_not_copied")
-            )
-
-    def _check_control(self, label: _label.BackupLabel, stop_lsn: int) -> None:
-        with open(self._layout.place(b"global/pg_control"), "rb") as stream:
-            control = _control.parse_control(stream.read())
-        if str(control.system_identifier) != self._server.system_identifier:
-            raise self._void(BackupError("The copied pg_control belongs to another cluster.", code="other_cluster"))
-        if (label.backup_from == "standby") != control.in_recovery:
-            raise self._void(
-                BackupError(
-                    f"The backup is from a {label.backup_from}, but the copied pg_control has the state"
-                    f" {control.state}:"
-                    " a restore would refuse it.",
-                    code="control_inconsistent",
-                    hint="The server changed its role; take a new backup.",
-                )
-            )
-        if label.backup_from == "standby" and control.min_recovery_point > stop_lsn:
-            raise self._void(
-                BackupError(
-                    f"The copied pg_control asks for WAL up to {_segments.format_lsn(control.min_recovery_point)},"
-                    f" but it ends at {_segments.format_lsn(stop_lsn)}: pg_control was copied after the stop.",
-                    code="control_too_new",
-                    hint="Take a new backup, and leave global/pg_control to backup_stop.",
-                )
-            )
 
     def _ranges(
         self, label: _label.BackupLabel, stop_lsn: int, state: t.Mapping[str, t.Any]

@@ -131,7 +131,7 @@ def read_manifest(path: t.Union[str, bytes]) -> Manifest:
         with open(path, "rb") as manifest:
             data = manifest.read()
     except OSError as exc:
-        raise BackupError(f"cannot read {os.fsdecode(path)!r}: {exc.strerror}", code="unreadable") from exc
+        raise BackupError(f"Cannot read {os.fsdecode(path)!r}: {exc.strerror}.", code="unreadable") from exc
     try:
         return parse_manifest(data)
     except (ValueError, RecursionError) as exc:

@@ -165,7 +165,7 @@ def scan(
         walk.run()
     except OSError as exc:
         path = printable(exc.filename)
-        raise BackupError(f"cannot read {path}: {exc.strerror}", code="unreadable", path=path) from exc
+        raise BackupError(f"Cannot read {path}: {exc.strerror}.", code="unreadable", path=path) from exc
     total = sum(entry.size for entry in walk.files)
     return Scan(root, walk.directories, walk.files, walk.specials, walk.tablespaces, total)
 

@@ -218,7 +218,9 @@ class Job:
         handle = take_lock(self.lock, seconds)
         if handle is None:
             raise BackupError(
-                f"Another process is already working on {self._subject}.", code="busy", hint=f"fuser -v {self.lock}"
+                f"Another process is already working on {self._subject}.",
+                code="busy",
+                hint=f"Find out which process holds it: fuser -v {self.lock}",
             )
         try:
             yield handle

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 
 # PostgreSQL's units, and the usual short and long names of them.
 _UNITS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0}
@@ -40,7 +40,7 @@ def seconds(text: object, name: str) -> float:
     factor = _UNITS.get(unit or "s") or _UNITS.get(unit[:-1] if unit.endswith("s") else unit)
     if match is None or factor is None or float(match.group(1)) * factor > _LONGEST:
         raise BackupError(
-            f"{name} cannot be {str(text)!r}: it is a duration.",
+            f"{option(name)} cannot be {str(text)!r}: it is a duration.",
             code="bad_duration",
             hint="Write it like 90 (seconds), 15 min, 20 hours or 2d.",
         )

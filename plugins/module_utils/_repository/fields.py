@@ -227,6 +227,14 @@ def utc_text(value: t.Any) -> str:
     return t.cast(str, value)
 
 
+def json_text(value: t.Any) -> str:
+    """Return any JSON value as text of bounded length."""
+    try:
+        return text()(json.dumps(value, allow_nan=False))
+    except (RecursionError, TypeError, ValueError) as exc:
+        raise _not(None, "JSON") from exc
+
+
 def list_of(check: Check[T], longest: int = LONGEST_LIST) -> Check[t.Tuple[T, ...]]:
     """Check for a list of at most ``longest`` values that all pass ``check``."""
 

@@ -110,11 +110,16 @@ class WalProof(t.NamedTuple):
 
 
 class DrillCheck(t.NamedTuple):
-    """One check of a drill; ``ok`` is None when it was left out."""
+    """One check of a drill; ``ok`` is None when it was left out.
+
+    ``value`` and ``expected`` are JSON, what a check of the administrator's found and wanted; None for other checks.
+    """
 
     name: str
     ok: t.Optional[bool]
     msg: str
+    value: t.Optional[str]
+    expected: t.Optional[str]
 
 
 class Drill(t.NamedTuple):

@@ -278,6 +278,8 @@ def _drill_check(content: t.Any) -> DrillCheck:
         name=optional(content, "name", _fields.text()) or "",
         ok=optional(content, "ok", _fields.boolean),
         msg=optional(content, "msg", _fields.text()) or "",
+        value=field(content, "value", _fields.json_text) if "value" in content else None,
+        expected=field(content, "expected", _fields.json_text) if "expected" in content else None,
     )
 
 
@@ -295,7 +297,13 @@ def parse_drill(content: t.Any) -> Drill:
 
 def drill_result(drill: Drill) -> t.Dict[str, t.Any]:
     """Return a drill as modules return it."""
-    return {**drill._asdict(), "checks": [check._asdict() for check in drill.checks]}
+    return {**drill._asdict(), "checks": [_check_result(check) for check in drill.checks]}
+
+
+def _check_result(check: DrillCheck) -> t.Dict[str, t.Any]:
+    more = {"value": check.value, "expected": check.expected}
+    values = {name: json.loads(text) for name, text in more.items() if text is not None}
+    return {"name": check.name, "ok": check.ok, "msg": check.msg, **values}
 
 
 # -- writing ------------------------------------------------------------------------------------------------------

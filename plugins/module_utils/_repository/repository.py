@@ -20,12 +20,11 @@ import contextlib
 import os
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     fsync_path,
     make_directory,
     new_directory,
-    read_json,
     read_small,
     write_bytes,
 )
@@ -40,7 +39,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import (
     LARGEST_FILE,
-    SCHEMA,
     parse_backup,
     parse_cluster,
     write_backup,
@@ -84,7 +82,7 @@ class Repository:
             raise BackupError(
                 f"The repository {path} can be written by everybody (mode {mode & 0o7777:04o}).",
                 code="repository_world_writable",
-                hint=f"chmod 0700 {path}",
+                hint=f"Close it to other users: chmod 0700 {path}",
             )
         wanted = os.R_OK | os.X_OK if read_only else os.R_OK | os.W_OK | os.X_OK
         if not os.access(self.path, wanted):
@@ -92,7 +90,7 @@ class Repository:
                 f"The repository {path} cannot be {'read' if read_only else 'written'} by the user with id"
                 f" {os.geteuid()}.",
                 code="repository_not_writable",
-                hint="Check its owner and mode, and become_user of the task.",
+                hint=f"Check its owner and mode, and {option('become_user')}.",
             )
 
     def cluster_names(self) -> list[str]:
@@ -163,7 +161,8 @@ class Cluster:
                         f"The repository {os.fsdecode(own)} lies inside {os.fsdecode(real)}, which is part of the"
                         f" database cluster.",
                         code="repository_inside_cluster",
-                        hint="A backup must not contain itself; choose a directory outside, best on another device.",
+                        hint="A backup must not contain itself. Choose a directory outside, preferably on another"
+                        " device.",
                     )
 
     def prepare(self, system_identifier: str) -> None:
@@ -303,26 +302,6 @@ class Backup:
         """Replace the record durably. Raises :class:`BackupError`, ``bad_record``, for one that could not be read."""
         write_bytes(self.file("backup.json"), write_backup(record))
 
-    def load_raw(self) -> dict[str, t.Any]:
-        """Return ``backup.json`` unchecked. Deprecated, for rooms that are not converted yet; it will be removed.
-
-        Use :meth:`load` instead. Where the dictionary had ``content["server"]["major"]``, the record has
-        ``record.server.major``; LSNs are numbers (``record.start.lsn``, ``record.stop.lsn``: ``format_lsn`` prints
-        them), ``record.stop.tablespaces`` maps oids (numbers) to locations (bytes), ``record.included_wal`` maps the
-        names of the WAL files in the backup to their SHA-256, ``record.includes_wal`` is ``wal == "include"``.
-        ``start``, ``copy``, ``stop`` and ``required_wal`` are there from the stop on; a published backup has all.
-        Nothing of it needs to be checked again: a record that was loaded is good.
-        """
-        try:
-            content = read_json(self.file("backup.json"))
-            if content["schema"] > SCHEMA:
-                raise BackupError(f"The backup {self.path} was written by a newer version.", code="newer_schema")
-            if content["backup_id"] != self.id:
-                raise ValueError(f"it names the backup {content['backup_id']}")
-            return content
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise BackupError(f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup") from exc
-
     def is_worked_on(self) -> bool:
         """Tell whether a process holds this backup's lock."""
         return not self.published and is_locked(self.file("lock"))
@@ -338,7 +317,7 @@ class Backup:
             raise BackupError(
                 f"Another process works on the backup {self.id} in {self.cluster.path} now.",
                 code="busy",
-                hint=f"fuser -v {self.file('lock')}",
+                hint=f"Find out which process holds it: fuser -v {self.file('lock')}",
             )
         try:
             yield handle

@@ -37,7 +37,8 @@ WRITTEN = frozenset(
 # What a survey leaves to others.
 _APART = frozenset((WORK, RECORD, CONTROL, b"pg_wal", b"lost+found"))
 
-# What the server logged before may tell why it must be restored.
+
+# What the server logged before may show why it must be restored.
 _LOGS = (b"log", b"pg_log")
 
 
@@ -53,7 +54,7 @@ class Space(t.NamedTuple):
 class Existing(t.NamedTuple):
     """A regular file in the place of one of the backup.
 
-    ``alone`` says that it has no other name, which would belong to somebody else's tree, and is this user's.
+    ``alone`` says that it has no other name, which would belong to another tree, and is this user's.
     """
 
     size: int

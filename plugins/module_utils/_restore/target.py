@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The point to recover to: what the words mean, and how PostgreSQL is told.
+"""The point to recover to: what the options mean, and the settings for PostgreSQL.
 
 Sources: PostgreSQL, section "Recovery Target"; recoveryStopsBefore and recoveryStopsAfter of xlogrecovery.c.
 
@@ -14,7 +14,7 @@ import datetime
 import re
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import RESTORE_POINT, Event
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn, parse_lsn
 
@@ -59,13 +59,15 @@ def parse_target(params: t.Mapping[str, t.Any]) -> Target:
     ]
     if len(given) > 1:
         raise _bad(
-            f"Only one recovery target can be reached, not {' and '.join(_OPTIONS[kind] for kind, _text in given)}."
+            "Only one recovery target can be reached, not "
+            + " and ".join(option(_OPTIONS[kind]) for kind, _text in given)
+            + "."
         )
     kind, text = given[0] if given else (END, "")
     inclusive = params.get("recovery_target_inclusive")
     action = params.get("recovery_target_action") or "promote"
     if action not in ACTIONS:
-        raise _bad(f"recovery_target_action is one of {', '.join(ACTIONS)}, not {action!r}.")
+        raise _bad(f"{option('recovery_target_action')} is one of {', '.join(ACTIONS)}, not {action!r}.")
     timeline = _timeline(str(params.get("recovery_target_timeline") or "latest"))
     return Target(kind, text, _PARSERS[kind](text), inclusive is None or bool(inclusive), timeline, action)
 
@@ -85,14 +87,14 @@ def _bad(msg: str, hint: str = "") -> BackupError:
 
 def _immediate(text: str) -> None:
     if text not in (END, IMMEDIATE):
-        raise _bad(f"recovery_target can be {IMMEDIATE!r} only, not {text!r}.")
+        raise _bad(f"{option('recovery_target')} can be {IMMEDIATE!r} only, not {text!r}.")
 
 
 def _time(text: str) -> int:
     match = _TIME.fullmatch(text.strip())
     if match is None:
         raise _bad(
-            f"recovery_target_time {text!r} is not a time with its offset from UTC.",
+            f"{option('recovery_target_time')} {text!r} is not a time with its offset from UTC.",
             "Write it like 2026-11-22 10:00:00.123456+01:00 or 2026-11-22T09:00:00Z.",
         )
     day, minute, second, fraction, _utc, sign, *offset = match.groups()
@@ -102,7 +104,7 @@ def _time(text: str) -> int:
         if hours > 15 or minutes > 59 or seconds > 59:
             raise ValueError("the offset from UTC is too large")
     except ValueError as exc:
-        raise _bad(f"recovery_target_time {text!r} is not a time: {exc}.") from exc
+        raise _bad(f"{option('recovery_target_time')} {text!r} is not a time: {exc}.") from exc
     east = datetime.timedelta(hours=hours, minutes=minutes, seconds=seconds)
     past = (local - _EPOCH + (east if sign == "-" else -east)) // _MICROSECOND
     return past + int((fraction or "").ljust(6, "0"))
@@ -112,19 +114,22 @@ def _lsn(text: str) -> int:
     try:
         return parse_lsn(text.strip())
     except ValueError as exc:
-        raise _bad(f"recovery_target_lsn {text!r} is not an LSN like 2/30000A8.") from exc
+        raise _bad(f"{option('recovery_target_lsn')} {text!r} is not an LSN like 2/30000A8.") from exc
 
 
 def _xid(text: str) -> int:
     if not _NUMBER.fullmatch(text.strip()) or int(text, 0) >= 1 << 64 or int(text, 0) % (1 << 32) < 3:
-        raise _bad(f"recovery_target_xid {text!r} is not a transaction's number.")
-    # pg_current_xact_id() counts on behind 32 bits, WAL does not.
+        raise _bad(f"{option('recovery_target_xid')} {text!r} is not a transaction's number.")
+    # pg_current_xact_id() counts beyond 32 bits, WAL does not.
     return int(text, 0) % (1 << 32)
 
 
 def _name(text: str) -> str:
     if len(name_bytes(text)) > MAX_NAME_BYTES or "\n" in text or "\0" in text:
-        raise _bad(f"recovery_target_name {text!r} cannot be a restore point's: it has at most 63 bytes, on one line.")
+        raise _bad(
+            f"{option('recovery_target_name')} {text!r} cannot be a restore point's, which has at most 63 bytes"
+            " on one line."
+        )
     return text
 
 
@@ -144,7 +149,8 @@ def _timeline(text: str) -> str:
     # PostgreSQL would read a leading zero as octal, whoever copies it from a file's name means hexadecimal.
     if not _NUMBER.fullmatch(text) or not 0 < int(text, 0) < 1 << 32:
         raise _bad(
-            f"recovery_target_timeline {text!r} is neither latest nor current nor a number without leading zeros.",
+            f"{option('recovery_target_timeline')} {text!r} is neither latest nor current nor a number"
+            " without leading zeros.",
             "A timeline from a file's name is hexadecimal: 0x0000000A.",
         )
     return str(int(text, 0))
@@ -161,7 +167,7 @@ def format_time(time_us: int) -> str:
 
 
 def is_stop(target: Target, event: Event) -> bool:
-    """Tell whether recovery to a time, a transaction or a name stops at this record: at the first such one."""
+    """Return whether recovery to a time, a transaction or a name stops at this record, if it is the first such one."""
     if target.kind == NAME:
         return event.kind == RESTORE_POINT and event.name == name_bytes(str(target.value))
     if event.kind == RESTORE_POINT:
@@ -173,7 +179,7 @@ def is_stop(target: Target, event: Event) -> bool:
 
 
 def is_applied(target: Target) -> bool:
-    """Tell whether the record at which recovery stops is part of the result: of an inclusive time's it is not."""
+    """Return whether the record at which recovery stops is part of the result; that of an inclusive time is not."""
     return target.kind == NAME or (target.kind in (XID, LSN) and target.inclusive)
 
 

@@ -204,7 +204,7 @@ class Parameters:
                     f"The server at {self.connection.address} did not load its new configuration within"
                     f" {RELOAD_SECONDS:.0f} s.",
                     code="reload_failed",
-                    hint="See its log, and SELECT * FROM pg_file_settings WHERE error IS NOT NULL;",
+                    hint="See its log, and its files: SELECT * FROM pg_file_settings WHERE error IS NOT NULL;",
                 )
             time.sleep(0.02)
 

@@ -323,10 +323,12 @@ class Keeper:
         if self._watchers:
             self._asked = now
         if now >= self._deadline:
-            raise SessionEnded(f"session_timeout of {self._session_timeout:.0f} s was reached.", "session_timeout")
+            raise SessionEnded(
+                f"The session reached its time limit of {self._session_timeout:.0f} s.", "session_timeout"
+            )
         if now >= self._asked + self._idle_timeout and not self._busy:
             raise SessionEnded(
-                f"No request reached the session for session_idle_timeout of {self._idle_timeout:.0f} s.",
+                f"No request reached the session for {self._idle_timeout:.0f} s.",
                 "session_idle_timeout",
             )
         if not os.path.isdir(self._directory):

@@ -16,7 +16,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 from tests.unit.helpers.crashes import crashes
-from tests.unit.helpers.made_up_wal import header
+from tests.unit.helpers.made_up_wal import segment_header
 
 SIZE = 1 << 20
 SYSTEM = 77
@@ -29,7 +29,7 @@ def name_of(segment: int, timeline: int = 1) -> str:
 
 def content_of(segment: int, timeline: int = 1) -> bytes:
     """Return a segment whose bytes are its header and garbage, as a recycled one is behind its end."""
-    first = header(timeline, segment * SIZE, SYSTEM, SIZE)
+    first = segment_header(timeline, segment * SIZE, SYSTEM, SIZE)
     return first + bytes([segment + 1]) * (SIZE - len(first))
 
 
@@ -107,7 +107,7 @@ def test_bad_files(tmp_path: pathlib.Path, source: pathlib.Path) -> None:
     """What its name does not say is not included."""
     (source / name_of(5)).write_bytes(content_of(6))
     (source / name_of(6)).write_bytes(content_of(6)[:-1])
-    (source / name_of(7)).write_bytes(header(1, 7 * SIZE, SYSTEM + 1, SIZE) + bytes(SIZE))
+    (source / name_of(7)).write_bytes(segment_header(1, 7 * SIZE, SYSTEM + 1, SIZE) + bytes(SIZE))
     (source / "00000003.history").write_text("nonsense\n")
     for name, code in ((name_of(5), "bad_segment"), (name_of(6), "bad_segment"), (name_of(7), "bad_segment")):
         assert name in refused(source, tmp_path / "target", name, code)

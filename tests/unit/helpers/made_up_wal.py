@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import pathlib
 import struct
 import typing as t
 
-from tests.unit.helpers.backups import IDENTIFIER
-from tests.unit.helpers.published import MB
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import DirectoryArchive
 
+from tests.unit.helpers.backups import IDENTIFIER
+
+NUMBER: t.Final = int(IDENTIFIER)
 SIZE: t.Final = 1 << 20
 PAGE: t.Final = 8192
 FIRST: t.Final = 3
@@ -142,20 +145,32 @@ class Wal:
         return sum(24 if page % SIZE else 40 for page in pages)
 
 
-def header(
-    timeline: int = 1, address: int = 3 * 16 * MB, identifier: int = 77, size: int = 16 * MB, flags: int = 2
+def segment_header(
+    timeline: int = 1, address: int = 48 * SIZE, identifier: int = 77, size: int = 16 * SIZE, flags: int = 2
 ) -> bytes:
-    return struct.pack("<HHIQIxxxxQII", 0xD118, flags, timeline, address, 0, identifier, size, 8192) + bytes(24)
+    """Return the first 64 bytes of a WAL segment of PostgreSQL 18: its header and zeros."""
+    return struct.pack("<HHIQI4xQII", 0xD118, flags, timeline, address, 0, identifier, size, PAGE) + bytes(24)
 
 
-def segment(number: int, timeline: int = 1, address: int = -1) -> bytes:
+def empty_segment(number: int, timeline: int = 1, address: int = -1) -> bytes:
     """Return a WAL segment of 1 MB with nothing but its header."""
-    header = struct.pack(
-        "<HHIQI4xQII", 0xD118, 2, timeline, number * MB if address < 0 else address, 0, int(IDENTIFIER), MB, 8192
-    )
-    return header + bytes(MB - len(header))
+    return segment_header(timeline, number * SIZE if address < 0 else address, NUMBER, SIZE).ljust(SIZE, b"\0")
 
 
-def name(number: int, timeline: int = 1) -> str:
+def segment_name(number: int, timeline: int = 1) -> str:
     """Return the name of a WAL segment of 1 MB."""
     return f"{timeline:08X}{number >> 12:08X}{number & 0xFFF:08X}"
+
+
+def put(folder: pathlib.Path, wal: Wal, timeline: int = 1, numbers: t.Iterable[int] | None = None) -> list[str]:
+    """Archive what is complete of a log; return the names."""
+    names = []
+    for number in wal.segments if numbers is None else numbers:
+        names.append(segment_name(number, timeline))
+        (folder / names[-1]).write_bytes(wal.segment(number))
+    return names
+
+
+def directory_archive(folder: pathlib.Path) -> DirectoryArchive:
+    """Return the archive in ``folder``."""
+    return DirectoryArchive(str(folder), SIZE, NUMBER)

@@ -24,7 +24,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.run im
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import path as _path
 
 from tests.unit.helpers.crashes import is_killed
-from tests.unit.helpers.made_up_wal import name, segment
+from tests.unit.helpers.made_up_wal import empty_segment, segment_name
 from tests.unit.helpers.published import MB, Published
 
 VERSION: t.Final = "PG_18_202506291"
@@ -172,12 +172,12 @@ class Case:
             "standby.signal": b"",
             "postmaster.pid": b"1\n",
             "log/yesterday": b"why it died",
-            f"pg_wal/{name(32)}": segment(32),
-            f"pg_wal/archive_status/{name(32)}.done": b"",
-            f"pg_wal/{name(33)}": segment(33),
-            f"pg_wal/archive_status/{name(33)}.ready": b"",
-            f"pg_wal/{name(34)}": segment(34),
-            f"pg_wal/{name(35)}": segment(35, address=7 * MB),  # prepared for later
+            f"pg_wal/{segment_name(32)}": empty_segment(32),
+            f"pg_wal/archive_status/{segment_name(32)}.done": b"",
+            f"pg_wal/{segment_name(33)}": empty_segment(33),
+            f"pg_wal/archive_status/{segment_name(33)}.ready": b"",
+            f"pg_wal/{segment_name(34)}": empty_segment(34),
+            f"pg_wal/{segment_name(35)}": empty_segment(35, address=7 * MB),  # prepared for later
         })  # fmt: skip
         for path, content in files.items():
             place = self.data / path
@@ -187,7 +187,7 @@ class Case:
         (self.space / VERSION / "5" / "9").write_bytes(b"space")
         (self.space / VERSION / "5" / "10").write_bytes(b"surplus")
         (self.data / "pg_tblspc/16385").symlink_to(self.space)
-        return {name(number): segment(number) for number in (33, 34)}
+        return {segment_name(number): empty_segment(number) for number in (33, 34)}
 
 
 def chosen(published: Published) -> t.Callable[..., _candidate.Choice]:

@@ -250,7 +250,7 @@ def test_values() -> None:
     assert record.stop.wal_ranges == (WalRange(1, 0x2000028, 0x2000120),)
     assert record.stop.tablespaces == {16385: b"/srv/space"}
     assert record.included_wal == {SEGMENT: "a" * 64}
-    assert record.drills[0].checks == (_record.DrillCheck("amcheck", None, "not wanted"),)
+    assert record.drills[0].checks == (_record.DrillCheck("amcheck", None, "not wanted", None, None),)
     with pytest.raises(TypeError):
         record.stop.tablespaces[1] = b"/"  # type: ignore[index]
 
@@ -305,10 +305,18 @@ def test_drill_without_a_time(at: t.Any, code: str) -> None:
 
 
 def test_drill_of_a_play() -> None:
-    """What is not documented is not recorded."""
-    given = {**DRILL, "timeline": None, "checks": [{"name": "a", "ok": True, "msg": "b", "value": [["c"]]}]}
-    result = _file.drill_result(_file.parse_drill(given))
-    assert result["checks"] == [{"name": "a", "ok": True, "msg": "b"}]
+    """What the checks found and wanted is kept, whatever it is; what nothing wrote is not recorded."""
+    checks = [
+        {"name": "a", "ok": True, "msg": "b", "value": [["c"]], "expected": None},
+        {"name": "a", "ok": None, "msg": "b"},
+    ]
+    result = _file.drill_result(_file.parse_drill({**DRILL, "timeline": None, "checks": checks}))
+    assert result["checks"] == checks
+    more = [{**checks[0], "more": 1}]
+    assert _file.drill_result(_file.parse_drill({**DRILL, "checks": more}))["checks"] == checks[:1]
+    for value in ("x" * 200_000, float("nan")):
+        with pytest.raises(BackupError, match=r"checks\[0\].value"):
+            _file.parse_drill({**DRILL, "checks": [{"ok": True, "value": value}]})
     with pytest.raises(BackupError, match=r"checks\[0\].ok") as caught:
         _file.parse_drill({**DRILL, "checks": [{"ok": "yes"}]})
     assert caught.value.code == "bad_drill"

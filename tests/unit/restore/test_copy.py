@@ -14,7 +14,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.report import result_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.restore import Restore
 
-from tests.unit.helpers.made_up_wal import name
+from tests.unit.helpers.made_up_wal import segment_name
 from tests.unit.helpers.restores import Case
 
 
@@ -33,7 +33,7 @@ def test_delta_keeps_what_is_right(case: Case) -> None:
     assert {path: (case.data / path).stat().st_ino for path in kept} == kept
     numbers = result["plan"]
     assert (numbers["keep_files"], numbers["copy_files"], numbers["replace_files"]) == (5, 1, 1)
-    assert numbers["used_wal"] == [name(33), name(34)]
+    assert numbers["used_wal"] == [segment_name(33), segment_name(34)]
     assert (case.data / "log/yesterday").read_bytes() == b"why it died"
     assert not (case.data / "base/99").exists()
     assert not (case.data / "standby.signal").exists()

@@ -10,7 +10,7 @@ import pathlib
 
 import pytest
 
-from tests.unit.helpers.made_up_wal import name
+from tests.unit.helpers.made_up_wal import segment_name
 from tests.unit.helpers.restores import VERSION, Case
 
 
@@ -58,13 +58,13 @@ def test_waldir(case: Case) -> None:
     case.restore(waldir=str(waldir))
     assert os.readlink(case.data / "pg_wal") == str(waldir)
     assert sorted(os.listdir(waldir)) == ["archive_status", "summaries"]
-    (waldir / name(40)).write_bytes(b"x")
+    (waldir / segment_name(40)).write_bytes(b"x")
     assert case.refusals(waldir=str(waldir), delta=True, force=True) == []
     # A link that is there stays.
     case.restore(delta=True)
     assert os.readlink(case.data / "pg_wal") == str(waldir)
     assert sorted(os.listdir(waldir)) == ["archive_status", "summaries"]
-    (waldir / name(40)).write_bytes(b"x")
+    (waldir / segment_name(40)).write_bytes(b"x")
     other = str(case.folder / "other")
     assert case.refusals(waldir=str(waldir), data_directory=other, tablespace_directory=other + "s",
                          tablespace_mapping={}) == ["waldir_not_empty"]  # fmt: skip

@@ -9,32 +9,38 @@ import pathlib
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.search import Search
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.search import Search, Searched
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import CommandArchive, DirectoryArchive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.path import Path
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.reach import reach
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import segment_name
 
 from tests.unit.helpers.backups import IDENTIFIER
-from tests.unit.helpers.made_up_wal import FIRST, NOW_US, SIZE, Wal
+from tests.unit.helpers.made_up_wal import FIRST, SIZE, Wal
 
 START = FIRST * SIZE
 
 
 class Log:
-    """A log with transaction n at the begin of its segment n, up to 6, and a restore point in each."""
+    """Six segments with two commits each, 10n + 1 and 10n + 2, a restore point between them."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self.wal = Wal()
-        self.commits = {}
+        self.commits: dict[int, int] = {}
+        self.times: dict[int, int] = {}
         for number in range(1, 7):
-            self.commits[number + 100] = self.wal.commit(number + 100)
+            self._commit(10 * number + 1)
             self.wal.restore_point(b"point")
+            self._commit(10 * number + 2)
             self.wal.switch()
         self.wal.other(10)
         for number in self.wal.segments:
             self.path(number).write_bytes(self.wal.segment(number))
+
+    def _commit(self, xid: int) -> None:
+        self.commits[xid] = self.wal.commit(xid)
+        self.times[xid] = self.wal.now_us
 
     def path(self, segment: int) -> pathlib.Path:
         return self.folder / segment_name(1, segment, SIZE)
@@ -43,10 +49,9 @@ class Log:
         archive, path = DirectoryArchive(str(self.folder), SIZE, int(IDENTIFIER)), Path(1, [])
         return Search(archive, path, start, SIZE, reach(archive, path, start))
 
-    def time(self, number: int) -> _target.Target:
-        """Return the time of a commit as a target; each of them is two records after the last one."""
-        text = _target.format_time(NOW_US + 2 * (number - 101) + 1)
-        return _target.parse_target({"recovery_target_time": text})
+    def time(self, xid: int, later: int = 0) -> _target.Target:
+        """Return the time of a commit as a target, or microseconds ``later``."""
+        return _target.parse_target({"recovery_target_time": _target.format_time(self.times[xid] + later)})
 
 
 @pytest.fixture
@@ -58,47 +63,49 @@ def xid(number: int) -> _target.Target:
     return _target.parse_target({"recovery_target_xid": number})
 
 
-@pytest.mark.parametrize("number", [101, 103, 105])
-def test_a_time(log: Log, number: int) -> None:
+@pytest.mark.parametrize("number, following", [(11, 12), (12, 21), (31, 32), (42, 51), (61, 62)])
+def test_a_time(log: Log, number: int, following: int) -> None:
     """An inclusive target stops before the next commit, the other before that one."""
     inclusive = log.time(number)
     found = log.search().by_time(inclusive)
     assert found is not None
-    assert found.lsn == log.commits[number + 1]
+    assert found.lsn == log.commits[following]
     found = log.search().by_time(inclusive._replace(inclusive=False))
     assert found is not None
     assert found.lsn == log.commits[number]
 
 
 def test_a_time_that_the_wal_does_not_reach(log: Log) -> None:
-    assert log.search().by_time(log.time(106)) is None
-    assert log.search().by_time(log.time(106)._replace(inclusive=False)) is not None
-    assert log.search().by_time(log.time(107)._replace(inclusive=False)) is None
+    assert log.search().by_time(log.time(62)) is None
+    assert log.search().by_time(log.time(62)._replace(inclusive=False)) is not None
+    assert log.search().by_time(log.time(62, later=1)._replace(inclusive=False)) is None
 
 
 def test_a_transaction(log: Log) -> None:
-    found = log.search().by_content(xid(104), {})
+    found = log.search().by_content(xid(42), {})
     assert found is not None
-    assert found.lsn == log.commits[104]
+    assert found.lsn == log.commits[42]
     assert log.search().by_content(xid(99), {}) is None
-    assert log.search(log.commits[105]).by_content(xid(104), {}) is None
+    assert log.search(log.commits[51]).by_content(xid(42), {}) is None
 
 
 def test_an_earlier_search_is_continued(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """From an older backup on, only the WAL before the newer one is read."""
-    searched: dict[int, tuple[int, object]] = {}
-    later = log.commits[105]
-    assert log.search(later).by_content(xid(104), searched) is None
+    searched: Searched = {}
+    later = log.commits[51]
+    assert log.search(later).by_content(xid(42), searched) is None
     assert searched == {1: (later, None)}
     search = log.search()
-    read = []
+    read: list[str] = []
     monkeypatch.setattr(DirectoryArchive, "read", _recorded(read, DirectoryArchive.read))
-    found = search.by_content(xid(104), searched)
+    found = search.by_content(xid(42), searched)
     assert found is not None
-    assert found.lsn == log.commits[104]
-    assert segment_name(1, later // SIZE + 1, SIZE) not in read
+    assert found.lsn == log.commits[42]
+    assert search.by_content(xid(99), {1: (later, None)}) is None
+    assert log.path(later // SIZE).name in read
+    assert log.path(later // SIZE + 1).name not in read
     # What was found from there on counts where nothing comes before.
-    assert log.search().by_content(xid(99), {1: (later, found)}) == found
+    assert search.by_content(xid(99), {1: (later, found)}) == found
 
 
 def _recorded(read: list[str], function: object) -> object:
@@ -111,7 +118,7 @@ def _recorded(read: list[str], function: object) -> object:
 
 def test_the_first_restore_point_of_a_name(log: Log) -> None:
     target = _target.parse_target({"recovery_target_name": "point"})
-    for start, commit in ((START, 101), (log.commits[103], 103)):
+    for start, commit in ((START, 11), (log.commits[31], 31)):
         found = log.search(start).by_content(target, {})
         assert found is not None
         assert log.commits[commit] < found.lsn < log.commits[commit + 1]
@@ -119,16 +126,16 @@ def test_the_first_restore_point_of_a_name(log: Log) -> None:
 
 def test_the_end_of_a_record(log: Log) -> None:
     search = log.search()
-    assert search.end_of_record(log.commits[103]) == log.commits[103] + 1
+    assert search.end_of_record(log.commits[31]) == log.commits[31] + 1
     assert search.end_of_record(log.wal.at) == 0
     # Without a listing, segment by segment.
     command = CommandArchive(f"cp {log.folder}/%f %p", SIZE, int(IDENTIFIER))
     blind = Search(command, Path(1, []), START, SIZE, None)
-    assert blind.end_of_record(log.commits[103]) == log.commits[103] + 1
+    assert blind.end_of_record(log.commits[31]) == log.commits[31] + 1
     assert blind.end_of_record(log.wal.at) == 0
     # A switch is the last record of its segment: the next one is in another.
-    switched = log.commits[102] - SIZE // 2
-    assert blind.end_of_record(switched) > log.commits[102]
+    switched = log.commits[21] - SIZE // 2
+    assert blind.end_of_record(switched) > log.commits[21]
 
 
 def test_a_gap(log: Log) -> None:

@@ -14,7 +14,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import seg
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry, WalRange
 
-from tests.unit.helpers.made_up_wal import header
+from tests.unit.helpers.made_up_wal import segment_header
 
 MB = 1 << 20
 SIZES = [MB, 16 * MB, 64 * MB, 1024 * MB]
@@ -149,7 +149,7 @@ def test_parse_history_of_a_timeline_left_before_it_began() -> None:
     ],
 )
 def test_parse_history_refuses(text: str) -> None:
-    with pytest.raises(BackupError, match="invalid line") as caught:
+    with pytest.raises(BackupError, match="Invalid line") as caught:
         _timelines.parse_history(text)
     assert caught.value.code == "bad_history"
 
@@ -179,11 +179,11 @@ def test_wal_ranges(start_timeline: int, start: int, stop_timeline: int, stop: i
 @pytest.mark.parametrize(
     "start_timeline, start, stop_timeline, stop, message",
     [
-        (3, 50, 6, 400, "timeline 3, on which the backup started, is not in the history of timeline 6"),
-        (7, 50, 6, 400, "timeline 7, on which"),
-        (5, 301, 6, 400, "timeline 5 would be needed from 0/12D back to 0/12C"),
-        (5, 250, 6, 299, "timeline 6 would be needed from 0/12C back to 0/12B"),
-        (6, 400, 6, 399, "timeline 6 would be needed from 0/190 back to 0/18F"),
+        (3, 50, 6, 400, "Timeline 3, on which the backup started, is not in the history of timeline 6"),
+        (7, 50, 6, 400, "Timeline 7, on which"),
+        (5, 301, 6, 400, "Timeline 5 would be needed from 0/12D back to 0/12C"),
+        (5, 250, 6, 299, "Timeline 6 would be needed from 0/12C back to 0/12B"),
+        (6, 400, 6, 399, "Timeline 6 would be needed from 0/190 back to 0/18F"),
     ],
 )
 def test_wal_ranges_refuses(start_timeline: int, start: int, stop_timeline: int, stop: int, message: str) -> None:
@@ -268,26 +268,32 @@ def test_required_wal_covers_every_byte_once() -> None:
 
 def test_check_segment_accepts() -> None:
     name = "000000020000000000000003"
-    for first in (header(2), header(1), header(2)[:40], header(2, flags=7)):
+    for first in (segment_header(2), segment_header(1), segment_header(2)[:40], segment_header(2, flags=7)):
         _wal.check_segment(first, name, 16 * MB, 77)
-    _wal.check_segment(header(2, 0x100000000 + 5 * MB, 2**64 - 1, MB), "000000020000000100000005", MB, 2**64 - 1)
+    _wal.check_segment(
+        segment_header(2, 0x100000000 + 5 * MB, 2**64 - 1, MB), "000000020000000100000005", MB, 2**64 - 1
+    )
 
 
 @pytest.mark.parametrize(
     "first, name, message",
     [
-        (header(identifier=78), "000000010000000000000003", "system identifier 78 instead of 77"),
-        (header(size=MB), "000000010000000000000003", "segment size 1048576 instead of 16777216"),
-        (header(), "000000010000000000000004", "page address 0/3000000 instead of 0/4000000"),
-        (header(address=0x103000000), "000000010000000000000003", "page address 1/3000000 instead of 0/3000000"),
-        (header(timeline=3), "000000020000000000000003", "timeline 3 in the file of timeline 2"),
-        (header(timeline=0), "000000020000000000000003", "timeline 0 in the file"),
-        (header(flags=1), "000000010000000000000003", "does not begin with the header"),
+        (segment_header(identifier=78), "000000010000000000000003", "system identifier 78 instead of 77"),
+        (segment_header(size=MB), "000000010000000000000003", "segment size 1048576 instead of 16777216"),
+        (segment_header(), "000000010000000000000004", "page address 0/3000000 instead of 0/4000000"),
+        (
+            segment_header(address=0x103000000),
+            "000000010000000000000003",
+            "page address 1/3000000 instead of 0/3000000",
+        ),
+        (segment_header(timeline=3), "000000020000000000000003", "timeline 3 in the file of timeline 2"),
+        (segment_header(timeline=0), "000000020000000000000003", "timeline 0 in the file"),
+        (segment_header(flags=1), "000000010000000000000003", "does not begin with the header"),
         (bytes(64), "000000010000000000000003", "does not begin with the header"),
         (b"\x28\xb5\x2f\xfd" + bytes(60), "000000010000000000000003", "does not begin with the header"),
-        (header()[:39], "000000010000000000000003", "has only 39 bytes"),
+        (segment_header()[:39], "000000010000000000000003", "has only 39 bytes"),
         (b"", "000000010000000000000003", "has only 0 bytes"),
-        (header(), "000000010000000000000003.partial", "not the name of a WAL segment"),
+        (segment_header(), "000000010000000000000003.partial", "not the name of a WAL segment"),
     ],
 )
 def test_check_segment_refuses(first: bytes, name: str, message: str) -> None:
