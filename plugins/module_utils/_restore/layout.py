@@ -6,7 +6,7 @@
 Nothing is removed or written through a link: a link in the place of a directory is removed itself. Another tablespace
 and a nested mount are never entered. Paths are bytes, and "in backup terms" as in ``_datadir``.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import tr
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unreadable, unwritable
 
 WORK = b"pgfleet_restore"
-
-
 RECORD = b"pgfleet_restore.json"
-
-
 CONTROL = b"global/pg_control"
-
 
 # The restore writes these itself, after what the backup says or what is asked for.
 WRITTEN = frozenset(
@@ -39,7 +34,6 @@ WRITTEN = frozenset(
         b"tablespace_map",
     )
 )
-
 
 # What a survey leaves to others.
 _APART = frozenset((WORK, RECORD, CONTROL, b"pg_wal", b"lost+found"))

@@ -7,7 +7,7 @@
 between; the record that tells of a finished restore is written right before it and does not count without it. A
 restore that was killed at any point is continued by the next call.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
