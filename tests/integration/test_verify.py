@@ -275,7 +275,7 @@ def test_full(published: Published) -> None:
         expected = {(name, "checksum") for name in names} | {("base/1/2600", "missing")}
         result = published.verify("full", jobs=3)
         assert {(one["path"], one["problem"]) for one in result["bad_files"]} == expected
-        assert "bad files: 6" in result["msg"]
+        assert "Bad files: 6" in result["msg"]
         assert not published.accepted()
     result = published.verify("full")
     content = published.content

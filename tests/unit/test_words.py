@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
 import pathlib
 import re
 import typing as t
@@ -18,9 +20,7 @@ ROOT: t.Final = pathlib.Path(__file__).resolve().parents[2]
 PLUGINS: t.Final = ROOT / "plugins"
 PREFIX: t.Final = "ansible_collections.pgfleet.basebackup.plugins."
 ROLES: t.Final = ("pg_archive", "pg_backup", "pg_drill", "pg_recover")
-
-# Options that a role does not let the user set, and that no message to its user names: why not.
-NOT_NAMED: t.Final[dict[str, dict[str, str]]] = {}
+MODULES: t.Final = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 
 Task = t.Dict[str, t.Any]
 
@@ -35,6 +35,11 @@ def test_a_module_called_directly_names_its_option(monkeypatch: pytest.MonkeyPat
 def test_a_module_called_by_a_role_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLES, "pg_backup_ timeout=archive_timeout")
     assert [option("wal"), option("timeout")] == ["pg_backup_wal", "pg_backup_archive_timeout"]
+
+
+def test_a_role_without_a_variable_leaves_the_option_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLES, "pg_drill_ login_host=")
+    assert [option("login_host"), option("login_user")] == ["login_host", "pg_drill_login_user"]
 
 
 def variables_of(role: str) -> set[str]:
@@ -105,6 +110,7 @@ def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
     return found
 
 
+@functools.cache
 def named_options(module: str) -> dict[str, str]:
     """Return the options that a module, or what it imports, names in its messages, and in which file."""
     left, seen = [PLUGINS / "modules" / f"{module}.py"], set()
@@ -123,12 +129,43 @@ def named_options(module: str) -> dict[str, str]:
     return found
 
 
+@functools.cache
+def options_of(module: str) -> frozenset[str]:
+    """Return the options of a module, and become_user, which every task has and every role as a variable."""
+    package = f"{PREFIX}modules.{module}"
+    spec: dict[str, t.Any] = {}
+
+    class Stop(Exception):
+        """The module has given its arguments."""
+
+    def take(argument_spec: dict[str, t.Any], **_more: t.Any) -> t.NoReturn:
+        spec.update(argument_spec)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module(package), "AnsibleModule", take)
+        with pytest.raises(Stop):
+            importlib.import_module(package).main()
+    return frozenset({*spec, "become_user"})
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_each_option_that_is_named_is_a_variable(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = {}
-    for words, module, _arguments in calls_of(role):
+    modules = {
+        (words, name) for words, name, _arguments in calls_of(role) if (PLUGINS / "modules" / f"{name}.py").exists()
+    }
+    for words, module in sorted(modules):
         monkeypatch.setenv(VARIABLES, words)
-        for name, where in named_options(module).items() if (PLUGINS / "modules" / f"{module}.py").exists() else ():
-            if option(name) not in variables_of(role) and name not in NOT_NAMED.get(role, {}):
-                unknown[f"{module}: {option(name)}"] = where
+        for name in named_options(module).keys() & options_of(module):
+            # A role that has no variable for an option says so.
+            if option(name) not in {*variables_of(role), name}:
+                unknown[f"{module}: {option(name)}"] = named_options(module)[name]
     assert unknown == {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_option_that_is_named_exists(module: str) -> None:
+    """Code that several modules share may name an option of another one: that of an earlier step."""
+    known = frozenset().union(*(options_of(one) for one in MODULES))
+    assert [name for name in named_options(module) if name not in known] == []

@@ -372,7 +372,7 @@ def test_what_vanishes_is_skipped(data: pathlib.Path, monkeypatch: pytest.Monkey
 
 
 def test_the_data_directory_itself_may_not_vanish(data: pathlib.Path) -> None:
-    with pytest.raises(BackupError, match=r"cannot read .*/nowhere/pg_tblspc: No such file") as caught:
+    with pytest.raises(BackupError, match=r"Cannot read .*/nowhere/pg_tblspc: No such file") as caught:
         scan(data / "nowhere")
     assert caught.value.code == "unreadable"
     assert caught.value.details["path"].endswith("nowhere/pg_tblspc")
@@ -397,7 +397,7 @@ def test_other_errors_are_fatal_and_named(
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(BackupError, match=r"cannot read .*: Permission denied") as caught:
+    with pytest.raises(BackupError, match=r"Cannot read .*: Permission denied") as caught:
         scan(data)
     assert caught.value.details["path"] == str(broken)
 

@@ -296,6 +296,6 @@ def test_message(published: Published) -> None:
     error = _verify_job.damage(published.verify("quick"))
     assert error is not None
     assert error.code == "damaged_backup"
-    assert "b1 is damaged, bad files: 8. base/5/0: " in error.msg
+    assert "b1 is damaged. Bad files: 8: base/5/0: " in error.msg
     assert error.msg.endswith("and 3 more")
     assert len(error.details["bad_files"]) == 8

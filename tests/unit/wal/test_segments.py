@@ -149,7 +149,7 @@ def test_parse_history_of_a_timeline_left_before_it_began() -> None:
     ],
 )
 def test_parse_history_refuses(text: str) -> None:
-    with pytest.raises(BackupError, match="invalid line") as caught:
+    with pytest.raises(BackupError, match="Invalid line") as caught:
         _timelines.parse_history(text)
     assert caught.value.code == "bad_history"
 
@@ -179,11 +179,11 @@ def test_wal_ranges(start_timeline: int, start: int, stop_timeline: int, stop: i
 @pytest.mark.parametrize(
     "start_timeline, start, stop_timeline, stop, message",
     [
-        (3, 50, 6, 400, "timeline 3, on which the backup started, is not in the history of timeline 6"),
-        (7, 50, 6, 400, "timeline 7, on which"),
-        (5, 301, 6, 400, "timeline 5 would be needed from 0/12D back to 0/12C"),
-        (5, 250, 6, 299, "timeline 6 would be needed from 0/12C back to 0/12B"),
-        (6, 400, 6, 399, "timeline 6 would be needed from 0/190 back to 0/18F"),
+        (3, 50, 6, 400, "Timeline 3, on which the backup started, is not in the history of timeline 6"),
+        (7, 50, 6, 400, "Timeline 7, on which"),
+        (5, 301, 6, 400, "Timeline 5 would be needed from 0/12D back to 0/12C"),
+        (5, 250, 6, 299, "Timeline 6 would be needed from 0/12C back to 0/12B"),
+        (6, 400, 6, 399, "Timeline 6 would be needed from 0/190 back to 0/18F"),
     ],
 )
 def test_wal_ranges_refuses(start_timeline: int, start: int, stop_timeline: int, stop: int, message: str) -> None:
