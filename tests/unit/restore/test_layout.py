@@ -89,9 +89,9 @@ def test_a_link_in_the_place_of_a_directory(layout: Layout, tmp_path: pathlib.Pa
     assert not os.path.islink(place)
     os.rmdir(place)
     os.symlink(outside, place)
-    remove(place)
+    remove(place, is_directory=False)
     assert (outside / "file").exists()
-    remove(place)
+    remove(place, is_directory=False)
     layout.make_link(place, b"/srv/a")
     layout.make_link(place, b"/srv/b")
     assert os.readlink(place) == b"/srv/b"
@@ -101,7 +101,7 @@ def test_what_cannot_be_removed(layout: Layout) -> None:
     place = layout.data + b"/file"
     pathlib.Path(os.fsdecode(place)).write_text("x")
     with pytest.raises(BackupError) as caught:
-        remove(place + b"/x")
+        remove(place + b"/x", is_directory=False)
     assert caught.value.code == "unwritable"
 
 
@@ -124,3 +124,13 @@ def test_where_pg_wal_is(tmp_path: pathlib.Path) -> None:
     (tmp_path / "wal").mkdir()
     (tmp_path / "data/pg_wal").symlink_to(tmp_path / "wal")
     assert wal_directory(data) == os.fsencode(tmp_path / "wal")
+
+
+def test_a_link_that_became_a_directory_is_not_removed(tmp_path: pathlib.Path) -> None:
+    place = tmp_path / "linked"
+    place.mkdir()
+    (place / "file").touch()
+    with pytest.raises(BackupError) as caught:
+        remove(os.fsencode(place), is_directory=False)
+    assert caught.value.code == "unwritable"
+    assert (place / "file").exists()

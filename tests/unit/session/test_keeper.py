@@ -258,7 +258,7 @@ def test_connection_lost_between(case: Case) -> None:
 @pytest.mark.parametrize("when", ["connect", "backup_start", "backup_stop"])
 @pytest.mark.parametrize("cause", ["session_timeout", "aborted", "signal"])
 def test_end_while_the_server_works(case: Case, when: str, cause: str) -> None:
-    timeout = 0.4 if cause == "session_timeout" else 60
+    timeout = 2.0 if cause == "session_timeout" else 60
     script = {"connect": [["blocks"]]} if when == "connect" else {}
     session = case.launch([when, "blocks"], orders={"session_timeout": timeout}, **script)
     asked = None
