@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The layout of a restored cluster: where each path lies, and what a survey finds."""
+"""The layout of a restored cluster: where each path is, and what a survey finds."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_survey(layout: Layout, tmp_path: pathlib.Path) -> None:
 
 
 def test_a_link_in_the_place_of_a_directory(layout: Layout, tmp_path: pathlib.Path) -> None:
-    """It is removed, never what it leads to."""
+    """The link is removed, never its target."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("x")
