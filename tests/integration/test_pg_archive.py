@@ -208,7 +208,7 @@ def test_standbys(sandbox: Sandbox, archives: Archives) -> None:
     recovers_by(sandbox, standby, result(promoted, "standby")["restore_command"])
 
 
-def test_what_is_there_is_respected(sandbox: Sandbox, archives: Archives) -> None:
+def test_existing_archiving_is_respected(sandbox: Sandbox, archives: Archives) -> None:
     """The user's own command, one that archives nothing, a missing library, and directories that are not writable."""
 
     def primary(name: str, **settings: t.Any) -> Server:

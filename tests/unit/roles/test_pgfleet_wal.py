@@ -253,7 +253,7 @@ def test_durable_before_it_counts(place: Place) -> None:
         assert order == [NAME, "archive"]
 
 
-def test_appeared_meanwhile(place: Place) -> None:
+def test_stored_by_another_host(place: Place) -> None:
     """A host outside the lock's reach stores the same name: its file stays."""
     real_link = os.link
 
@@ -285,7 +285,7 @@ def test_lock_held_for_long(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_zstd
-def test_killed_while_zstd_goes_on(place: Place) -> None:
+def test_killed_while_zstd_runs(place: Place) -> None:
     """A process orphaned by a kill does not write into the file of the next attempt."""
     fifo = place.source.with_name("slow")
     os.mkfifo(fifo)

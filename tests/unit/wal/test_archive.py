@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An archive: what it has and what it gives, by directory and by command, and the restore_command for it."""
+"""An archive: its files, read as a directory and through a command, and the restore_command for it."""
 
 from __future__ import annotations
 
