@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The proof that a server archives: a segment is finished, archived, and fetched back.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def prove(
     if missing:
         report = archiver_report(connection)
         raise BackupError(
-            f"The WAL file {segment} was not archived within {timeout:g} s; {archiver_words(info['address'], report)}",
+            f"The WAL file {segment} was not archived within {timeout:g} s: {archiver_words(info['address'], report)}",
             code="wal_not_archived",
             hint=f"Check the server's log and the archive's free space. WAL is archived by {means}.",
             missing=missing,

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How a server archives its WAL, and how it is to: decided from facts, without asking or changing anything.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Sources: PostgreSQL, "Continuous Archiving and Point-in-Time Recovery", "Archive Modules", and the settings
 ``archive_mode``, ``archive_command``, ``archive_library``.
@@ -141,14 +141,14 @@ def problems_of(archiving: Archiving) -> list[Problem]:
 
 
 def _problems_of_own(archiving: Archiving) -> list[Problem]:
-    instead = f"replace it by {option('method')}=script or basic_archive."
+    instead = f"{option('method')}=script or basic_archive"
     problems = []
     if not archiving.library and not archiving.command:
         problems.append(
             problem(
                 "archive_command_empty",
                 f"Neither archive_command nor archive_library is set; {option('method')}=own only checks it.",
-                f"Set one of them, or {instead}",
+                f"Set one of them, or use {instead}.",
             )
         )
     if archiving.mode == "off":
@@ -156,7 +156,7 @@ def _problems_of_own(archiving: Archiving) -> list[Problem]:
             problem(
                 "archive_mode_off",
                 "archive_mode is off.",
-                f"Set it where this server's archive_command or archive_library is managed, or {instead}",
+                f"Set it where this server's archive_command or archive_library is managed, or use {instead}.",
             )
         )
     if not archiving.library and archiving.command.strip() in PLACEHOLDERS:
@@ -164,7 +164,7 @@ def _problems_of_own(archiving: Archiving) -> list[Problem]:
             problem(
                 "archive_command_discards",
                 f"archive_command is {archiving.command}, which throws the WAL away.",
-                instead[0].upper() + instead[1:],
+                f"Replace it by {instead}.",
             )
         )
     return problems
