@@ -16,12 +16,11 @@ VARIABLES = "PGFLEET_VARIABLES"
 
 
 class BackupError(Exception):
-    """A refusal or a failure with a reason that a person can act on.
+    """A refusal or a failure with a reason that the administrator can act on.
 
-    ``msg`` says which backup or server, what happened and, where PostgreSQL
-    spoke, its own words and SQLSTATE. ``hint`` is the next step, best as the
-    exact command. ``code`` is a stable snake_case word for programs, with an
-    entry in docs/errors.md, and ``details`` are JSON-able facts that the module returns beside ``msg``.
+    ``msg`` says which backup or server, what happened and, for an error of PostgreSQL, its own message and SQLSTATE.
+    ``hint`` is the next step, best as the exact command. ``code`` is a stable snake_case word for programs, with an
+    entry in docs/errors.md. ``details`` are facts for JSON, which the module returns next to ``msg``.
     """
 
     def __init__(self, msg: str, code: str, hint: str = "", **details: t.Any) -> None:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Including the WAL: what a restore needs, copied from the server's ``pg_wal`` into the backup's.
+"""Including the WAL: the files that a restore needs, copied from the server's ``pg_wal`` into the backup's.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
@@ -26,7 +26,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import tim
 
 PIECE = 1 << 20
 
-# A standby replaces a segment that it fetches from the archive; what replaced it has the same content.
+# A standby replaces a segment by one that it fetches from the archive, which has the same content.
 ATTEMPTS = 3
 PAUSE = 0.2  # seconds
 
@@ -69,9 +69,9 @@ def include_wal(
 
 
 class Inclusion:
-    """Copies from ``source``, a server's ``pg_wal``, to ``target``; after a crash the same calls go on.
+    """Copies from ``source``, a server's ``pg_wal``, to ``target``; after a crash the same calls continue the work.
 
-    ``size`` is that of a segment in bytes.
+    ``size`` is the segment size in bytes.
     """
 
     def __init__(self, source: str, target: str, size: int, system_identifier: int) -> None:
@@ -83,20 +83,20 @@ class Inclusion:
         os.makedirs(self._status, mode=0o700, exist_ok=True)
 
     def include(self, name: str, end: t.Optional[int] = None) -> str:
-        """Copy one file, unless that has been done, and return its SHA-256 in hexadecimal digits.
+        """Copy one file, unless it is already copied, and return its SHA-256 in hexadecimal digits.
 
-        What a segment has behind the LSN ``end`` is left out; it is filled up with zeros, at which replay ends. Raises
-        :class:`BackupError`: ``wal_removed`` when the server has the file no more, ``bad_segment`` or ``bad_history``
-        when it is not what its name says.
+        WAL after the LSN ``end`` is replaced by zeros, at which replay ends. Raises :class:`BackupError`:
+        ``wal_removed`` when the server no longer has the file, ``bad_segment`` or ``bad_history`` when its content
+        contradicts its name.
         """
         target = os.path.join(self._target, name)
-        # It got its name when it was whole.
+        # A file gets its name only when it is whole.
         digest = _digest(target) if os.path.exists(target) else self._copy(name, end, target)
         os.close(os.open(os.path.join(self._status, name + ".done"), os.O_WRONLY | os.O_CREAT, 0o600))
         return digest
 
     def make_durable(self) -> None:
-        """Flush the names; the contents are."""
+        """Flush the names; the contents are flushed already."""
         for directory in (self._status, self._target, os.path.dirname(self._target)):
             fsync_path(directory)
 
@@ -113,15 +113,15 @@ class Inclusion:
         )
 
     def _copy_once(self, name: str, end: t.Optional[int], target: str) -> str:
-        """Copy, and return the SHA-256. Raises FileNotFoundError when the source was not the same file all the time."""
+        """Copy, and return the SHA-256. Raises FileNotFoundError when the source was replaced by another file."""
         source = os.path.join(self._source, name)
         digest = hashlib.sha256()
         with replacing(target) as copy, open(source, "rb", buffering=0) as stream:
             for piece in self._pieces(stream, name, end):
                 digest.update(piece)
                 copy.write(piece)
-            # A segment is recycled by renaming it, and written to only after that. While the name still leads to the
-            # file that was read, nothing was.
+            # The server renames a segment before it writes to it again. While the name still leads to the file that was
+            # read, its content has not changed.
             if not same(identity(source), identity_of(os.fstat(stream.fileno()))):
                 raise FileNotFoundError(source)
         return digest.hexdigest()

@@ -21,7 +21,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activit
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.adopt import adopt
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include_wal import include_wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import tell_wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import wal_sentence
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import start_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.stop_checks import (
     check_control,
@@ -67,7 +67,7 @@ def result(backup: Backup, record: BackupRecord, changed: bool, msg: str) -> dic
         "backup_id": backup.id,
         "directory": backup.path,
         "changed": changed,
-        "msg": msg + tell_wal(record),
+        "msg": msg + wal_sentence(record),
         "state": "published" if backup.published else record.state,
         "start_lsn": _segments.format_lsn(start.lsn),
         "stop_lsn": _segments.format_lsn(stop.lsn),

@@ -83,7 +83,7 @@ def connection_kwargs(params: t.Mapping[str, t.Any], application_name: str) -> d
         raise BackupError(
             f"{option('connect_params')} must not hold {', '.join(clash)}.",
             code="bad_connect_params",
-            hint="Each of them has an option of its own; client_encoding is always SQL_ASCII.",
+            hint="Each of them has its own option; client_encoding is always SQL_ASCII.",
         )
     host = params.get("login_host") or ""
     if params.get("login_unix_socket") and host in ("", "localhost"):
