@@ -49,7 +49,7 @@ SENTENCES: t.Final = {
 
 
 def imports_of(path: pathlib.Path) -> set[str]:
-    """Return the files of ours, as dotted names below plugins, that a file imports at any time."""
+    """Return the collection's files, as dotted names below plugins, that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):

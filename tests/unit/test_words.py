@@ -48,7 +48,7 @@ def variables_of(role: str) -> set[str]:
 
 
 def tasks_of(role: str) -> t.Iterator[tuple[str, Task]]:
-    """Yield each task of a role, blocks included, with the words that its environment gives to the modules."""
+    """Yield each task of a role, blocks included, with the option names that its environment gives to modules."""
     folder = ROOT / "roles" / role / "tasks"
     files = {path.name: yaml.safe_load(path.read_text()) or [] for path in sorted(folder.glob("*.yml"))}
     words: dict[str, str] = {}
@@ -77,7 +77,7 @@ def tasks_of(role: str) -> t.Iterator[tuple[str, Task]]:
 
 
 def calls_of(role: str) -> t.Iterator[tuple[str, str, dict[str, t.Any]]]:
-    """Yield the words, the module and the arguments of each of our modules that a role calls or sets defaults for."""
+    """Yield option names, module and arguments for each of our modules that a role calls or sets defaults for."""
     for words, task in tasks_of(role):
         for holder in (task, task.get("module_defaults", {})):
             for key, arguments in holder.items():
@@ -87,7 +87,7 @@ def calls_of(role: str) -> t.Iterator[tuple[str, str, dict[str, t.Any]]]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_words_of_a_role_are_its_variables(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument that is one variable of the role is called by that variable's name."""
+    """Messages name an argument that is one variable of the role by that variable."""
     wrong = {}
     for words, module, arguments in calls_of(role):
         monkeypatch.setenv(VARIABLES, words)
@@ -99,7 +99,7 @@ def test_the_words_of_a_role_are_its_variables(role: str, monkeypatch: pytest.Mo
 
 
 def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
-    """Return the files of ours that a file imports."""
+    """Return the collection's files that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PREFIX):
@@ -112,7 +112,7 @@ def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
 
 @functools.cache
 def named_options(module: str) -> dict[str, str]:
-    """Return the options that a module, or what it imports, names in its messages, and in which file."""
+    """Return the options that a module or its imports name in messages, each with its file."""
     left, seen = [PLUGINS / "modules" / f"{module}.py"], set()
     found: dict[str, str] = {}
     while left:

@@ -11,6 +11,7 @@ Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the re
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import typing as t
@@ -215,10 +216,17 @@ def _entries(directory: bytes) -> list[os.DirEntry[bytes]]:
         raise unreadable(directory, exc) from exc
 
 
-def remove(place: bytes) -> None:
-    """Remove something that a survey found to be surplus. Raises BackupError as ``unwritable``."""
+def remove(place: bytes, is_directory: bool) -> None:
+    """Remove a surplus file, link or tree of a survey. Raises BackupError as ``unwritable``.
+
+    A file or link that has become a directory since the survey is not removed: that tree was never judged.
+    """
     try:
-        _trees.remove(place)
+        if is_directory:
+            _trees.remove(place)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(place)
     except OSError as exc:
         raise unwritable(exc.filename or place, exc) from exc
 
