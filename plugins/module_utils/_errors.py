@@ -42,7 +42,7 @@ def option(name: str) -> str:
     """Return what the user set: the variable of the role that called the module, else the option of the module.
 
     With ``pg_backup_ timeout=archive_timeout`` in the environment ``wal`` is ``pg_backup_wal`` and ``timeout`` is
-    ``pg_backup_archive_timeout``. A role that has no variable for an option says so: ``login_host=``.
+    ``pg_backup_archive_timeout``. A role declares that it has no variable for an option: ``login_host=``.
     """
     prefix, *renamed = os.environ.get(VARIABLES, "").split() or [""]
     for pair in renamed:

@@ -43,7 +43,7 @@ def handle_argument_spec() -> dict[str, t.Any]:
 
 
 def archive_argument_spec(command: bool = True) -> dict[str, t.Any]:
-    """Return the arguments of the ``archive`` documentation fragment, with ``restore_command`` where it is wanted."""
+    """Return the arguments of the ``archive`` documentation fragment, with ``restore_command`` if ``command``."""
     arguments: dict[str, t.Any] = {"archive_directory": {"type": "path"}}
     return {**arguments, "restore_command": {"type": "str"}} if command else arguments
 
@@ -63,7 +63,7 @@ def recovery_target_argument_spec() -> dict[str, t.Any]:
 
 
 def detached_argument_spec(run_id: bool = False) -> dict[str, t.Any]:
-    """Return the arguments of the ``detached`` documentation fragment, with ``run_id`` where it is wanted."""
+    """Return the arguments of the ``detached`` documentation fragment, with the option ``run_id`` if that is true."""
     arguments: dict[str, t.Any] = {
         "progress_interval": duration("10 seconds"),
         "wait_timeout": duration("0"),

@@ -72,7 +72,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the newest backup
+- name: Check the newest backup
   pgfleet.basebackup.backup_verify:
     repository: /srv/backups
     cluster: main

@@ -30,7 +30,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 
-# A copy is over when its record says so; see _copy_job.
+# The copy has ended when this record says so; see copy_process.py.
 COPY_RECORD = ("copy", "progress.json")
 
 

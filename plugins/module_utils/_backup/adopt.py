@@ -50,19 +50,19 @@ def read_listing(path: str) -> frozenset[bytes]:
 def adopt(backup: Backup, server: Server, stopped: bool, algorithm: str, jobs: int) -> dict[bytes, ManifestFile]:
     """Bring what the user's own step has put into ``backup`` into shape, and return its files by path, described.
 
-    ``stopped`` says that an earlier call has stopped the backup. Raises :class:`BackupError` as :func:`take_over`.
+    ``stopped`` means that an earlier call has stopped the backup. Raises :class:`BackupError` as :func:`take_over`.
     """
     destination = os.fsencode(backup.path)
     live = _copy_process.scan_source(server, follow_symlinks=False)
     at_start = read_listing(backup.file(LISTING))
     take_over(live, destination, server.major, server.catalog_version, at_start)
     if not stopped:
-        # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
-        # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.
+        # A standby's backup requires that pg_control is copied last, which a user's step may not do. Never after the
+        # stop: a newer one may need WAL beyond the backup's end. The call that stopped has copied it.
         _backup_copy.copy_control(live.data_directory, destination, algorithm="NONE", sync=True)
 
     def check() -> None:
-        """A session that ends meanwhile is noticed at the stop."""
+        """Check nothing: the stop notices a session that has ended."""
 
     sync_tree(destination, jobs=jobs, check=check)
     found = _backup_copy.hash_missing(destination, set(), jobs=jobs, algorithm=algorithm, check=check)

@@ -31,7 +31,7 @@ ATTEMPTS = 3
 PAUSE = 0.2  # seconds
 
 
-# How often a copy of WAL tells the session that keeps it that it is still going on.
+# Seconds between two renewals of the session that keeps the WAL during its copy.
 RENEW_SECONDS = 10.0
 
 
@@ -43,7 +43,7 @@ def include_wal(
     end: t.Optional[int],
     renew: t.Callable[[], None],
 ) -> dict[str, str]:
-    """Copy the ``required`` WAL files, and those that help, to ``target``; return the SHA-256 of each by its name.
+    """Copy the ``required`` WAL files and some useful ones to ``target``, and return the SHA-256 of each by its name.
 
     The last timeline's segments are included up to the LSN ``end``, or as a whole; ``ranges`` are those of the backup,
     the newest first. ``renew`` is called every ``RENEW_SECONDS``. Raises :class:`BackupError` as
@@ -51,8 +51,8 @@ def include_wal(
     """
     size, wal = server.wal_segment_size, os.path.join(server.data_directory, "pg_wal")
     files: dict[str, t.Optional[int]] = dict.fromkeys(required, end)
-    # As pg_basebackup does, where they are there: without its history a promoted copy would not know where its
-    # timeline comes from, and pg_verifybackup wants the segment that an older timeline ends in from that timeline.
+    # As pg_basebackup does, if they exist: without the history file a promoted copy would not know the ancestor of its
+    # timeline, and pg_verifybackup requires the last segment of an older timeline from that timeline.
     more: dict[str, t.Optional[int]] = {_segments.history_name(one.timeline): None for one in ranges}
     for one in ranges[1:]:
         more[_segments.segment_name(one.timeline, _segments.last_segment_of(one.end, size), size)] = one.end

@@ -62,7 +62,7 @@ def _outdated(activity: Activity, rules: Rules) -> str:
     if not _takeable(activity, rules) or activity.copying:
         return ""
     if not _fits(activity, rules):
-        return f"It was started with {option('wal')}={activity.wal}, and now {rules.wal} is wanted."
+        return f"It was started with {option('wal')}={activity.wal}, and now {rules.wal} is set."
     if rules.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
         return ""
     if time.time() - activity.stopped_at <= rules.max_age:

@@ -29,7 +29,7 @@ class ArchiveAndBackup(DirectoryArchive):
 
     def __init__(self, directory: str, outer: t.Optional[Archive], size: int, identifier: int) -> None:
         super().__init__(directory, size, identifier)
-        self.description = f"{outer.description if outer else 'what there is:'} and the WAL in the backup"
+        self.description = f"{outer.description} and the WAL in the backup" if outer else "the WAL in the backup"
         self.can_list = outer is None or outer.can_list
         self._outer = outer
 

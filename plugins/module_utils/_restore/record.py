@@ -73,7 +73,7 @@ class Destination(t.NamedTuple):
 def read_destination(findings: Findings, data: bytes) -> Destination:
     """Return the state of ``data``, a path without links."""
     state = findings.collect(OTHER, state_of, data)
-    # A request beside a complete cluster belongs to an earlier restore.
+    # A request in a complete cluster belongs to an earlier restore.
     request = read_request(data) if state in (EMPTY, INTERRUPTED) else Request()
     return Destination(data, state, read_record(data), request)
 
@@ -147,7 +147,7 @@ def state_of(data: bytes) -> str:
 
 
 def control_in(data: bytes) -> t.Optional[ControlFile]:
-    """Return the control file of the cluster in ``data``, None without a good one."""
+    """Return the control file of the cluster in ``data``, None when there is no valid one."""
     try:
         return read_control(data + b"/" + CONTROL, attempts=1)
     except BackupError:

@@ -208,7 +208,7 @@ class Connection:
                 tuple(psycopg2.extensions.string_types), "AS_TEXT", lambda value, _cursor: value
             )
             psycopg2.extensions.register_type(as_text, cursor)
-            # psycopg2 does not know of it and still decodes as latin-1, which cannot fail.
+            # psycopg2 does not notice that and still decodes as latin-1, which cannot fail.
             cursor.execute("SET client_encoding = 'UTF8'")
             cursor.execute(query.encode("utf-8", "surrogateescape"))
             return cursor.fetchall() if cursor.description else []

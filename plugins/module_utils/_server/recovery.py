@@ -85,7 +85,7 @@ def ask(params: t.Mapping[str, t.Any], data_directory: t.Optional[str] = None) -
             try:
                 row = connection.row(QUESTION)
                 if data_directory:
-                    # Its process exists as long as the connection.
+                    # Its process ends with the connection.
                     _refuse_other(row["backend_pid"], data_directory)
                 break
             except BackupError as exc:

@@ -52,7 +52,7 @@ class VerificationJob(Job):
         return bool(self.read())
 
     def join(self) -> None:
-        """Record that the result is still wanted."""
+        """Record that a task still waits for the result."""
         os.utime(self.lock)
 
     def prepare(self) -> None:

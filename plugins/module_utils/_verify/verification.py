@@ -88,7 +88,7 @@ def verify(
     included = record.includes_wal
     reads_wal = WAL in options.levels or (FULL in options.levels and included)
     archive = None if included or not reads_wal else _archive(backup, record.server, options)
-    # It reads the manifests of its own version only.
+    # It reads only manifests of its own version.
     tool = find("pg_verifybackup", record.server.major, options.bin_directory) if options.pg_verifybackup else None
     files = quick.files
     hashed = [one for one in files if one.entry.algorithm] if FULL in options.levels else []
@@ -117,10 +117,10 @@ def verify(
         bad += [one for one in found if one["path"] not in known]
         result["wal_files"] = len(record.required_wal)
     if tool:
-        said = run_tool(tool, backup, FULL in options.levels, included, check)
-        result["pg_verifybackup"] = said
-        if not said["ok"] and not bad:
-            bad.append(bad_file("", "pg_verifybackup", f"Only pg_verifybackup found damage: {said['output']}"))
+        answer = run_tool(tool, backup, FULL in options.levels, included, check)
+        result["pg_verifybackup"] = answer
+        if not answer["ok"] and not bad:
+            bad.append(bad_file("", "pg_verifybackup", f"Only pg_verifybackup found damage: {answer['output']}"))
     return {**_result(backup, bad, begun), **result}
 
 

@@ -103,7 +103,7 @@ def test_claim_with_a_damaged_record(backup: Backup) -> None:
 @pytest.mark.parametrize("state", ["stopped", "complete", "failed"])
 def test_look_at_recorded_states(tmp_path: pathlib.Path, state: str) -> None:
     """No session is asked: after the stop the record alone counts."""
-    activity = _work.look(make_backup(make_cluster(tmp_path), state=state, error="why"))
+    activity = _work.activity_of(make_backup(make_cluster(tmp_path), state=state, error="why"))
     assert (activity.state, activity.reason, activity.owner, activity.locked) == (state, "why", "me", False)
     assert (activity.stopped_at is None) == (state == "failed")
 
@@ -154,7 +154,7 @@ def test_session_of_another_host(backup: Backup) -> None:
     assert _work.activity_of(backup)[:2] == ("running", "")
     assert not _work.activity_of(backup).here
     write(backup, "owner.json", {"owner": "one", "since": 1.0, "seen": time.time() - 3700})
-    assert _work.look(backup).state == "failed"
+    assert _work.activity_of(backup).state == "failed"
     # A running copy renews it too.
     write(backup, "copy/progress.json", {"state": "running", "percent": 1.0})
     assert _work.activity_of(backup).state == "running"

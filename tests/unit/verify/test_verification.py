@@ -281,8 +281,8 @@ def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch
 
 def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checksums that cannot be computed do not count as verified."""
-    look = _verify.Look(published.backup, published.backup.load())
-    files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in look.files]
+    quick = _verify.QuickCheck(published.backup, published.backup.load())
+    files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in quick.files]
     monkeypatch.setattr(_host_checksums, "crc32c", None)
     with pytest.raises(BackupError) as caught:
         list(_verify_checksums.wrong_checksums(files, 2, lambda: None, lambda done_bytes, done_files: None))
