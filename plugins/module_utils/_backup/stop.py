@@ -201,7 +201,7 @@ class Stop:
         tablespaces: t.Iterable[int],
         control: _control.ControlFile,
     ) -> StartFacts:
-        """Return the result of the start. Raises :class:`BackupError` if it contradicts the copy: the backup is void."""
+        """Return the start. Raises :class:`BackupError` when the copy contradicts it: the backup is void."""
         server, start = self._server, start_of(self._backup)
         try:
             refuse_new_tablespaces(self._backup.id, state, server.data_directory)
