@@ -117,6 +117,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import (
     archiver_report,
+    archiver_words,
     archives_itself,
     missing_on_server,
     require_cluster,
@@ -198,11 +199,8 @@ def main() -> None:
                 report = archiver_report(connection)
                 raise late(
                     missing,
-                    f"the archiver of {info['address']} last succeeded with {report['last_archived_wal'] or 'nothing'}"
-                    f" at {report['last_archived_time'] or 'no time'} and last failed with"
-                    f" {report['last_failed_wal'] or 'nothing'}"
-                    f" at {report['last_failed_time'] or 'no time'}.",
-                    "Check archive_command, the archive's free space and the server's log; on an idle"
+                    archiver_words(info["address"], report),
+                    "Look at archive_command, the archive's free space and the server's log; on an idle"
                     " primary switch the WAL.",
                     archiver=report,
                 )

@@ -73,7 +73,7 @@ def test_same_id_again(steps: Steps, primary: Server) -> None:
 
 
 @BOTH
-def test_somebody_else_is_at_work(steps: Steps, second: Steps, primary: Server) -> None:
+def test_another_run_is_at_work(steps: Steps, second: Steps, primary: Server) -> None:
     """Skip starts none and reports the other run, its start and its progress; fail fails; allow starts one more."""
     steps.start(owner="the first run")
     with steps.copying() as copy:

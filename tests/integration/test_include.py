@@ -342,7 +342,7 @@ def test_the_session_ends_but_the_wal_is_there(sandbox: Sandbox, repository: pat
 
 
 @pytest.mark.majors(14, 15, 18)
-def test_what_stands_in_the_way(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
+def test_missing_prerequisites(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
     """No REPLICATION, no free slot, on 18 a short limit for idle slots: reported with a hint, nothing starts."""
     primary = sandbox.primary(major, archive=False, max_replication_slots=1)
     start, stop = (

@@ -419,8 +419,8 @@ def test_the_wal_ends_with_the_backup(world: World) -> None:
     """A standby's backup can end where the archive ends: PostgreSQL misses the target `immediate` there."""
     standby = world.sandbox.standby(world.server)
     world.server.sql("CHECKPOINT")
-    # The restartpoint at the backup's start writes this page, and sets the end to where the standby is: after the
-    # switch nothing is written any more.
+    # The restartpoint at the backup's start writes this page, and sets the end to the standby's position: nothing is
+    # written after the switch.
     world.write(1)
     world.archived()
     standby.catch_up()

@@ -85,7 +85,7 @@ def test_claims_at_once(backup: Backup) -> None:
     assert owner_of(backup)["owner"] == "x" * 500
 
 
-def test_claim_of_what_is_gone(backup: Backup) -> None:
+def test_claim_of_a_removed_backup(backup: Backup) -> None:
     gone = Backup(backup.cluster, "b1", published=False)
     backup.remove()
     with pytest.raises(BackupError) as caught:
@@ -132,7 +132,7 @@ def test_look_at_a_session_that_does_not_answer(backup: Backup, monkeypatch: pyt
     assert (activity.state, "did not answer" in activity.reason) == ("running", True)
 
 
-def test_lock_is_looked_at_first(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_is_checked_first(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that starts its session and releases the lock during a look must not pass for a dead backup."""
     steps: list[str] = []
     monkeypatch.setattr(Backup, "is_worked_on", lambda self: steps.append("lock") or True)

@@ -143,7 +143,7 @@ def test_dead(cluster: Cluster, sessions: Sessions) -> None:
     assert choose(cluster) == (None, None, [])
 
 
-def test_dead_beside_alive(cluster: Cluster, sessions: Sessions) -> None:
+def test_dead_and_alive(cluster: Cluster, sessions: Sessions) -> None:
     for name in ("a", "b", "c"):
         heard_of(make_backup(cluster, name), "one", 100)
     sessions["b"] = ("copied", "")
@@ -279,7 +279,7 @@ def test_cleaning(cluster: Cluster, sessions: Sessions, launched: list[Backup]) 
     assert cluster.find("old") is not None
 
 
-def test_cleaning_spares_what_somebody_has_gone_on_with(
+def test_cleaning_spares_a_backup_that_another_run_continued(
     cluster: Cluster, sessions: Sessions, launched: list[Backup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The start happens between the decision and the cleaning, and may wait for a checkpoint."""

@@ -67,7 +67,7 @@ def test_log_file() -> None:
     assert decide(log_file="/var/log/pg.log")["log_file"] == "/var/log/pg.log"
 
 
-def test_running_server_is_no_refusal() -> None:
+def test_running_server_is_not_refused() -> None:
     """A running server is no reason to refuse: the role stops it."""
     assert decide(plan=planned(RUNNING_THERE))["refusal"] == ""
     assert decide(plan=planned(RUNNING_THERE, REFUSAL))["refusal"] == "It is not empty. Use delta."

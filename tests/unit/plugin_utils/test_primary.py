@@ -53,7 +53,7 @@ def test_host_of_the_play() -> None:
     assert (found["several"], found["problems"]) == ("", [])
 
 
-def test_hosts_that_were_not_looked_at() -> None:
+def test_hosts_that_were_not_queried() -> None:
     """A host whose query failed, or that is in another batch, is not a candidate."""
     found = find(facts(), hostvars(a={"__pg_backup_server": {"failed": True, "msg": "No route."}}))
     assert found["find_primary"] is True

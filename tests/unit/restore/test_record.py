@@ -41,7 +41,7 @@ def touch(path: bytes) -> None:
         pass
 
 
-def test_a_record_counts_beside_its_control_file(data: bytes) -> None:
+def test_a_record_counts_with_its_control_file(data: bytes) -> None:
     write_record(data, RECORD)
     assert read_record(data) is None
     touch(data + b"/global/pg_control")

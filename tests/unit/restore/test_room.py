@@ -51,6 +51,6 @@ def test_one_file_system(layout: Layout, tmp_path: pathlib.Path, monkeypatch: py
 def test_saved_wal_on_another_file_system(layout: Layout) -> None:
     wal = OldWal(("x", "y"), b"/dev/shm/saved")
     if os.stat("/dev/shm").st_dev == os.stat(os.path.dirname(layout.data)).st_dev:
-        pytest.skip("/dev/shm is no file system of its own here")
+        pytest.skip("/dev/shm is not a separate file system here")
     systems = check_room(Findings(), layout, Contents(), Survey({}, []), wal, MB)
     assert [(one.directory, one.needed) for one in systems][1:] == [(b"/dev/shm", 2 * MB)]

@@ -127,7 +127,7 @@ def test_metadata(published: Published, changes: dict[str, t.Any]) -> None:
     assert ("backup.json", "damaged") in published.bad("quick", "full", "wal")
 
 
-def test_metadata_is_no_json(published: Published) -> None:
+def test_metadata_is_not_json(published: Published) -> None:
     (published.path / "backup.json").write_text("{")
     assert published.bad("quick", "full", "wal") == {("backup.json", "damaged")}
 
@@ -266,7 +266,7 @@ def test_which_one(tmp_path: pathlib.Path) -> None:
     assert _verify_job.chosen(cluster, "latest").id == "a"
 
 
-def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_during_the_verification(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backup removed during its verification is not called damaged."""
 
     def check() -> None:
