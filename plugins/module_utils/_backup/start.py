@@ -221,18 +221,18 @@ class Start:
 
 
 def start_of(backup: Backup) -> t.Optional[StartFacts]:
-    """Return what the start of ``backup`` returned, None before it has."""
+    """Return the result of the start of ``backup``, None before it has started."""
     record = backup.load()
     if record.outcome is not None:
         return record.start
-    said = session_of(backup).recorded()
-    if "start_lsn" not in said:
+    state = session_of(backup).recorded()
+    if "start_lsn" not in state:
         return None
-    lsn, size = _segments.parse_lsn(said["start_lsn"]), record.server.wal_segment_size
+    lsn, size = _segments.parse_lsn(state["start_lsn"]), record.server.wal_segment_size
     return StartFacts(
         lsn=lsn,
-        wal_file=_segments.segment_name(said["start_timeline"], _segments.segment_of(lsn, size), size),
-        timeline=said["start_timeline"],
-        from_standby=said["from_standby"],
-        started_at=said["started_at"],
+        wal_file=_segments.segment_name(state["start_timeline"], _segments.segment_of(lsn, size), size),
+        timeline=state["start_timeline"],
+        from_standby=state["from_standby"],
+        started_at=state["started_at"],
     )

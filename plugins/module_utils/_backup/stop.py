@@ -250,16 +250,16 @@ class Stop:
             raise self._void(exc) from exc
 
     def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> CopyFacts:
-        said = read_progress(self._backup)
+        progress = read_progress(self._backup)
         return CopyFacts(
-            by=BY_US if said else BY_USER,
+            by=BY_US if progress else BY_USER,
             files=len(files),
             bytes=sum(one.size for one in files.values()),
-            seconds=said.get("seconds"),
-            checksum_algorithm=said.get("checksum_algorithm"),
-            special_files=tuple(SpecialFile(**one) for one in said.get("special_files") or ()),
-            vanished_files=said.get("vanished_files"),
-            reused_files=said.get("reused_files"),
+            seconds=progress.get("seconds"),
+            checksum_algorithm=progress.get("checksum_algorithm"),
+            special_files=tuple(SpecialFile(**one) for one in progress.get("special_files") or ()),
+            vanished_files=progress.get("vanished_files"),
+            reused_files=progress.get("reused_files"),
         )
 
     def _ranges(
