@@ -172,12 +172,12 @@ def main() -> None:
         identifier = int(params["system_identifier"])
         method = "archive_directory" if params["archive_directory"] else "restore_command"
         source = params[method]
-        look = missing_in_directory if params["archive_directory"] else missing_by_command
+        missing_in = missing_in_directory if params["archive_directory"] else missing_by_command
         missing = wait_archived(
-            lambda wanted: look(source, wanted, size, identifier), names, params["timeout"], params["interval"]
+            lambda wanted: missing_in(source, wanted, size, identifier), names, params["timeout"], params["interval"]
         )
         if missing:
-            raise late(missing, f"looked for by {method}: {source}.", "Look at what fills the archive.")
+            raise late(missing, f"looked for by {method}: {source}.", "Check the process that fills the archive.")
         return method, source, params["system_identifier"]
 
     def from_server() -> tuple[str, str, str]:

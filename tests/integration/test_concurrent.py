@@ -79,12 +79,12 @@ def test_another_run_is_at_work(steps: Steps, second: Steps, primary: Server) ->
     with steps.copying() as copy:
         skipped = second.ok("backup_start", concurrent="skip", owner="the second run")
         assert (skipped["changed"], skipped["skipped_busy"], skipped["backup_id"]) == (False, True, "one")
-        assert "the first run works on the backup one since 20" in skipped["msg"]
+        assert "the first run has been working on the backup one since 20" in skipped["msg"]
         assert "% copied" in skipped["msg"]
         assert skipped["busy"]["owner"] == "the first run"
         failed = second.fails("backup_start", concurrent="fail", owner="the second run")
         assert failed["code"] == "busy"
-        assert "the first run works on the backup one" in failed["msg"]
+        assert "the first run has been working on the backup one" in failed["msg"]
         assert not second.work.exists()
         assert second.start(concurrent="allow", owner="the second run")["changed"]
         assert len(sessions(primary)) == 2

@@ -213,7 +213,7 @@ def test_other_hosts_continue_by_default(fleet: RoleHosts, primary: Server, roll
     variables = {"pg_backup_serial": "1", "pg_backup_max_fail_percentage": "0"} if rolling else {}
     play = fleet.run(hosts, check=True, extra_vars=variables)
     assert play.rc != 0
-    assert 'a_broken: the backup of the cluster a_broken failed at "look | Look at the server"' in message(
+    assert 'a_broken: the backup of the cluster a_broken failed at "gather | Check the server"' in message(
         play, "a_broken"
     )
     assert ("would be taken" in told(play, "b_good")) is not rolling

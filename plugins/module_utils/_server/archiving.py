@@ -68,7 +68,7 @@ class Archiving:
         script = os.path.join(wanted.home, _script.SCRIPT)
         self.mode = wanted.archive_mode
         self.restore_command = _script.restore_command(script, wanted.directory)
-        # A server from 16 on refuses a command beside a library.
+        # A server from 16 on refuses a command together with a library.
         basic = self.method == BASIC_ARCHIVE
         self.library = BASIC_ARCHIVE if basic else ""
         self.command = "" if basic else _script.archive_command(script, wanted.directory, wanted.compression)

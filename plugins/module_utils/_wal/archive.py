@@ -35,7 +35,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.files impo
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import is_segment, segment_numbers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry
 
-# The role pg_archive installs it beside its archive.
+# The role pg_archive installs it next to its archive.
 SCRIPT = "pgfleet_wal.py"
 
 # The programs that a restore_command calls.

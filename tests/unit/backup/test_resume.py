@@ -307,7 +307,7 @@ def test_busy(cluster: Cluster, sessions: Sessions, launched: list[Backup]) -> N
         assert (answer["skipped_busy"], answer["changed"], answer["busy"]["owner"]) == (True, False, "one")
         with pytest.raises(BackupError) as caught:
             start(cluster, concurrent="fail").run()
-        assert (caught.value.code, "one works on the backup b1" in caught.value.msg) == ("busy", True)
+        assert (caught.value.code, "one has been working on the backup b1" in caught.value.msg) == ("busy", True)
         start(cluster, concurrent="allow").run()
     assert len(launched) == 1
 

@@ -108,7 +108,7 @@ def test_upstream() -> None:
     [
         ("d", {"failed": True, "msg": "Connection refused."}, "Connection refused."),
         ("d", {"unreachable": True, "msg": "No route to host."}, "No route to host."),
-        ("d", {"changed": False}, "It is not known."),
+        ("d", {"changed": False}, "It is unknown."),
         ("", {"primary": {"error": "It has no upstream."}}, "It has no upstream."),
         ("", {"failed": True, "msg": "Connection refused."}, "Connection refused."),
     ],

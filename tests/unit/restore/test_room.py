@@ -16,7 +16,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findin
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Existing, Layout, Space, Survey
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import OldWal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.room import FileSystem, check_room
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import Found
 
 MB = 1 << 20
 VERSION = b"PG_18_202506291"
