@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible.module_utils.common.text.formatters import bytes_to_human
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import readable_bytes
 
 Facts = t.Mapping[str, t.Any]
 
@@ -33,7 +33,7 @@ def first_cluster(facts: Facts) -> Facts:
 
 def size(number: t.Optional[int]) -> str:
     """Return a size for people."""
-    return "unknown" if number is None else str(bytes_to_human(number))
+    return "unknown" if number is None else readable_bytes(number)
 
 
 def joined(words: t.Iterable[t.Any], nothing: str = "none") -> str:

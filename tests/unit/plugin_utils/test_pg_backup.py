@@ -133,7 +133,7 @@ def test_plan_of_a_primary() -> None:
     assert answer["plan"] == [
         "db: a base backup of the primary at db:5432 (PostgreSQL 18.3) would be taken.",
         "From: /data; tablespaces: extra",
-        "Size: 40.00 MB; free: unknown",
+        "Size: 40.0 MiB; free: unknown",
         "To: /srv/main",
         "WAL: switched here",
         "Unfinished: none",

@@ -101,7 +101,7 @@ def test_plan() -> None:
         "db: the backup b1 of the cluster main would be restored in /drills/main.drill.",
         "Why this one: the newest",
         "Target: immediate",
-        "Size: 2.00 KB",
+        "Size: 2.0 KiB",
         "Then: pg_amcheck (auto), 2 checks of yours, pg_checksums (no)",
         "What would stop it: nothing",
     ]
