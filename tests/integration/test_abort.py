@@ -129,7 +129,7 @@ def test_kept_for_inspection(steps: Steps) -> None:
     assert (entry["state"], entry["session_alive"]) == ("failed", False)
     assert "was aborted" in entry["problem"]
     for name in ("backup_start", "backup_stop"):
-        assert "given up" in steps.fails(name)["msg"]
+        assert "aborted" in steps.fails(name)["msg"]
     gone(steps)
 
 
