@@ -13,7 +13,7 @@ import pytest
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> t.Generator[None, t.Any, None]:
-    """In CI a skipped test is a failure: there everything that a test needs can be installed."""
+    """Turn a skip into a failure in CI, where everything that a test needs can be installed."""
     outcome = yield
     report = outcome.get_result()
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":

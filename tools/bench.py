@@ -1,10 +1,10 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How fast copies and restores are, against ``cp -a`` and ``pg_basebackup``: prints Markdown tables.
+"""Measure how fast copies and restores are, against ``cp -a`` and ``pg_basebackup``; prints Markdown tables.
 
-Every contender runs once in each round, and what counts is the median of the rounds. Times are those of whole
-processes, the start of the interpreter included. Files are in the page cache when they are read.
+Every contender runs once in each round; the median of the rounds counts. Times are those of whole processes, including
+the start of the interpreter. Files are in the page cache when they are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLLECTIONS = pathlib.Path(sys.prefix) / "collections"
 
 
 def engine(source: pathlib.Path, catalog_version: int, jobs: int, algorithm: str, sync: bool, control: bool) -> Run:
-    """Return a run of the copy engine in a process of its own, its workers' memory included in the peak."""
+    """Return a run of the copy engine in its own process; the peak includes its workers' memory."""
 
     def run(target: pathlib.Path) -> int:
         options = {
@@ -68,7 +68,7 @@ def make_cluster(sandbox: Sandbox, scale: int, incompressible: int) -> tuple[Ser
     """Return a server with pgbench's tables and a table of ``incompressible`` MB, and its catalogue version."""
     server = sandbox.primary(archive=False, max_wal_size="128MB", min_wal_size="32MB", max_wal_senders=4)
     server.pgbench_init(scale)
-    # 62 random UUIDs are 992 bytes a row, which stay in the table as they are.
+    # 62 random UUIDs are 992 bytes a row, stored inline and uncompressed.
     server.sql("CREATE TABLE noise (id int, junk bytea)")
     server.sql("ALTER TABLE noise ALTER junk SET STORAGE PLAIN")
     server.sql(
@@ -81,7 +81,7 @@ def make_cluster(sandbox: Sandbox, scale: int, incompressible: int) -> tuple[Ser
 
 
 def make_small_files(directory: pathlib.Path, count: int) -> pathlib.Path:
-    """Make what many empty databases look like: ``count`` files of 8 to 64 kB, 300 a directory."""
+    """Create files as many empty databases have them: ``count`` files of 8 to 64 kB, 300 per directory."""
     (directory / "pg_tblspc").mkdir()
     chance = random.Random(20000)  # noqa: S311 - the same files in every run, no secret
     blob = os.urandom(1 << 20)
@@ -139,7 +139,7 @@ def measure_small_files(bench: Bench, count: int) -> None:
 
 
 def measure_role(sandbox: Sandbox, runs: int) -> None:
-    """Measure what a run of the role costs besides the copy: on a primary, and when nothing is to do."""
+    """Measure what a run of the role costs apart from the copy: on a primary, and when there is nothing to do."""
     server = sandbox.primary()
     repository = sandbox.directory("repository")
     play = [{"hosts": "all", "gather_facts": False, "roles": ["pgfleet.basebackup.pg_backup"]}]

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the benchmark runs in its own process, so that the memory of the work and its workers is known.
+"""Programs that the benchmark runs in their own process, so that the memory of the work and its workers is known.
 
-``copy`` takes its options as JSON in the second argument, ``restore`` is the module backup_restore with the number of
-its jobs in the second argument. The peak in kB is the last word of the output.
+``copy`` takes its options as JSON in the second argument. ``restore`` runs the module backup_restore; the second
+argument is its number of jobs. The last word of the output is the peak in kB.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def copy() -> None:
 
 def restore() -> None:
     """Run the module with its work in this process instead of a detached one."""
-    # Not above: it takes longer to import than a small copy takes.
+    # Not at the top: the import takes longer than a small copy.
     from ansible_collections.pgfleet.basebackup.plugins.modules import backup_restore
 
     def launch(self: Job, lock: int) -> None:
@@ -51,9 +51,9 @@ def restore() -> None:
         recorder.begin()
         self._run(recorder)
 
-    setattr(Job, "launch", launch)  # noqa: B010 - mypy takes an assignment for a mistake
+    setattr(Job, "launch", launch)  # noqa: B010 - mypy rejects an assignment
     atexit.register(report, int(sys.argv.pop()))
-    # The module would take an argument for a file with its parameters.
+    # The module would read its parameters from a file named by an argument.
     sys.argv.pop()
     backup_restore.main()
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the benchmark measures: contenders in turns, medians, ratios, targets, and the peers of every part."""
+"""How the benchmark measures: contenders in turn, medians, ratios, targets, and the reference programs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MB = 1_000_000
 # Run as text by the Python of the database hosts, whose user may not be able to read the clone.
 ENGINE = pathlib.Path(__file__).with_name("bench_engine.py")
 
-# Copies to the directory and returns its peak memory in kB, 0 when that was not measured.
+# Copies to the directory and returns its peak memory in kB, 0 if not measured.
 Run = t.Callable[[pathlib.Path], int]
 
 
 @dataclasses.dataclass
 class Contender:
-    """Something to measure, what must be done before each time, and what came out."""
+    """A program to measure, its preparation before each run, and its results."""
 
     name: str
     run: Run
@@ -59,7 +59,7 @@ class Bench:
         self._made = 0
 
     def measure(self, title: str, contenders: t.Sequence[Contender], targets: t.Sequence[Target]) -> None:
-        """Run all contenders in turns and print a table and the targets."""
+        """Run all contenders in turn and print a table and the targets."""
         for _round in range(self.runs):
             for contender in contenders:
                 self._made += 1
@@ -76,7 +76,7 @@ class Bench:
 
 
 def empty(directory: pathlib.Path) -> None:
-    """Give back the space of a copy but keep its files: ext4 looks long for new inodes after many were deleted."""
+    """Free the space of a copy but keep its files: after many deletions ext4 is slow to find free inodes."""
     for parent, _names, files in os.walk(directory):
         for name in files:
             os.truncate(os.path.join(parent, name), 0)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The part of the benchmark about restores: full ones against ``cp -a``, and repairs of a damaged directory."""
+"""The benchmark's restores: full ones against ``cp -a``, and repairs of a damaged directory."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Restores:
         return restore
 
     def peak(self, target: pathlib.Path, jobs: int = 2, **options: t.Any) -> int:
-        """Return the memory in kB that a restore needs, its workers included; its time would not be the module's."""
+        """Return the peak memory in kB of a restore, including its workers; its time would not be the module's."""
         command = [binaries.server_python(), "-c", ENGINE.read_text(), "restore", str(jobs)]
         stdin = json.dumps({"ANSIBLE_MODULE_ARGS": {**self.arguments(target), "jobs": jobs, **options}})
         done = run(command, env={"PYTHONPATH": str(payload())}, stdin=stdin, timeout=600)
         return int(done.stderr.split()[-1])
 
     def delta(self, place: pathlib.Path, share: float, sync: bool) -> Contender:
-        """Return the repair of a directory, of whose bytes ``share`` are in damaged files; it is damaged before."""
+        """Return the repair of a directory with ``share`` of its bytes in damaged files; each run damages it first."""
         chance = random.Random(1)  # noqa: S311 - the same files in every run, no secret
 
         def repair(_target: pathlib.Path) -> int:

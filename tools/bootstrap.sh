@@ -3,13 +3,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # bootstrap.sh .venv | .venv-oldest
-# Makes a virtual environment with the locked tools. Every Python that can be found is run, since a command on PATH may
-# be a broken shim; the newest that works makes .venv, the oldest .venv-oldest.
+# Creates a virtual environment with the locked tools: .venv with the newest Python that works, .venv-oldest with the
+# oldest. Runs every Python that it finds, since a command on PATH may be a broken shim.
 set -eu
 venv=$1
 cd "$(dirname "$0")/.."
 
-# An environment, above all the one to be made, is no base for another.
+# A virtual environment, above all the one to be created, cannot be the base of another.
 probe='import ensurepip, ssl, sys, venv; v = sys.version_info; assert sys.prefix == sys.base_prefix
 print(v[0] * 100 + v[1])'
 candidates() {
@@ -21,7 +21,7 @@ candidates() {
         if [ -x "$path" ]; then echo "$path"; fi
     done
 }
-working() { # "<version> <path>" of each that works and that an ansible-core in requirements/ supports
+working() { # "<version> <path>" of each Python that works and is supported by an ansible-core in requirements/
     candidates | while read -r path; do
         version=$("$path" -c "$probe" 2>/dev/null </dev/null) || continue
         if [ "$version" -ge 311 ] && [ "$version" -le "$1" ]; then echo "$version $path"; fi

@@ -4,8 +4,8 @@
 """``make demo``: two servers, their WAL archived, backed up under load, verified, proven by a drill, and one of them
 recovered to the moment before a table was dropped.
 
-``make demo-down`` ends and removes all of it, also after a demo that was killed. Everything lies in one folder:
-``demo-sandbox`` in the clone or, where the server user cannot reach that, a folder in the cache.
+``make demo-down`` ends and removes all of it, even after a demo that was killed. Everything is in one folder:
+``demo-sandbox`` in the clone or, if the server user cannot reach that, a folder in the cache.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .demo_output import Output, shortened, table
 MAJOR: t.Final = binaries.NEWEST
 SCALE: t.Final = 5
 ACCOUNTS: t.Final = SCALE * 100_000
-# Enough to change pages all over the place while they are copied, too little to fill a disk in the hour.
+# Enough to change pages everywhere during the copy, too little to fill a disk in an hour.
 LOAD: t.Final = ("-n", "-c", "2", "-R", "200", "-T", "3600")
 SERVICE: t.Final = "service=primary"
-# Seconds to wait for what takes a few on an idle machine.
+# Seconds to wait for steps that take a few on an idle machine.
 PATIENCE: t.Final = 120
 
 Events = t.List[t.Dict[str, t.Any]]
@@ -54,7 +54,7 @@ class Demo:
         self.services = folder / "pg_service.conf"
 
     def run(self) -> None:
-        """Show everything; any exception means that it is not as it should be."""
+        """Run all steps; any exception means that one went wrong."""
         self.servers()
         self.archive()
         self.load()
@@ -70,9 +70,9 @@ class Demo:
     # -- the steps -----------------------------------------------------------------------------------------------
 
     def servers(self) -> None:
-        """Make the servers, and the files by which Ansible and PostgreSQL's programs find them."""
+        """Create the servers, and the files by which Ansible and PostgreSQL's programs find them."""
         self.output.heading(f"A primary with a tablespace and a standby with a replication slot: PostgreSQL {MAJOR}")
-        # PostgreSQL's own defaults where the tests trade safety for speed.
+        # PostgreSQL's defaults, where the tests trade safety for speed.
         options: dict[str, t.Any] = {"fsync": True, "autovacuum": True}
         self.primary = self.sandbox.primary(MAJOR, archive=False, tablespaces=["extra"], **options)
         self.standby = self.sandbox.standby(self.primary, **options)
@@ -94,7 +94,7 @@ class Demo:
         """Fill the tablespace and write to it until `back_up_again` has ended."""
         self.output.heading(f"{ACCOUNTS:,} pgbench accounts in the tablespace, and a load that runs during the backups")
         self.postgresql("pgbench", "-i", "-q", "-s", str(SCALE), "--tablespace=extra", SERVICE)
-        # So that the standby's backup starts here, too, and not at a restartpoint before all this.
+        # So that the standby's backup starts here too, not at an earlier restartpoint.
         self.primary.sql("CHECKPOINT")
         self.standby.catch_up(PATIENCE)
         self.standby.sql("CHECKPOINT")
@@ -134,12 +134,12 @@ class Demo:
         self.output.say("backup successfully verified, both")
 
     def drill(self) -> None:
-        """Prove both backups by restoring them."""
+        """Prove both backups by a restore drill."""
         self.output.heading("Drill: restore both beside the live servers, start, look for corruption, remove again")
         self.messages(self.play("drill", changed=True))
 
     def catalogue(self) -> None:
-        """Show what the repository holds: one proven backup of each server."""
+        """Show the catalogue: one proven backup of each server."""
         self.output.heading("The catalogue: what the repository holds")
         rows = [["cluster", "backup", "from", "size", "start LSN", "stop LSN", "proven at"]]
         backups = []
@@ -159,7 +159,7 @@ class Demo:
         self.output.say(table(rows))
 
     def disaster(self) -> None:
-        """Drop a table, and write something after it."""
+        """Drop a table, and commit something after that."""
         self.output.heading("Drop a table by mistake, and commit something else after it")
         self.standby.stop(timeout=PATIENCE)
         self.output.say("(The standby is stopped first: it could not follow its primary back.)")
@@ -170,7 +170,7 @@ class Demo:
         self.output.say(f"Before, at {self.moment}, pgbench_history had {self.kept[0]:,} rows.")
 
     def recover(self) -> None:
-        """Plan and do the recovery."""
+        """Plan the recovery, then carry it out."""
         self.output.heading("Recover the primary to the moment before: first the plan, then the recovery")
         options = [
             "-e", "pg_recover_hosts=primary", "-e", "pg_recover_delta=true",
@@ -187,7 +187,7 @@ class Demo:
         self.output.say(f"pgbench_history has its {self.kept[0]:,} rows again; pg_amcheck finds nothing.")
 
     def end(self) -> None:
-        """Say what remains."""
+        """Report what remains."""
         self.output.heading("Everything worked. The primary is still running; to look further:")
         self.output.command("psql", SERVICE)
         inventory = shortened(self.inventory)
@@ -200,7 +200,7 @@ class Demo:
     # -- what the steps share ------------------------------------------------------------------------------------
 
     def write_inventory(self) -> None:
-        """Write the servers as hosts, the standby first: plays that take one host after the other keep this order."""
+        """Write the servers as hosts, the standby first: plays that run host by host keep this order."""
         common = {
             "ansible_become_user": server_user().name,
             "pg_backup_fast": True,
@@ -212,7 +212,7 @@ class Demo:
         self.inventory.write_text(f"# The demo's two servers, as hosts of an inventory.\n{text}")
 
     def host(self, server: Server) -> dict[str, t.Any]:
-        """Return a host's variables: what the four roles must know of it."""
+        """Return a host's variables: what the four roles must know about it."""
         variables = host_vars(server)
         own = {name[len("pg_backup_") :]: value for name, value in variables.items() if name.startswith("pg_backup_")}
         programs = {"bin_directory": str(binaries.prefix(MAJOR) / "bin")}
@@ -230,7 +230,7 @@ class Demo:
         return variables
 
     def write_environment(self) -> pathlib.Path:
-        """Write what a shell needs to repeat the commands, libpq's services among it; return the file."""
+        """Write what a shell needs to repeat the commands, including libpq's services; return the file."""
         services = [
             f"[{one.name}]\nhost={one.socket_directory}\nport={one.port}\nuser=postgres\ndbname=postgres\n"
             for one in (self.primary, self.standby)
@@ -245,7 +245,7 @@ class Demo:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What PostgreSQL's programs need to find the servers as services."""
+        """The environment in which PostgreSQL's programs find the servers as services."""
         return {**binaries.environment(MAJOR), "PGSERVICEFILE": str(self.services)}
 
     def postgresql(self, program: str, *arguments: str) -> None:
@@ -259,11 +259,11 @@ class Demo:
         return bool(self.primary.sql("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"))
 
     def transactions(self) -> int:
-        """Return how many transactions of the load are committed."""
+        """Return how many transactions of the load have committed."""
         return int(self.primary.value("SELECT count(*) FROM pgbench_history"))
 
     def state(self) -> tuple[t.Any, ...]:
-        """Return what tells one state of the database from another (pgbench's documentation, TPC-B)."""
+        """Return numbers that differ between any two states of the database (pgbench's documentation, TPC-B)."""
         return self.primary.sql(
             "SELECT (SELECT count(*) FROM pgbench_history), (SELECT sum(delta) FROM pgbench_history),"
             " (SELECT sum(abalance) FROM pgbench_accounts), (SELECT count(*) FROM in_extra)"
@@ -275,9 +275,9 @@ class Demo:
         directory = self.sandbox.directory("ansible", 0o755)
         env = ansible_environment(directory)
         env["ANSIBLE_LOAD_CALLBACK_PLUGINS"] = "1"
-        # What a killed Ansible leaves in it goes with the folder. Its modules, run by the server user, inherit this.
+        # A killed Ansible leaves files here, which go with the folder. Modules run by the server user inherit this.
         env["TMPDIR"] = str(self.sandbox.directory("tmp", 0o1777))
-        # Servers that the roles start need it as those that the harness starts do.
+        # Servers started by the roles need it, as those started by the harness do.
         env.update(binaries.environment(MAJOR))
         events = pathlib.Path(env["PGFLEET_EVENTS"])
         events.unlink(missing_ok=True)
@@ -298,7 +298,7 @@ class Demo:
         return self.ansible("ansible", hosts, "-b", "-m", f"pgfleet.basebackup.{name}", "-a", arguments)
 
     def play(self, name: str, *arguments: str, changed: bool, hosts: int = 2) -> Events:
-        """Run one of the playbooks and return its events; it must have changed each of the hosts, or none."""
+        """Run one of the playbooks and return its events; require that it changed every host, or none."""
         events = self.ansible("ansible-playbook", f"playbooks/{name}.yml", *arguments)
         stats: dict[str, dict[str, int]] = events[-1]["stats"]
         servers = {host: numbers for host, numbers in stats.items() if host != "localhost"}
@@ -309,7 +309,7 @@ class Demo:
         return events
 
     def messages(self, events: Events, *beginnings: str) -> None:
-        """Show the last message of each host, or those lines of it that begin with one of ``beginnings``."""
+        """Show the last message of each host, or its lines that begin with one of ``beginnings``."""
         last = {event["host"]: event["result"]["msg"] for event in events if event.get("result", {}).get("msg")}
         for host, message in sorted(last.items()):
             for line in [message] if isinstance(message, str) else message:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the demo lies: its folder, and the processes in it."""
+"""The demo's folder, and the processes in it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tests.harness.modules import CLONE
 from tests.harness.servers import is_alive, wait_until
 from tests.harness.user import run, server_user
 
-# The path of a Unix socket has at most 107 bytes; Ansible's is <folder>/tmp/pymp-12345678/listener-12345678
+# A Unix socket's path has at most 107 bytes; Ansible's is <folder>/tmp/pymp-12345678/listener-12345678
 LONGEST_PATH: t.Final = 70
 
 
 class DemoError(Exception):
-    """A step went wrong; the text says what to do."""
+    """A step failed; the message says why."""
 
 
 def places() -> tuple[pathlib.Path, pathlib.Path]:
-    """Return where the demo's folder may be: in the clone, and in the cache under a name that is the clone's own."""
+    """Return where the demo's folder may be: in the clone, or in the cache under a name unique to the clone."""
     name = "demo-" + hashlib.sha256(os.fsencode(CLONE)).hexdigest()[:8]
     return CLONE / "demo-sandbox", binaries.cache_directory() / name
 
 
 def choose_folder() -> pathlib.Path:
-    """Return the first place that the server user can reach and whose sockets have short enough paths."""
+    """Return the first place that the server user can reach and whose socket paths are short enough."""
     for path in places():
         path.mkdir()
         path.chmod(0o755)
@@ -47,7 +47,7 @@ def choose_folder() -> pathlib.Path:
 
 
 def processes(folder: pathlib.Path) -> list[int]:
-    """Return the demo's processes: those that name the folder, or something in it, as an argument."""
+    """Return the demo's processes: those with the folder, or a path in it, as an argument."""
     mine = {os.geteuid(), server_user().uid}
     found = []
     for proc in pathlib.Path("/proc").glob("[0-9]*"):
@@ -59,12 +59,12 @@ def processes(folder: pathlib.Path) -> list[int]:
             ):
                 found.append(int(proc.name))
         except OSError:
-            continue  # It has ended meanwhile.
+            continue  # It has ended.
     return [pid for pid in found if is_alive(pid) and pid not in _ancestors()]
 
 
 def _ancestors() -> set[int]:
-    """Return this process and those that it was started by: somebody's shell may name the folder, too."""
+    """Return this process and its ancestors: the user's shell may have the folder as an argument, too."""
     pids = {pid := os.getpid()}
     while pid > 1:
         pid = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -73,7 +73,7 @@ def _ancestors() -> set[int]:
 
 
 def end_processes(folder: pathlib.Path) -> None:
-    """End whatever runs in the folder."""
+    """End every process in the folder."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in processes(folder):
             with contextlib.suppress(OSError):
@@ -87,7 +87,7 @@ def end_processes(folder: pathlib.Path) -> None:
 
 
 def down() -> list[pathlib.Path]:
-    """End and remove every demo of this clone; return the folders that there were."""
+    """End and remove every demo of this clone; return the folders removed."""
     there = [path for path in places() if path.exists()]
     for path in there:
         end_processes(path)
@@ -100,5 +100,5 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return not path.exists()
 
-    # The last processes of a server that was killed may still write for a moment.
+    # The last processes of a killed server may still write for a moment.
     wait_until(removed, f"{path} is removed", timeout=20)

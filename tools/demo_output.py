@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the demo shows: a few lines for each step on the screen, and everything in a log."""
+"""The demo's output: a few lines for each step on the screen, and everything in a log."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Output:
             self._print(f"   {line}".rstrip())
 
     def command(self, *args: str | os.PathLike[str]) -> None:
-        """Print a command that the reader can repeat."""
+        """Print a command that the user can repeat."""
         self.say(f"$ {shlex.join([os.fspath(arg) for arg in args])}")
 
     def _print(self, line: str) -> None:
@@ -59,13 +59,13 @@ class Output:
             file.write(text)
 
     def tail(self) -> str:
-        """Return the end of the log, without what is far too long for a screen."""
+        """Return the end of the log, without lines far too long for a screen."""
         lines = self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..." for line in lines)
 
 
 def table(rows: t.Sequence[t.Sequence[str]]) -> str:
-    """Return rows, the first of them a heading, in columns."""
+    """Return rows as aligned columns; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -73,6 +73,6 @@ def table(rows: t.Sequence[t.Sequence[str]]) -> str:
 
 
 def shortened(path: str | os.PathLike[str]) -> str:
-    """Return a path relative to the clone, in which the commands shown are run, if it is in there."""
+    """Return a path relative to the clone, where the user runs the commands, if it is inside."""
     absolute = pathlib.Path(path)
     return str(absolute.relative_to(CLONE)) if absolute.is_relative_to(CLONE) else str(absolute)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make molecule``: the scenarios in extensions/molecule on a primary and its standby that are made for them.
+"""``make molecule``: run the scenarios in extensions/molecule on a temporary primary and its standby.
 
 The scenarios find the two as hosts ``primary`` and ``standby`` of the group ``databases`` in the inventory file that
 ``PGFLEET_INVENTORY`` names, with login, repository and interpreter as variables, and ``molecule_archive`` and
@@ -24,7 +24,7 @@ from tests.harness.sandbox import Sandbox
 
 
 def main() -> int:
-    """Run ``molecule test`` with the arguments given, all scenarios without."""
+    """Run ``molecule test`` with the arguments given; without any, run all scenarios."""
     with Sandbox() as sandbox:
         primary = sandbox.primary(tablespaces=["extra"])
         standby = sandbox.standby(primary)
@@ -37,7 +37,7 @@ def main() -> int:
         inventory = sandbox.root / "inventory.yml"
         inventory.write_text(yaml.safe_dump({"databases": {"hosts": hosts}}))
         env = {**ansible_environment(sandbox.directory("molecule", mode=0o755)), "PGFLEET_INVENTORY": str(inventory)}
-        # Molecule writes its state below the home; an editor's or terminal's width must not fold the output.
+        # Molecule writes its state below the home; the terminal's width must not wrap the output.
         env.update(HOME=str(sandbox.root / "molecule"), COLUMNS="120", PGFLEET_ROOT=str(sandbox.root))
         command = [bin_path("molecule"), "test", *(sys.argv[1:] or ["--all"])]
         return subprocess.run(command, cwd=CLONE / "extensions", env={**os.environ, **env}, check=False).returncode

@@ -19,7 +19,7 @@ from tests.harness.modules import CLONE
 
 CACHE: t.Final = CLONE / ".cache" / "sanity"
 
-# ansible-test fetches pip for its environments from a server of its own; this installs the same one from PyPI.
+# ansible-test fetches pip for its environments from its own server; this installs the same version from PyPI.
 GET_PIP: t.Final = """\
 import subprocess, sys
 packages = [word for word in sys.argv[1:] if not word.startswith("-")]
@@ -29,7 +29,7 @@ sys.exit(subprocess.call(command + ["install"] + packages))
 
 
 def copy_tree() -> pathlib.Path:
-    """Copy what git knows or would add, afresh, and return the copy."""
+    """Copy all files that git tracks or would add to an empty folder, and return it."""
     target = CACHE / "ansible_collections" / "pgfleet" / "basebackup"
     shutil.rmtree(target, ignore_errors=True)
     listed = subprocess.run(
@@ -40,14 +40,14 @@ def copy_tree() -> pathlib.Path:
         if os.path.lexists(source):
             os.makedirs(os.path.dirname(copy), exist_ok=True)
             shutil.copy2(source, copy, follow_symlinks=False)
-    # A repository of its own: ansible-test would ask the clone's, where the copy is ignored.
+    # Its own repository: ansible-test would otherwise ask the clone's, which ignores the copy.
     subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
     subprocess.run(["git", "add", "--all"], cwd=target, check=True)
     return target
 
 
 def environment() -> dict[str, str]:
-    """Return the environment: a home in the cache, and the folders of real interpreters before any shims."""
+    """Return the environment: a home in the cache, and PATH with real interpreters before any shims."""
     home = CACHE / "home"
     cache = home / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class _ThisPython:
 
 
 def main() -> int:
-    """Run all parts, also after a failure; return 1 if one failed."""
+    """Run all parts, even after a failure; return 1 if one failed."""
     tree, env = copy_tree(), environment()
     this = _ThisPython.version
     others = [version for version in binaries.interpreters() if version != this and version not in ("3.7", "3.8")]

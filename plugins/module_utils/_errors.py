@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one exception that reaches the administrator, and the words for the options that it names.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_errors``: the one exception that reaches the administrator; it imports nothing.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def option(name: str) -> str:
     """Return what the user set: the variable of the role that called the module, else the option of the module.
 
     With ``pg_backup_ timeout=archive_timeout`` in the environment ``wal`` is ``pg_backup_wal`` and ``timeout`` is
-    ``pg_backup_archive_timeout``.
+    ``pg_backup_archive_timeout``. A role that has no variable for an option says so: ``login_host=``.
     """
     prefix, *renamed = os.environ.get(VARIABLES, "").split() or [""]
     for pair in renamed:
         own, _equals, variable = pair.partition("=")
         if own == name:
-            return prefix + variable
+            return prefix + variable if variable else name
     return prefix + name

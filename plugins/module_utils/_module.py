@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the modules share: arguments of the handle, and the way from a result or an error to the task.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_module``: arguments and results that the modules share; only modules import it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import claim
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units import seconds
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
@@ -86,14 +86,14 @@ def read_durations(params: dict[str, t.Any], positive: str = "", may_be_zero: st
             continue
         given, params[name] = params[name], seconds(params[name], name)
         if params[name] == 0 and name in positive.split():
-            raise BackupError(f"{name} must be longer than 0, not {given}.", code="bad_duration")
+            raise BackupError(f"{option(name)} must be longer than 0, not {given}.", code="bad_duration")
 
 
 def require_positive(params: t.Mapping[str, t.Any], *names: str) -> None:
     """Raise :class:`BackupError` unless the numbers ``names`` are above zero."""
     for name in names:
         if params[name] <= 0:
-            raise BackupError(f"{name} must be greater than 0, not {params[name]}.", code="bad_number")
+            raise BackupError(f"{option(name)} must be greater than 0, not {params[name]}.", code="bad_number")
 
 
 def cluster_of(module: AnsibleModule) -> Cluster:

@@ -129,7 +129,7 @@ log:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
@@ -195,7 +195,7 @@ def main() -> None:
     def work() -> dict[str, object]:
         read_durations(params, may_be_zero="timeout")
         if not os.path.isabs(directory):
-            raise BackupError(f"data_directory must be an absolute path, not {directory}.", code="bad_path")
+            raise BackupError(f"{option('data_directory')} must be an absolute path, not {directory}.", code="bad_path")
         return {"started": started, "stopped": stopped, "restarted": restarted}[params["state"]]()
 
     run(module, work)

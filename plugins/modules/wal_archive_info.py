@@ -219,7 +219,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.recoverable import archive_info
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     archive_argument_spec,
     duration,
@@ -262,7 +262,7 @@ def main() -> None:
             raise BackupError(
                 f"The archive {directory} is not a directory of this host.",
                 code="archive_missing",
-                hint="Name archive_directory, or set up archiving with the role pgfleet.basebackup.pg_archive.",
+                hint=f"Set {option('archive_directory')}, or set up an archive with the role pg_archive.",
             )
         identifier = params["system_identifier"] or (cluster.system_identifier() if cluster else None)
         if identifier and not identifier.isdigit():

@@ -108,7 +108,7 @@ archiver:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     archive_argument_spec,
     duration,
@@ -156,7 +156,7 @@ def main() -> None:
     def late(missing: list[str], where: str, advice: str, **details: object) -> BackupError:
         return BackupError(
             f"The WAL file {missing[0]} was not archived within {params['timeout']:g} s ({len(missing)} of {len(names)}"
-            f" are missing); {where}",
+            f" are missing): {where}",
             code="wal_not_archived",
             hint=f"{advice} The backup is kept; run it again to go on waiting.",
             missing=missing,
@@ -189,7 +189,7 @@ def main() -> None:
                     f"The standby at {info['address']} has archive_mode={info['archiving']['mode']}: it"
                     f" does not archive, the primary does.",
                     code="not_the_archiver",
-                    hint="Ask the primary, or name archive_directory or restore_command.",
+                    hint=f"Ask the primary, or set {option('archive_directory')} or {option('restore_command')}.",
                 )
             missing = wait_archived(
                 lambda wanted: missing_on_server(connection, info, wanted), names, params["timeout"], params["interval"]

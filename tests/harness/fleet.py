@@ -1,14 +1,14 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Database hosts that are reached by real ssh, without a container engine or an image.
+"""Database hosts reached by real ssh, without a container engine or an image.
 
-A host is this machine's own file system under an overlay, in namespaces of its own, with sshd as its first process.
-Its network cable ends at a bridge in the controller's network namespace, which has no way out. Ansible stays where it
-is; only its ssh enters that namespace.
+A host is this machine's file system under an overlay, in its own namespaces, with sshd as its first process.
+Its virtual network cable ends at a bridge in the controller's network namespace, which has no route to the outside.
+Ansible runs outside; only its ssh enters that namespace.
 
-Processes, networks and mounts of a fleet belong to its namespaces, and these to processes that die with the process
-that made them. So nothing remains, not even after SIGKILL, but one directory.
+Processes, networks and mounts of a fleet belong to its namespaces, which belong to processes that die with the process
+that created them. So only one directory remains, even after SIGKILL.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROGRAMS: t.Final = {
 }  # fmt: skip
 
 # The first process of a host: $1 is its name, $2 its directory, $3 the folder for /etc/fleet, $4 the harness cache,
-# which may be a mount of its own, so that the overlay would not show it.
+# which may be a separate mount that the overlay would not show.
 INIT: t.Final = """\
 set -eu
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -92,7 +92,7 @@ ServerAliveInterval 1
 ServerAliveCountMax 3
 """
 
-# The README's ways to log in as backup: over the socket by being postgres, over the network by password.
+# The README's ways to log in as backup: over the socket as the system user postgres, over the network by password.
 HBA: t.Final = f"""\
 local all postgres peer map=admin
 local all backup peer map=backup
@@ -107,7 +107,7 @@ backup postgres backup
 
 
 def obstacle() -> str:
-    """Return why this machine can have no fleet, '' when it can."""
+    """Return why a fleet cannot run on this machine, '' when it can."""
     if os.geteuid() != 0:
         return "hosts with sshd need root"
     missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
@@ -126,7 +126,7 @@ def _unshare() -> list[str]:
 
 
 class Namespace:
-    """A process in namespaces of its own, and what it may start there."""
+    """A process in its own namespaces, and the commands run in them."""
 
     def __init__(self, command: t.Sequence[str | pathlib.Path], log: pathlib.Path) -> None:
         """Start ``command`` there as the first process."""
@@ -136,7 +136,7 @@ class Namespace:
             )
         self.log = log
         self.init = int(wait_until(lambda: children_of(self._process.pid), "the namespaces are made")[0])
-        # Kept open: the kernel gives the number of a namespace that is gone to the next one, perhaps another test's.
+        # Kept open: the kernel reuses the number of a removed namespace for the next one, perhaps another test's.
         self._net = os.open(f"/proc/{self.init}/ns/net", os.O_RDONLY)
 
     def enter(self, args: t.Sequence[str | os.PathLike[str]], *kinds: str, **kwargs: t.Any) -> str:
@@ -146,15 +146,15 @@ class Namespace:
         return run(["nsenter", "--target", str(self.init), *options, "--", *args], **kwargs).stdout
 
     def ip(self, *commands: str) -> None:
-        """Run commands of ip in the network namespace."""
+        """Run ``ip`` commands in the network namespace."""
         self.enter(["ip", "-batch", "-"], "net", stdin="\n".join(commands))
 
     def processes(self) -> dict[int, str]:
-        """Return all processes of the network namespace, numbered as outside, with their command lines."""
+        """Return the command lines of all processes in the network namespace by their process ids on this machine."""
         found = {}
         own = os.readlink(f"/proc/self/fd/{self._net}")
         for name in filter(str.isdigit, os.listdir("/proc")):
-            # Many are gone before they are looked at.
+            # Many end before they can be read.
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{name}/ns/net") == own:
                     line = pathlib.Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
@@ -162,7 +162,7 @@ class Namespace:
         return found
 
     def end(self) -> None:
-        """Kill everything in the namespaces and wait until it is gone."""
+        """Kill every process in the namespaces and wait until all have ended."""
         self._process.kill()
         self._process.wait()
         for pid in self.processes():
@@ -176,7 +176,7 @@ class Host(Namespace):
     """A database host ``name``, reached at ``address``."""
 
     def __init__(self, name: str, address: str, directory: pathlib.Path, etc: pathlib.Path) -> None:
-        """Start the host in the new folder ``directory``; ``etc`` is what becomes its /etc/fleet."""
+        """Start the host in the new folder ``directory``; ``etc`` becomes its /etc/fleet."""
         for folder in (directory, directory / "upper", directory / "work", directory / "root"):
             folder.mkdir()
             folder.chmod(0o755)
@@ -188,12 +188,12 @@ class Host(Namespace):
         """What is not as on this machine, for looking: whoever writes uses `path`."""
 
     def listens(self) -> bool:
-        """Whether sshd, which a host starts last, takes connections."""
+        """Whether sshd, which a host starts last, accepts connections."""
         assert self._process.poll() is None, self.log.read_text()
         return ":0016 00000000:0000 0A" in pathlib.Path(f"/proc/{self.init}/net/tcp").read_text()
 
     def path(self, inside: str) -> pathlib.Path:
-        """Return where an absolute path of the host is seen from outside, by root alone."""
+        """Return the path on this machine of an absolute path on the host; only root can read it."""
         return pathlib.Path(f"/proc/{self.init}/root{inside}")
 
     def run(self, args: t.Sequence[str | os.PathLike[str]], user: str = "root", **kwargs: t.Any) -> str:
@@ -202,7 +202,7 @@ class Host(Namespace):
         return self.enter([*become, *args], *NAMESPACES, **kwargs)
 
     def outside(self, pid: int) -> int:
-        """Return the number outside of the process that has the number ``pid`` on the host."""
+        """Return the process id on this machine of the process that is ``pid`` on the host."""
         for candidate in self.processes():
             with contextlib.suppress(OSError):
                 status = pathlib.Path(f"/proc/{candidate}/status").read_text()
@@ -226,10 +226,10 @@ class Host(Namespace):
 
 
 class HostServer(Server):
-    """PostgreSQL on a host. Its directory and socket are paths from outside, through which root may look and ask."""
+    """PostgreSQL on a host. Its directory and socket are paths on this machine, which root can read and connect to."""
 
     def __init__(self, host: Host, major: int, upstream: Server | None = None) -> None:
-        """Name it, with nothing there yet."""
+        """Name the server; nothing is created yet."""
         super().__init__(major, host.name, host.path(f"/var/lib/postgresql/{major}"), 5432, upstream=upstream)
         self.host = host
         host.run(["mkdir", "-m", "0700", self._inside(self.directory)], user="postgres")
@@ -244,7 +244,7 @@ class HostServer(Server):
 
     @property
     def pid(self) -> int | None:
-        """None: the host counts processes of its own, and no signal must go by its number."""
+        """None: the host has its own process ids, so no signal may be sent to this one."""
         return None
 
     def tool(self, name: str, *args: str | os.PathLike[str], **kwargs: t.Any) -> subprocess.CompletedProcess[str]:
@@ -255,7 +255,7 @@ class HostServer(Server):
         return subprocess.CompletedProcess(command, 0, out, "")
 
     def make_primary(self, replication_password: str) -> HostServer:
-        """Fill and start it as a primary with an archive, and with the role ``replicator`` for standbys."""
+        """Initialise and start a primary with an archive, and with the role ``replicator`` for standbys."""
         data = self._inside(self.data)
         self.host.run(["cp", "-r", "--preserve=mode", template(self.major), data])
         self.host.run(["chown", "-R", "postgres:postgres", data])
@@ -263,7 +263,7 @@ class HostServer(Server):
         (self.data / "pg_ident.conf").write_text(IDENT)
         archive = archive_command(pathlib.Path(ARCHIVE))
         settings = {**FAST, "listen_addresses": "*", "archive_mode": True, "archive_command": archive}
-        # Otherwise each checkpoint takes its time, and a backup starts with one.
+        # Otherwise each checkpoint is spread, and a backup starts with one.
         self.conf(**settings, unix_socket_directories=SOCKETS, checkpoint_completion_target=0)
         self.start()
         self.sql("CREATE ROLE replicator LOGIN REPLICATION PASSWORD %s", [replication_password])
@@ -271,7 +271,7 @@ class HostServer(Server):
         return self
 
     def make_standby(self, replication_password: str) -> HostServer:
-        """Fill it by pg_basebackup over the network, start it and wait until it streams."""
+        """Create a standby by pg_basebackup over the network, start it and wait until it streams."""
         upstream = self.upstream
         assert upstream
         conninfo = f"host={upstream.name} user=replicator application_name={self.name}"
@@ -295,7 +295,7 @@ class Fleet:
         self.directory = directory
         self._parts: list[Namespace] = []
         self.hosts: dict[str, Host] = {}
-        # The users of the hosts must be able to read what this one makes.
+        # The users of the hosts must be able to read what this user creates.
         umask = os.umask(0o022)
         try:
             directory.mkdir()
@@ -347,11 +347,11 @@ class Fleet:
         self.controller.ip(f"link set {host.name} {'down' if cut else 'up'}")
 
     def ssh_processes(self) -> dict[int, str]:
-        """Return the controller's ssh processes, those that keep a connection open too, with their command lines."""
+        """Return the command lines of the controller's ssh processes, including those that hold a connection open."""
         return {pid: line for pid, line in self.controller.processes().items() if "ssh" in line}
 
     def host_vars(self, host: Host, *, pipelining: bool) -> dict[str, t.Any]:
-        """Return the inventory's variables of a host. Connections outlive a play, as ControlPersist wants it."""
+        """Return the inventory's variables of a host. Connections outlive a play, because of ControlPersist."""
         ssh = self.directory / "ssh"
         return {
             "ansible_connection": "ssh",

@@ -37,7 +37,7 @@ Result = t.Dict[str, t.Any]
 
 @contextlib.contextmanager
 def _module_arguments(arguments: t.Mapping[str, t.Any]) -> t.Iterator[None]:
-    """Give arguments to the next AnsibleModule, also on ansible-core 2.18, which has no such function."""
+    """Pass arguments to the next AnsibleModule, also on ansible-core 2.18, which has no function for it."""
     try:
         from ansible.module_utils.testing import patch_module_args
     except ImportError:
@@ -54,7 +54,7 @@ def _special(check: bool, diff: bool) -> dict[str, t.Any]:
 
 
 def run_module(name: str, arguments: t.Mapping[str, t.Any], *, check: bool = False, diff: bool = False) -> Result:
-    """Run a module in this process and return its result. A traceback is the test's own."""
+    """Run a module in this process and return its result. An exception reaches the test."""
     module = importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
     stdout = io.StringIO()
     umask = os.umask(0o022)
@@ -64,7 +64,7 @@ def run_module(name: str, arguments: t.Mapping[str, t.Any], *, check: bool = Fal
         except SystemExit:
             pass
         finally:
-            # A module is a process of its own and leaves its umask set; the tests are not to inherit it.
+            # A module normally runs in its own process and leaves its umask set; the tests must not inherit it.
             os.umask(umask)
     return _parse(stdout.getvalue())
 
@@ -72,11 +72,11 @@ def run_module(name: str, arguments: t.Mapping[str, t.Any], *, check: bool = Fal
 def run_module_as_server(
     name: str, arguments: t.Mapping[str, t.Any], *, check: bool = False, diff: bool = False
 ) -> Result:
-    """Run a module as the server user, in a fork of this process: as on a database host, but in 0.02 s."""
+    """Run a module as the server user in a fork of this process: as on a database host, but in 0.02 s."""
     user = server_user()
     if user.is_me:
         return run_module(name, arguments, check=check, diff=diff)
-    # What Python loads when it is needed lies where the other account may not read.
+    # Python loads these modules lazily, from a folder that the other account may not be able to read.
     for needed in (f"{COLLECTION}.plugins.modules.{name}", "_strptime"):
         importlib.import_module(needed)
     for codec in ("ascii", "idna", "latin_1", "utf_8"):
@@ -94,7 +94,7 @@ def run_module_as_server(
             os.chdir("/")
             sys.executable = python
             answer = run_module(name, arguments, check=check, diff=diff)
-        except BaseException:  # nobody sees this process die
+        except BaseException:  # this process has no caller that would see an exception
             answer = {"harness": traceback.format_exc()}
         finally:
             with os.fdopen(writer, "w") as pipe:
@@ -160,7 +160,7 @@ def payload() -> pathlib.Path:
 
 
 def target_pythons() -> list[str]:
-    """Return the oldest and the newest interpreter at hand that this ansible-core's modules run on, with psycopg2.
+    """Return the oldest and the newest interpreter found that this ansible-core's modules support, with psycopg2.
 
     They may lie in the current user's home: run them as that user, see `tests.harness.user.me`.
     """
@@ -175,7 +175,7 @@ def target_pythons() -> list[str]:
 
 @functools.cache
 def options_of(name: str) -> frozenset[str]:
-    """Return the names of a module's options, from its documentation and the fragments that this names."""
+    """Return the names of a module's options, from its documentation and the fragments it extends."""
     documentation = yaml.safe_load(importlib.import_module(f"{COLLECTION}.plugins.modules.{name}").DOCUMENTATION)
     names = set(documentation.get("options") or {})
     for fragment in documentation.get("extends_documentation_fragment") or []:
@@ -188,35 +188,35 @@ def options_of(name: str) -> frozenset[str]:
 
 
 class Modules:
-    """Modules with common arguments: each module gets those of them that it documents."""
+    """Modules with common arguments: each module gets those that it documents."""
 
     def __init__(
         self, server: Server | None = None, *, tcp: bool = False, as_server: bool = False, **common: t.Any
     ) -> None:
         """Take the login of ``server`` and further common arguments such as ``repository`` and ``cluster``.
 
-        With ``as_server`` the modules run as the server user, which what they write then belongs to.
+        With ``as_server`` the modules run as the server user, who then owns what they write.
         """
         self._run = run_module_as_server if as_server else run_module
         self.common = {**(server.login(tcp=tcp) if server else {}), **common}
 
     def arguments(self, name: str, **arguments: t.Any) -> dict[str, t.Any]:
-        """Return what the module ``name`` would get."""
+        """Return the arguments for the module ``name``."""
         known = options_of(name)
         return {**{key: value for key, value in self.common.items() if key in known}, **arguments}
 
     def run(self, name: str, *, check: bool = False, **arguments: t.Any) -> Result:
-        """Run in this process and return the result, failed or not."""
+        """Run the module and return the result, failed or not."""
         return self._run(name, self.arguments(name, **arguments), check=check)
 
     def ok(self, name: str, *, check: bool = False, **arguments: t.Any) -> Result:
-        """Run and require success."""
+        """Run the module and require success."""
         result = self.run(name, check=check, **arguments)
         assert not result.get("failed"), f"{name}: {result.get('msg')} {result}"
         return result
 
     def fails(self, name: str, *, check: bool = False, **arguments: t.Any) -> Result:
-        """Run and require a failure that is a message, not a traceback."""
+        """Run the module and require that it fails with a message, not a traceback."""
         result = self.run(name, check=check, **arguments)
         assert result.get("failed"), f"{name} did not fail: {result}"
         assert "Traceback" not in str(result.get("exception", "")), result

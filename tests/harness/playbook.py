@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run ansible-playbook as users do, on local hosts that stand for database servers."""
+"""Run ansible-playbook as users do, on local hosts that represent database servers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .user import own_directory, server_user
 
 
 def bin_path(name: str) -> str:
-    """Return a program of the environment that this runs in."""
+    """Return the path of a program of the current Python environment."""
     return str(pathlib.Path(sys.executable).parent / name)
 
 
 def ansible_environment(directory: pathlib.Path) -> dict[str, str]:
-    """Return the environment for Ansible's programs: nothing of the caller's configuration or home is used."""
+    """Return the environment for Ansible's programs, without the caller's configuration and home."""
     config = directory / "ansible.cfg"
     config.touch()
     env = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "PG", "PYTHON"))}
@@ -45,30 +45,30 @@ def ansible_environment(directory: pathlib.Path) -> dict[str, str]:
         ANSIBLE_NOCOLOR="1",
         LC_ALL="C.UTF-8",
         PGFLEET_EVENTS=str(directory / "events.jsonl"),
-        # Ansible leaves flushing to Python, which to a file would write the live progress only at the next task.
+        # Ansible leaves flushing to Python. Output to a file would show live progress only at the next task.
         PYTHONUNBUFFERED="1",
     )
     return env
 
 
 def host_vars(server: Server, *, tcp: bool = False) -> dict[str, t.Any]:
-    """Return the variables of a local host: connection, interpreter, how to become the server user.
+    """Return the variables of a local host: connection, interpreter, become method.
 
-    Also its login as ``pg_backup_login_*``, over the socket or over TCP with the password. Whether to become at all is
-    the play's decision; for an ordinary user, who is the server user, ``ansible_become: false`` switches it off.
+    Also its login as ``pg_backup_login_*``, over the socket or over TCP with the password. The play decides whether to
+    become; for an ordinary user, who is the server user, ``ansible_become: false`` switches it off.
     """
     user = server_user()
     variables: dict[str, t.Any] = {
         "ansible_connection": "local",
         "ansible_python_interpreter": binaries.server_python(),
-        # Not in the user's home, which may not exist and is none of our business.
+        # Not in the user's home, which may not exist and which tests must not touch.
         "ansible_remote_tmp": str(own_directory(server.directory / "ansible-tmp")),
         "pg_backup_become_user": user.name,
     }
     if user.is_me:
         variables.update(ansible_become=False, pg_backup_become=False)
     else:
-        # su comes with every system; the account may have no login shell.
+        # su exists on every system; the account may have no login shell.
         variables.update(ansible_become_method="su", ansible_become_flags="-s /bin/sh")
     variables.update({f"pg_backup_{key}": value for key, value in server.login(tcp=tcp).items()})
     return variables
@@ -112,11 +112,11 @@ class RunningPlay:
         return self.output.read_text(errors="replace")
 
     def signal(self, number: int = signal.SIGKILL, group: bool = False) -> None:
-        """Send a signal to ansible-playbook alone, or to its workers and local modules too."""
+        """Send a signal to ansible-playbook, or also to its workers and local modules."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
     def wait(self, timeout: float = 180) -> Play:
-        """Wait for the end; at the time limit the whole group is killed and the test fails."""
+        """Wait for the end; at the time limit kill the whole group and fail the test."""
         try:
             rc = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -172,5 +172,5 @@ def run_playbook(
     timeout: float = 180,
     **kwargs: t.Any,
 ) -> Play:
-    """Run ansible-playbook to its end: the arguments of `start_playbook`, and a time limit in seconds."""
+    """Run ansible-playbook to its end. Takes the arguments of `start_playbook` and a time limit in seconds."""
     return start_playbook(playbook, inventory, directory=directory, **kwargs).wait(timeout)

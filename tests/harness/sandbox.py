@@ -36,7 +36,7 @@ FAST: t.Final[dict[str, Setting]] = {
     "wal_level": "replica",
 }
 
-# Only the owner of the directory reaches the socket; other accounts of the machine must not get in over TCP.
+# Only the owner of the directory can reach the socket; other accounts must not log in over TCP either.
 HBA: t.Final = """\
 local all all trust
 local replication all trust
@@ -46,7 +46,7 @@ host replication all 127.0.0.1/32 scram-sha-256
 
 
 def temporary_directory() -> pathlib.Path:
-    """Return where sandboxes go: PGFLEET_TMP, else a roomy /dev/shm (twice as fast as a disk), else /tmp."""
+    """Return where sandboxes go: PGFLEET_TMP, else /dev/shm if it is large (twice as fast as a disk), else /tmp."""
     named = os.environ.get("PGFLEET_TMP")
     if named:
         return pathlib.Path(named)
@@ -57,7 +57,7 @@ def temporary_directory() -> pathlib.Path:
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago, below the range the kernel takes for outgoing connections."""
+    """Return a port that was free a moment ago, below the kernel's range for outgoing connections."""
     while True:
         port = random.randrange(20000, 32000)  # noqa: S311 - no secret
         with socket.socket() as probe:
@@ -77,7 +77,7 @@ def crc32c(data: bytes) -> int:
 
 
 def template(major: int, *options: str) -> pathlib.Path:
-    """Return a data directory fresh from initdb with ``options``, made once per version and options and cached."""
+    """Return a fresh data directory by initdb with ``options``, cached per version and options."""
     user = server_user()
     key = hashlib.sha256("\0".join(options).encode()).hexdigest()[:8]
     with binaries.made_once(f"template-{binaries.VERSIONS[major]}-{user.name}-{key}") as (final, work):
@@ -92,7 +92,7 @@ def template(major: int, *options: str) -> pathlib.Path:
 
 
 def give_identity(data: pathlib.Path, major: int) -> None:
-    """Give a copied template a system identifier of its own, in pg_control and in its only WAL segment.
+    """Give a copied template its own system identifier, in pg_control and in its only WAL segment.
 
     initdb would take ten times as long. (src/include/catalog/pg_control.h, access/xlog_internal.h)
     """
@@ -130,7 +130,7 @@ class Sandbox:
         self.close()
 
     def close(self, remove: bool = True) -> None:
-        """Run what was registered with `on_close`, stop the servers all at once, remove the directory."""
+        """Run the callbacks of `on_close`, stop all servers at once, remove the directory."""
         for cleanup in reversed(self._cleanups):
             with contextlib.suppress(Exception):
                 cleanup()
@@ -151,7 +151,7 @@ class Sandbox:
         self._cleanups.append(cleanup)
 
     def directory(self, name: str, mode: int = 0o700) -> pathlib.Path:
-        """Return a directory of the server user in the sandbox, made if need be."""
+        """Return a directory of the server user in the sandbox; create it if it does not exist."""
         return own_directory(self.root / name, mode)
 
     def _new(self, major: int, name: str, **kwargs: t.Any) -> Server:
@@ -162,7 +162,7 @@ class Sandbox:
         return server
 
     def _start(self, server: Server, **settings: Setting) -> Server:
-        """Start, on another port when somebody took this one meanwhile."""
+        """Start; use another port if this one has been taken."""
         for _attempt in range(5):
             server.conf(port=server.port, unix_socket_directories=str(server.socket_directory), **settings)
             try:
@@ -185,11 +185,11 @@ class Sandbox:
         start: bool = True,
         **settings: Setting,
     ) -> Server:
-        """Return a running primary with an identity of its own.
+        """Return a running primary with its own system identifier.
 
         With ``archive`` it has ``archive_mode=on`` and a command that copies to ``server.archive`` under a temporary
-        name and renames (see ``Server.break_archive``). ``tablespaces`` are made by ``Server.tablespace``. ``initdb``
-        are options such as ``--wal-segsize=1`` or ``-k``. ``settings`` go into postgresql.conf and win.
+        name and renames (see ``Server.break_archive``). ``Server.tablespace`` creates ``tablespaces``. ``initdb``
+        are options such as ``--wal-segsize=1`` or ``-k``. ``settings`` go last into postgresql.conf.
         """
         server = self._new(major, name, password=secrets.token_hex(8))
         run(["cp", "-a", template(major, *initdb), server.data])
@@ -207,7 +207,7 @@ class Sandbox:
         return server
 
     def configure_and_start(self, server: Server, start: bool, settings: t.Mapping[str, Setting]) -> None:
-        """Write the settings and, if asked, start."""
+        """Write the settings and, if requested, start."""
         if start:
             self._start(server, **settings)
         else:
@@ -226,7 +226,7 @@ class Sandbox:
 
         It shares the upstream's archive; with ``archive_mode="always"`` it gets its own. Existing tablespaces are
         mapped into its own directory. Its primary_conninfo names 127.0.0.1 and holds the password, or names the socket
-        directory without ``tcp``. A replication slot of its name keeps the WAL on the upstream while it is away.
+        directory without ``tcp``. A replication slot of its name retains the WAL on the upstream while it is down.
         """
         server = self._new(
             upstream.major, name, upstream=upstream, archive=upstream.archive, password=upstream.password
@@ -266,7 +266,7 @@ def slot_name(standby: str) -> str:
 
 
 def archive_command(archive: pathlib.Path) -> str:
-    """Return a command that never overwrites and never leaves half a file under a segment's name.
+    """Return a command that never overwrites a file and never leaves a partial one under a segment's name.
 
     It fails while ``<archive>.broken`` exists.
     """

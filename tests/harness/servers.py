@@ -36,7 +36,7 @@ def wait_until(condition: t.Callable[[], t.Any], what: str, timeout: float = 30,
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the direct children of a process; none if it is gone."""
+    """Return the direct children of a process; none if it has ended."""
     try:
         return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -44,7 +44,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -89,7 +89,7 @@ class Server:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id; None when it does not run."""
+        """The postmaster's process id; None when it is not running."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split()[0])
         except (OSError, ValueError, IndexError):
@@ -98,14 +98,14 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether the postmaster lives."""
+        """Whether the postmaster is running."""
         return self.pid is not None
 
     # -- programs ------------------------------------------------------------------------------------------------
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment for PostgreSQL's programs: libraries and connection over the socket."""
+        """The environment for PostgreSQL's programs: library path and connection over the socket."""
         return {
             **binaries.environment(self.major),
             "PGHOST": str(self.socket_directory),
@@ -122,7 +122,7 @@ class Server:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self, timeout: int = 60) -> Server:
-        """Start and wait until connections are accepted."""
+        """Start and wait until the server accepts connections."""
         done = self.tool(
             "pg_ctl", "-D", self.data, "-l", self.log_file, "-s", "-w", "-t", str(timeout), "start",
             check=False, timeout=timeout + 30,
@@ -132,7 +132,7 @@ class Server:
         return self
 
     def stop(self, mode: str = "fast", timeout: int = 60) -> None:
-        """Stop (``smart``, ``fast`` or ``immediate``); nothing to do if it does not run."""
+        """Stop (``smart``, ``fast`` or ``immediate``); does nothing if the server is not running."""
         if self.running:
             self.tool(
                 "pg_ctl", "-D", self.data, "-s", "-m", mode, "-w", "-t", str(timeout), "stop", timeout=timeout + 30
@@ -143,13 +143,13 @@ class Server:
         pid = self.pid
         if pid is None:
             return
-        # Stopped first, so that it starts no child between the listing and its end.
+        # SIGSTOP first, so that it starts no child after its children were listed.
         os.kill(pid, signal.SIGSTOP)
         family = [*children_of(pid), pid]
         for member in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
-        # A zombie that init is slow to reap would still count as running for the next start.
+        # The next start would still count a zombie as running, and init can be slow to reap it.
         wait_until(
             lambda: not any(pathlib.Path(f"/proc/{member}").exists() for member in family), f"{self.name} is gone"
         )
@@ -160,11 +160,11 @@ class Server:
         return self.start()
 
     def reload(self) -> None:
-        """Make the server read its configuration again; it takes effect a moment later."""
+        """Make the server reload its configuration, which takes effect a moment later."""
         self.tool("pg_ctl", "-D", self.data, "-s", "reload")
 
     def conf(self, **settings: str | int | bool) -> Server:
-        """Append settings to postgresql.conf (the last one counts). The caller reloads or restarts."""
+        """Append settings to postgresql.conf (the last one wins). The caller reloads or restarts."""
         with (self.data / "postgresql.conf").open("a") as file:
             for name, value in settings.items():
                 text = ("on" if value else "off") if isinstance(value, bool) else str(value)
@@ -198,7 +198,7 @@ class Server:
         self, query: str, parameters: t.Sequence[t.Any] | None = None, *, database: str = "postgres",
         user: str | None = None,
     ) -> list[Row]:  # fmt: skip
-        """Run one query in a connection of its own and return its rows, [] for a command without."""
+        """Run one query in its own connection and return its rows, [] for a command without a result."""
         with contextlib.closing(self.connect(database, user)) as connection, connection.cursor() as cursor:
             cursor.execute(query, parameters)
             return t.cast("list[Row]", cursor.fetchall()) if cursor.description else []
@@ -209,12 +209,12 @@ class Server:
 
     @property
     def in_recovery(self) -> bool:
-        """Whether the server is a standby or still recovers."""
+        """Whether the server is a standby or still recovering."""
         return bool(self.value("SELECT pg_is_in_recovery()"))
 
     @property
     def system_identifier(self) -> str:
-        """The cluster's identity."""
+        """The cluster's system identifier."""
         return str(self.value("SELECT system_identifier FROM pg_control_system()"))
 
     # -- WAL -----------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Server:
         return str(self.value(f"SELECT {function}()"))
 
     def catch_up(self, timeout: float = 30) -> None:
-        """Wait until this standby has replayed all that its upstream has."""
+        """Wait until this standby has replayed all WAL of its upstream."""
         assert self.upstream is not None
         lsn = self.upstream.lsn()
         wait_until(
@@ -233,12 +233,12 @@ class Server:
         )
 
     def switch_wal(self) -> None:
-        """Finish the current WAL segment, writing something first so that there is one to finish."""
+        """Switch to a new WAL segment, after a write so that the switch is not a no-op."""
         self.sql("SELECT pg_create_restore_point('switch')")
         self.sql("SELECT pg_switch_wal()")
 
     def break_archive(self, broken: bool = True) -> None:
-        """Make archive_command fail, or work again (the archiver is woken, else it may wait a minute)."""
+        """Make archive_command fail, or work again and wake the archiver, which would otherwise wait up to a minute."""
         assert self.archive is not None
         mark = self.archive.with_suffix(".broken")
         if broken:
@@ -250,14 +250,14 @@ class Server:
     # -- content -------------------------------------------------------------------------------------------------
 
     def pgbench_init(self, scale: int = 1, database: str = "postgres", *args: str) -> None:
-        """Make pgbench's tables: about 15 MB for each unit of ``scale``."""
+        """Create pgbench's tables: about 15 MB for each unit of ``scale``."""
         self.tool("pgbench", "-i", "-q", "-s", str(scale), *args, database)
 
     def tablespace(self, name: str, directory: pathlib.Path | bytes | None = None) -> pathlib.Path | bytes:
         """Create a tablespace and, in it, a table ``in_<name>`` of 1,000 rows; return its directory.
 
-        On a server that has a standby use ``allow_in_place_tablespaces``: here the standby would replay the creation
-        into the same directory of the same machine.
+        On a server with a standby use ``allow_in_place_tablespaces``: the standby runs on the same machine and would
+        replay the creation into the same directory.
         """
         path = self.directory / "tablespaces" / name if directory is None else directory
         as_bytes = path if isinstance(path, bytes) else os.fsencode(path)

@@ -18,7 +18,7 @@ Arg = t.Union[str, bytes, "os.PathLike[str]"]
 
 @dataclasses.dataclass(frozen=True)
 class ServerUser:
-    """An account; ``uid`` and ``gid`` are what its processes and files get."""
+    """An account; ``uid`` and ``gid`` are those of its processes and files."""
 
     name: str
     uid: int
@@ -34,7 +34,7 @@ class ServerUser:
 def server_user() -> ServerUser:
     """Return the current user or, because PostgreSQL refuses to run as root, an account that exists everywhere.
 
-    ``PGFLEET_USER`` names another one. No account is ever created.
+    ``PGFLEET_USER`` names another one. Tests never create an account.
     """
     if os.geteuid() != 0:
         entry = pwd.getpwuid(os.geteuid())
@@ -54,7 +54,7 @@ def me() -> ServerUser:
 
 
 def clean_environment(extra: t.Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return an environment that no PG* or PYTHON* variable and no locale of the caller leaks into."""
+    """Return an environment without the caller's PG* and PYTHON* variables and locale."""
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "TZ": "UTC"}
     env.update(extra or {})
     return env
@@ -104,7 +104,7 @@ def popen(
     env: t.Mapping[str, str] | None = None,
     **kwargs: t.Any,
 ) -> subprocess.Popen[str]:
-    """Start a command as ``user`` (default: the server user) from ``/``; the caller ends it."""
+    """Start a command as ``user`` (default: the server user) from ``/``; the caller must end it."""
     kwargs.setdefault("cwd", "/")
     return subprocess.Popen(
         args, env=clean_environment(env), stdin=subprocess.DEVNULL, text=True, **_credentials(user), **kwargs
@@ -112,7 +112,7 @@ def popen(
 
 
 def own_directory(path: pathlib.Path, mode: int = 0o700, user: ServerUser | None = None) -> pathlib.Path:
-    """Make a directory of the server user (its parents must exist), whatever the umask, and return it."""
+    """Create a directory of the server user (its parents must exist), whatever the umask, and return it."""
     user = user or server_user()
     path.mkdir(exist_ok=True)
     if os.geteuid() == 0:

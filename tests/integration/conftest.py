@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Servers for the integration tests.
 
-A test that takes the fixture ``major`` (or one that needs it) runs on the majors of its mark
-``@pytest.mark.majors(15, 18)``, on the newest without a mark; ``PG=15`` in the environment picks among these, and is
-used as it is by tests without a mark.
+A test that uses the fixture ``major``, directly or indirectly, runs on the majors of its mark
+``@pytest.mark.majors(15, 18)``, without a mark on the newest. ``PG=15`` in the environment selects one of these; tests
+without a mark run on it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.harness.servers import Server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run on each major that the test asks for."""
+    """Run a test on each major that its mark names."""
     if "major" not in metafunc.fixturenames:
         return
     wanted = [int(word) for word in os.environ.get("PG", "").replace(",", " ").split()]
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, instead of skipping, what PG deselects: in CI a skip is a failure."""
+    """Deselect, instead of skipping, what PG excludes: in CI a skip is a failure."""
     none = [item for item in items if "NOTSET" in item.name]
     if none:
         config.hook.pytest_deselected(items=none)
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def sandbox() -> t.Iterator[Sandbox]:
-    """An empty sandbox, gone with all its servers after the test."""
+    """An empty sandbox, removed with all its servers after the test."""
     with Sandbox() as box:
         yield box
 
@@ -61,7 +61,7 @@ def standby(sandbox: Sandbox, primary: Server) -> Server:
 
 @pytest.fixture
 def repository(sandbox: Sandbox) -> pathlib.Path:
-    """An empty repository of the server user."""
+    """An empty repository owned by the server user."""
     return sandbox.directory("repository")
 
 

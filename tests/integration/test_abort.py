@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Giving up a backup, in every state that it can be in."""
+"""Aborting a backup in every state."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.integration.helpers.steps import Background, Steps
 
 @pytest.fixture
 def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
-    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    """The steps of a backup of the primary; nothing of it may remain at the end."""
     yield Steps(modules, primary)
     all_is_well(sandbox, repository, primary)
 
 
 def gone(steps: Steps) -> None:
-    """Require that abort removes the backup, says so once, and predicts it."""
+    """Require that abort predicts the removal, removes the backup, and is changed only once."""
     predicted = steps.ok("backup_abort", check=True)
     assert predicted["changed"]
     assert steps.work.exists()
@@ -42,7 +42,7 @@ def gone(steps: Steps) -> None:
 
 @pytest.mark.majors(15, 18)
 def test_starting(steps: Steps, primary: Server) -> None:
-    """The checkpoint that start waits for is not waited for."""
+    """Abort does not wait for the checkpoint that start waits for."""
     spread_the_next_checkpoint(primary)
     start = Background(lambda: steps.run("backup_start", fast=False))
     wait_until(lambda: steps.state.get("state") == "starting", "start waits for the checkpoint")
@@ -55,14 +55,14 @@ def test_starting(steps: Steps, primary: Server) -> None:
 
 
 def test_running(steps: Steps) -> None:
-    """Nothing but the session is there."""
+    """Only the session exists."""
     steps.start()
     gone(steps)
 
 
 @pytest.mark.majors(15, 18)
 def test_copying(steps: Steps) -> None:
-    """The copy stops at once and says why."""
+    """The copy stops at once and reports why."""
     steps.start()
     with steps.copying() as copy:
         assert steps.ok("backup_abort")["state"] == "absent"
@@ -71,7 +71,7 @@ def test_copying(steps: Steps) -> None:
 
 
 def test_copied(steps: Steps) -> None:
-    """All is copied and the session waits."""
+    """Everything is copied and the session waits."""
     steps.start()
     steps.ok("backup_copy")
     gone(steps)
@@ -86,7 +86,7 @@ def test_stopped(steps: Steps) -> None:
 
 
 def test_failed(steps: Steps) -> None:
-    """The session is dead."""
+    """The session has failed."""
     steps.start()
     keeper = steps.keeper
     os.kill(keeper, signal.SIGKILL)
@@ -95,21 +95,21 @@ def test_failed(steps: Steps) -> None:
 
 
 def test_unknown(steps: Steps, repository: pathlib.Path) -> None:
-    """There is no such backup, no such cluster."""
+    """The backup or the cluster does not exist."""
     result = steps.ok("backup_abort")
     assert (result["changed"], result["state"]) == (False, "absent")
     assert not os.listdir(repository)
 
 
 def test_damaged(steps: Steps) -> None:
-    """What cannot be read can be removed."""
+    """A backup that cannot be read can be removed."""
     steps.start()
     (steps.work / "backup.json").write_text("{")
     gone(steps)
 
 
 def test_published(steps: Steps) -> None:
-    """It is never touched."""
+    """A published backup is never touched."""
     steps.whole()
     result = steps.ok("backup_abort")
     assert (result["changed"], result["state"]) == (False, "published")
@@ -117,7 +117,7 @@ def test_published(steps: Steps) -> None:
 
 
 def test_kept_for_a_look(steps: Steps) -> None:
-    """The files stay, no step goes on with them, and they can be given up for good."""
+    """The files stay for inspection, no step continues with them, and a later abort removes them."""
     steps.start()
     steps.ok("backup_copy")
     result = steps.ok("backup_abort", keep=True)
@@ -135,8 +135,8 @@ def test_kept_for_a_look(steps: Steps) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP], ids=["ends", "hangs"])
 def test_session_process_hangs(steps: Steps, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session process that does not answer is named with what to do about it."""
-    # An answer is waited for so long in vain.
+    """The error names a session process that does not answer, with a hint."""
+    # Shortens the wait for an answer that never comes.
     monkeypatch.setattr(Session.ask, "__defaults__", (True, 1.0))
     steps.start()
     keeper = steps.keeper

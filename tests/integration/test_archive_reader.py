@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The reader of WAL says what pg_waldump says, through crashes and promotions."""
+"""The WAL reader agrees with pg_waldump, through crashes and promotions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENDS: t.Final = {"COMMIT": "commit", "ABORT": "abort", "COMMIT_PREPARED": "commi
 
 
 class Dumped(t.NamedTuple):
-    """A record as pg_waldump prints it, and as an event with the end that the next record gives it."""
+    """A record as pg_waldump prints it, and as an event that ends where the next record begins."""
 
     lsn: int
     what: str
@@ -47,7 +47,7 @@ def microseconds(text: str) -> int:
 
 
 def dump(major: int, archive: pathlib.Path, first: str, last: str) -> list[Dumped]:
-    """Return the complete records from ``first`` to ``last``; the program complains when there is no more."""
+    """Return the complete records from ``first`` to ``last``; the program fails at the end of the WAL."""
     command = [binaries.tool(major, "pg_waldump"), "-p", archive, "-t", str(int(first[:8], 16)), first, last]
     done = run(command, env={**binaries.environment(major), "TZ": "UTC"}, user=me(), check=False)
     lines = [match for match in map(RECORD.match, done.stdout.splitlines()) if match]
@@ -72,7 +72,7 @@ def scan(archive: pathlib.Path, names: t.Sequence[str], size: int) -> list[Segme
 
 
 def agree(major: int, archive: pathlib.Path, names: t.Sequence[str], size: int) -> list[Event]:
-    """Require that both see the same in these consecutive segments of one timeline, and return the events."""
+    """Require that both read the same in these consecutive segments of one timeline, and return the events."""
     dumped = dump(major, archive, names[0], names[-1])
     scans = scan(archive, names, size)
     events = [event for one in scans for event in one.events]
@@ -87,7 +87,7 @@ def agree(major: int, archive: pathlib.Path, names: t.Sequence[str], size: int) 
         if event.lsn in after:
             headers = 0 if event.end % 8192 else 24 if event.end % size else 40
             assert event.end + headers == after[event.lsn], event
-    # The last record that is complete in each segment: the next one begins at once, or behind the next header.
+    # The last complete record in each segment: the next one begins right after it, or after the next header.
     ends: dict[int, int] = {}
     for record in dumped[:-1]:
         switch = record.what == "SWITCH"
@@ -109,7 +109,7 @@ def write_everything(server: Server) -> None:
                 cursor.execute(command)
 
         say("CREATE TABLE a (i int, t text)", "CREATE TABLE b (i int)", "INSERT INTO a SELECT 1, repeat('x', 3000)")
-        # Subtransactions, kept and rolled back, more than fit into one page of a commit record.
+        # Subtransactions, committed and rolled back, more than fit into one page of a commit record.
         say("BEGIN", *("SAVEPOINT s; INSERT INTO b VALUES (1)" for _number in range(300)), "COMMIT")
         say("BEGIN", *("SAVEPOINT s; INSERT INTO b VALUES (1)" for _number in range(50)), "ROLLBACK")
         say("BEGIN", "INSERT INTO b VALUES (2)", "PREPARE TRANSACTION 'kept'", "INSERT INTO b VALUES (2)")
@@ -137,7 +137,7 @@ def segments(server: Server, timeline: int = 1) -> list[str]:
 
 
 def finish_segment(server: Server) -> str:
-    """Switch, and wait for the archive; return the segment's name."""
+    """Switch WAL and wait for the archiver; return the segment's name."""
     assert server.archive
     lsn = server.value("SELECT pg_create_restore_point('last')")
     name = str(server.value("SELECT pg_walfile_name(%s::pg_lsn - 1)", [lsn]))
@@ -147,7 +147,7 @@ def finish_segment(server: Server) -> str:
 
 
 def overwrite(server: Server, size: int) -> None:
-    """Crash a server while a record crosses from one segment into the next, which is lost."""
+    """Crash a server within a record that crosses into the next segment, which is lost."""
     server.break_archive()
     server.sql("SELECT pg_switch_wal()")
     begin = server.lsn()
@@ -164,7 +164,7 @@ def overwrite(server: Server, size: int) -> None:
 
 @pytest.mark.majors(14, 15, 16, 17, 18)
 def test_as_pg_waldump(sandbox: Sandbox, major: int) -> None:
-    """Small segments, so that long records cross one, two or three of them, and one that a crash leaves unfinished."""
+    """Small segments: long records span one, two or three of them, and a crash leaves one record unfinished."""
     size = 1 << 20
     primary = sandbox.primary(
         major, initdb=["--wal-segsize=1"], wal_level="logical", wal_compression=True, max_prepared_transactions=5
@@ -180,7 +180,7 @@ def test_as_pg_waldump(sandbox: Sandbox, major: int) -> None:
     assert {event.kind for event in events} == {"commit", "abort", "restore_point"}
     assert {b"before the change", b"n" * 63} <= {event.name for event in events}
     assert events[-1].name == b"last"
-    # Begun anywhere, only what began before is not told.
+    # A reader that begins anywhere misses only records that began earlier.
     for number in range(1, len(names)):
         part = [event for one in scan(primary.archive, names[number:], size) for event in one.events]
         begin = _wal.parse_segment_name(names[number], size)[1] * size
@@ -189,7 +189,7 @@ def test_as_pg_waldump(sandbox: Sandbox, major: int) -> None:
 
 @pytest.mark.majors(15, 18)
 def test_across_a_promotion(sandbox: Sandbox, major: int) -> None:
-    """The new timeline's first segment begins as a copy of the old one's, and the records go on in it."""
+    """The new timeline's first segment begins as a copy of the old one's; its records continue from there."""
     size = 16 << 20
     primary = sandbox.primary(major, track_commit_timestamp=True, max_prepared_transactions=5)
     standby = sandbox.standby(primary)
@@ -211,7 +211,7 @@ def test_across_a_promotion(sandbox: Sandbox, major: int) -> None:
     path = timeline_path(archive, 1, start, "latest")
     switch = path.history[0].end
     assert (path.timeline, path.history[0].timeline, start < switch) == (2, 1, True)
-    assert switch % size, "the switch is to be within a segment"
+    assert switch % size, "the switch must be within a segment"
     newest = segments(standby, 2)
     assert newest == [path_segment(path, switch // size, size)] == [name]
     second = agree(major, primary.archive, newest, size)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A backup of a running primary, step by step: what each module says, leaves and predicts, and what a restore holds."""
+"""A backup of a running primary, step by step: each module's result, effect and prediction, and a restore."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from tests.integration.helpers.steps import Predictor, Steps
 
 
 def same_answer(first: Result, second: Result, *, but: t.Container[str] = ()) -> None:
-    """Require that a module, called again, changed nothing and said the same."""
+    """Require that a module, called again, changed nothing and returned the same."""
     assert second["changed"] is False
     differing = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
     assert {key for key in differing if key not in but} <= {"changed", "msg"}, (first, second)
 
 
 def metadata_tells_all(backup: pathlib.Path, server: Server, start: Result, copy: Result, stop: Result) -> None:
-    """Require that ``backup.json`` holds what the modules said."""
+    """Require that ``backup.json`` holds what the modules returned."""
     content = json.loads((backup / "backup.json").read_text())
     about = content["server"]
     assert (content["state"], content["kind"], content["cluster"]) == ("complete", "full", "main")
@@ -60,7 +60,7 @@ def metadata_tells_all(backup: pathlib.Path, server: Server, start: Result, copy
 
 
 def is_published(backup: pathlib.Path, server: Server) -> None:
-    """Require the documented layout and modes of a published backup, and nothing else in it."""
+    """Require the documented layout and modes of a published backup, and no other files in it."""
     assert {path.name for path in backup.iterdir()} == {"backup.json", "data", "tablespaces"}
     is_private(backup)
     control_came_last(backup / "data")
@@ -76,7 +76,7 @@ def is_published(backup: pathlib.Path, server: Server) -> None:
 def test_backup_of_a_busy_primary(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
-    """Every step, in check mode before and twice in earnest, while the server writes; restored to its end."""
+    """Every step, in check mode first and then twice for real, while the server writes; restored to its end."""
     primary.pgbench_init()
     own_directory(primary.data / "own things", 0o755)
     own_file(primary.data / "own things" / "file", "kept", 0o644)
@@ -105,7 +105,7 @@ def test_backup_of_a_busy_primary(
         same_answer(copied, steps.ok("backup_copy"))
         predicts("backup_copy", False)
         predicts("backup_stop", True)
-    # Nothing but this writes between the checksum and the end of the backup.
+    # Only this writes between the checksum and the end of the backup.
     primary.sql("CREATE TABLE late AS SELECT i, md5(i::text) FROM generate_series(1, 1000) i")
     at_the_end = data_checksum(primary)
     stopped = steps.ok("backup_stop")
@@ -147,7 +147,7 @@ def test_backup_of_a_busy_primary(
 def test_same_files_as_pg_basebackup(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules
 ) -> None:
-    """Of an idle server ours and PostgreSQL's own backup have the same files, sizes and directories."""
+    """On an idle server our backup and pg_basebackup's have the same files, sizes and directories."""
     primary.sql("CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 1000) i")
     primary.sql("SELECT pg_create_physical_replication_slot('slot', true)")
     shutil.copytree(primary.data / "pg_xact", primary.data / "pg_snapshots", dirs_exist_ok=True)
@@ -171,7 +171,7 @@ def test_same_files_as_pg_basebackup(
 
 
 def test_stop_under_load(sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules) -> None:
-    """A backup that also ends while the server writes is consistent, and the archive leads on to the present."""
+    """A backup that ends while the server writes is consistent, and the archive continues it to the present."""
     primary.pgbench_init()
     steps = Steps(modules, primary)
     with load(primary):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A backup of a standby: the switch on the primary, who is asked for the archive, cascades, pg_control's place."""
+"""A backup of a standby: the switch on the primary, whose archiver counts, cascades, pg_control's place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONTROL = pathlib.Path("global", "pg_control")
 
 
 def advance(primary: Server, *standbys: Server) -> None:
-    """Give primary and standbys a checkpoint and a restartpoint in a WAL segment that they have just begun."""
+    """Make primary and standbys do a checkpoint and a restartpoint in a WAL segment that has just begun."""
     primary.switch_wal()
     primary.sql("CHECKPOINT")
     for standby in standbys:
@@ -69,7 +69,7 @@ def test_backup_of_a_standby(
         started = steps.start()
         assert started["from_standby"]
         steps.ok("backup_copy")
-    # Its stop then lies in a segment that the primary has not finished.
+    # Its stop is then in a segment that the primary has not finished.
     advance(primary, standby)
     stopped = steps.ok("backup_stop")
     assert (stopped["from_standby"], stopped["required_wal"][0]) == (True, started["start_wal_file"])
@@ -80,7 +80,7 @@ def test_backup_of_a_standby(
     assert ends[1] == standby.value("SELECT min_recovery_end_lsn::text FROM pg_control_recovery()")
     assert 0 < controls[0].min_recovery_point <= parse_lsn(stopped["stop_lsn"]), ends
     last = stopped["required_wal"][-1]
-    assert last == primary.value("SELECT pg_walfile_name(pg_current_wal_lsn())"), "not the segment that is written now"
+    assert last == primary.value("SELECT pg_walfile_name(pg_current_wal_lsn())"), "not the current segment"
 
     question = {"required_wal": stopped["required_wal"], "system_identifier": stopped["system_identifier"]}
     late = on_primary.fails("wal_archived", **question, timeout=1, interval=0.1)
@@ -126,7 +126,7 @@ def test_backup_of_a_standby(
 def test_same_files_as_pg_basebackup(
     sandbox: Sandbox, primary: Server, standby: Server, repository: pathlib.Path, standby_modules: Modules
 ) -> None:
-    """Also of a standby both have the same files and directories, ``standby.signal`` and all."""
+    """On a standby too both backups have the same files and directories, including ``standby.signal``."""
     steps = Steps(standby_modules, standby)
     steps.start()
     steps.finish(modules_of(primary, repository))
@@ -143,7 +143,7 @@ def test_same_files_as_pg_basebackup(
 
 @pytest.mark.majors(15, 18)
 def test_standby_that_archives(sandbox: Sandbox, primary: Server, repository: pathlib.Path, major: int) -> None:
-    """With ``archive_mode=always`` the standby itself is asked, the primary still has to switch."""
+    """With ``archive_mode=always`` the standby's own archiver counts; the primary must still switch."""
     standby = sandbox.standby(primary, archive_mode="always")
     modules = modules_of(standby, repository)
     steps = Steps(modules, standby)
@@ -171,7 +171,7 @@ def test_standby_that_archives(sandbox: Sandbox, primary: Server, repository: pa
 def test_stop_on_a_segment_boundary(
     sandbox: Sandbox, primary: Server, standby: Server, repository: pathlib.Path, standby_modules: Modules
 ) -> None:
-    """A stop LSN at the first byte of a segment needs the segment before it only, which is finished already."""
+    """A stop LSN at the first byte of a segment needs only the previous one, which is already finished."""
     steps = Steps(standby_modules, standby)
     steps.start()
     steps.ok("backup_copy")
@@ -198,7 +198,7 @@ def test_stop_on_a_segment_boundary(
 def test_cascading_standby(
     sandbox: Sandbox, primary: Server, standby: Server, repository: pathlib.Path, major: int
 ) -> None:
-    """The way up leads over the standby in between to the primary, where the WAL is switched."""
+    """The upstream standby leads to the primary, which switches the WAL."""
     cascade = sandbox.standby(standby, name="cascade")
     modules = modules_of(cascade, repository, tcp=True)
     looked = modules.ok("server_info", find_primary=True)
@@ -231,7 +231,7 @@ def test_upstream_promoted_during_the_backup(
     cascade.catch_up()
     steps.start()
     steps.ok("backup_copy")
-    # What the old primary has finished is archived by it; a crash would leave that to nobody.
+    # The old primary archives the segments it has finished; after a crash no server would.
     primary.switch_wal()
     standby.catch_up()
     primary.stop()
@@ -255,7 +255,7 @@ def test_upstream_promoted_during_the_backup(
     on_new_primary = Modules(standby)
     assert on_new_primary.ok("wal_switch", lsn=stopped["stop_lsn"])["changed"]
     question = {"required_wal": stopped["required_wal"], "system_identifier": stopped["system_identifier"]}
-    # It has streamed the older ones, so it knows nothing of their archiving; the archive does.
+    # It streamed the older segments, so only the archive shows whether they are archived.
     assert on_new_primary.fails("wal_archived", **question, timeout=1)["code"] == "older_timeline"
     proof = modules.ok(
         "wal_archived", **question, archive_directory=str(primary.archive), timeout=30, interval=0.05
@@ -295,9 +295,9 @@ def test_control_file_is_copied_last(
 def test_control_file_copied_first_restores_to_corruption(
     sandbox: Sandbox, primary: Server, standby: Server, repository: pathlib.Path, standby_modules: Modules, major: int
 ) -> None:
-    """Why the order counts: with an older pg_control recovery ends too early, and pages are from the future.
+    """Why the order matters: with an older pg_control recovery ends too early, and pages are newer than that.
 
-    The copy is made by hand, so that the order is ours: pg_control and all else first, one table last.
+    The test copies by hand to set the order: pg_control and all other files first, one table last.
     """
     primary.sql("CREATE TABLE t AS SELECT i, md5(i::text) FROM generate_series(1, 100) i")
     primary.sql("CREATE INDEX ON t (i)")

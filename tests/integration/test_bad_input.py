@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bad input is refused by every module that takes it, with a reason, before anything is touched."""
+"""Every module refuses bad input, with a reason, before it touches anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.integration.helpers.files import listing
 from tests.integration.helpers.leftovers import all_is_well
 from tests.integration.helpers.steps import Steps
 
-# What each module needs besides the common arguments to get as far as its checks.
+# The arguments, in addition to the common ones, with which each module reaches its checks.
 WITH_ID: t.Final[dict[str, dict[str, t.Any]]] = {
     "backup_copy": {},
     "backup_stop": {},
@@ -50,7 +50,7 @@ class Case(t.NamedTuple):
 
 
 def bad_places(sandbox: Sandbox, primary: Server) -> t.Iterator[Case]:
-    """A repository that is not what it must be."""
+    """Repositories that are not valid."""
     public = sandbox.directory("public", 0o777)
     file = sandbox.root / "file"
     file.write_text("")
@@ -70,7 +70,7 @@ def bad_places(sandbox: Sandbox, primary: Server) -> t.Iterator[Case]:
 
 
 def bad_names() -> t.Iterator[Case]:
-    """Names that are no plain file names."""
+    """Names that are not plain file names."""
     for bad in BAD_NAMES:
         for name, more in WITH_REPOSITORY.items():
             # Without a name backup_info lists all clusters.
@@ -83,7 +83,7 @@ def bad_names() -> t.Iterator[Case]:
 
 
 def bad_values(primary: Server) -> t.Iterator[Case]:
-    """Labels, numbers, durations, positions and names of WAL files that cannot be."""
+    """Impossible labels, numbers, durations, positions and names of WAL files."""
     for label in ("two\nlines", "re\rturn", "tab\t", "é" * 513, "x" * 1025, "\u2028", "\x7f"):
         yield Case("backup_start", {"label": label}, "bad_label_text", "label")
     for number in ("session_timeout", "session_idle_timeout", "takeover_after"):
@@ -135,7 +135,7 @@ def test_refused(sandbox: Sandbox, primary: Server, repository: pathlib.Path) ->
     before, entries = [listing(place) for place in places], {path.name for path in primary.data.iterdir()}
     wrong = []
     for case in cases:
-        # In check mode a backup that is not there may be one that an earlier step would have made.
+        # In check mode a missing backup may be one that an earlier step would have made.
         for check in (False, True) if case.code != "unknown_backup" else (False,):
             result = modules.run(case.module, check=check, **case.arguments)
             if not result.get("failed") or result.get("code") != case.code or case.said not in result["msg"]:
@@ -148,7 +148,7 @@ def test_refused(sandbox: Sandbox, primary: Server, repository: pathlib.Path) ->
 
 
 def test_repository_problems_are_told_beforehand(sandbox: Sandbox, primary: Server, repository: pathlib.Path) -> None:
-    """server_info tells what backup_start would refuse, as problems with the cure, and does not fail."""
+    """server_info reports what backup_start would refuse as problems with hints, and does not fail."""
     modules = Modules(primary)
     for place, code, hint in (
         (sandbox.root / "unknown", "repository_missing", "install -d -m 0700"),
@@ -166,7 +166,7 @@ def test_repository_problems_are_told_beforehand(sandbox: Sandbox, primary: Serv
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs an account besides this one")
 def test_repository_of_another_user(sandbox: Sandbox, primary: Server, repository: pathlib.Path) -> None:
-    """One that the user of the task cannot write, or cannot read, is refused by name and user id."""
+    """A repository that the task's user cannot read or write is refused with its name and the user id."""
     repository.chmod(0o500)
     python = binaries.server_python()
     for name, more in WITH_REPOSITORY.items():
@@ -187,7 +187,7 @@ def test_repository_of_another_user(sandbox: Sandbox, primary: Server, repositor
 
 
 def test_psycopg2_is_missing(sandbox: Sandbox, primary: Server, repository: pathlib.Path) -> None:
-    """The message names the interpreter that lacks it; what needs no server works without it."""
+    """The message names the interpreter that lacks it; modules that need no server work without it."""
 
     def lacks(python: str) -> bool:
         return subprocess.run([python, "-c", "import psycopg2"], stderr=subprocess.DEVNULL, check=False).returncode != 0
@@ -214,7 +214,7 @@ def test_unsupported_version(
     oldest: int,
     newest: int,
 ) -> None:
-    """A server outside the versions whose backup rules we know is refused by everything that asks it."""
+    """Every module that queries a server refuses one of an unsupported version."""
     monkeypatch.setattr(_connection, "OLDEST_VERSION", oldest)
     monkeypatch.setattr(_connection, "NEWEST_VERSION", newest)
     for name, more in WITH_LOGIN.items():
@@ -225,14 +225,14 @@ def test_unsupported_version(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a mount namespace")
 def test_data_directory_of_another_server(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """A login that leads to another host: the server's directory is not here, or is here another server's."""
+    """A login to another host: the server's directory does not exist here, or belongs to another server."""
     here, elsewhere = sandbox.primary(major, name="here"), sandbox.primary(major, name="elsewhere")
     python = sandbox.root / "python"
     for source, code in (
         (sandbox.directory("empty"), "data_directory_not_here"),
         (here.data, "data_directory_of_another_server"),
     ):
-        # What the module sees under the server's directory is not what the server sees.
+        # The module sees another directory under this path than the server does.
         mount = f"mount --bind {source} {elsewhere.data} && exec {binaries.with_psycopg2(sys.executable)}"
         python.write_text(f'#!/bin/sh\nexec unshare --mount sh -c \'{mount} "$@"\' sh "$@"\n')
         python.chmod(0o755)
@@ -248,7 +248,7 @@ def test_data_directory_of_another_server(sandbox: Sandbox, repository: pathlib.
 def test_repository_of_another_cluster(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules
 ) -> None:
-    """A cluster's folder takes the backups of one system identifier only."""
+    """A cluster's folder accepts backups of one system identifier only."""
     Steps(modules, primary).whole()
     other = sandbox.primary(primary.major, name="other")
     strangers = Modules(other, repository=str(repository), cluster="main")

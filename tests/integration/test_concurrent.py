@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several backups at once, and runs that meet what other runs have left."""
+"""Several backups at once, and runs that find what other runs have left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOTH: t.Final = pytest.mark.majors(15, 18)
 
 @pytest.fixture
 def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
-    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    """The steps of a backup of the primary; nothing of it may remain at the end."""
     yield Steps(modules, primary)
     all_is_well(sandbox, repository, primary)
 
@@ -38,7 +38,7 @@ def second(steps: Steps) -> Steps:
 
 @BOTH
 def test_two_backups_at_once(sandbox: Sandbox, steps: Steps, second: Steps, primary: Server) -> None:
-    """Each has a session of its own; both are good."""
+    """Each backup has its own session; both are good."""
     starts = [steps.start(concurrent="allow"), second.start(concurrent="allow")]
     assert [one["changed"] for one in starts] == [True, True]
     assert starts[0]["start_lsn"] != starts[1]["start_lsn"]
@@ -56,7 +56,7 @@ def test_two_backups_at_once(sandbox: Sandbox, steps: Steps, second: Steps, prim
 
 @BOTH
 def test_same_id_again(steps: Steps, primary: Server) -> None:
-    """The same session, the same start; not after it is dead, nor after it is published."""
+    """The same id gives the same session and start; not after the backup is dead or published."""
     first = steps.start()
     keeper = steps.keeper
     again = steps.ok("backup_start")
@@ -74,7 +74,7 @@ def test_same_id_again(steps: Steps, primary: Server) -> None:
 
 @BOTH
 def test_somebody_else_is_at_work(steps: Steps, second: Steps, primary: Server) -> None:
-    """Skip starts none and says who, since when and how far; fail fails; allow starts one more."""
+    """Skip starts none and reports the other run, its start and its progress; fail fails; allow starts one more."""
     steps.start(owner="the first run")
     with steps.copying() as copy:
         skipped = second.ok("backup_start", concurrent="skip", owner="the second run")
@@ -122,7 +122,7 @@ def test_starts_at_the_same_moment(steps: Steps, primary: Server, mode: str) -> 
 
 @BOTH
 def test_same_id_at_the_same_moment(steps: Steps, primary: Server) -> None:
-    """One starts it, and for the others it is started."""
+    """One call starts it, and the others find it started."""
     results = at_once(3, lambda n: steps.run("backup_start", fast=True))
     assert not [one for one in results if one.get("failed")], results
     assert sorted(one["changed"] for one in results) == [False, False, True]
@@ -132,14 +132,14 @@ def test_same_id_at_the_same_moment(steps: Steps, primary: Server) -> None:
 
 
 def resume(steps: Steps, **arguments: t.Any) -> Result:
-    """Start as a run does that goes on with what it finds."""
+    """Start as a run that continues an unfinished backup."""
     arguments = {"fast": True, "resume": True, "concurrent": "skip", "owner": "B", "takeover_after": 1, **arguments}
     return steps.modules.ok("backup_start", **arguments)
 
 
 @BOTH
 def test_dead_backups_are_cleaned_up(steps: Steps, second: Steps) -> None:
-    """What cannot become a backup any more is removed with a warning that says why; a new one is started."""
+    """An unfinished backup that cannot be completed is removed with a warning that says why; a new one starts."""
     for one in (steps, second):
         one.start(concurrent="allow", owner="A")
     steps.ok("backup_copy", owner="A")
@@ -151,7 +151,7 @@ def test_dead_backups_are_cleaned_up(steps: Steps, second: Steps) -> None:
     assert (result["changed"], result["resumed"]) == (True, False)
     assert not steps.work.exists()
     assert not second.work.exists()
-    # Earlier tests of this process may have left warnings of their own.
+    # Earlier tests in this process may have left their own warnings.
     warnings = [str(warning) for warning in result["warnings"]]
     first, other = (next(one for one in warnings if f"backup {name} could" in one) for name in ("one", "two"))
     assert "The unfinished backup one could not be continued and was removed" in first
@@ -163,7 +163,7 @@ def test_dead_backups_are_cleaned_up(steps: Steps, second: Steps) -> None:
 
 @BOTH
 def test_silent_run_is_taken_over(steps: Steps) -> None:
-    """After a time of silence another run goes on; the old one is refused, and its abort leaves the backup alone."""
+    """After a time of silence another run continues; the old one is refused, and its abort leaves the backup alone."""
     start = steps.start(owner="A")
     begun = time.time()
     result = resume(steps)
@@ -181,7 +181,7 @@ def test_silent_run_is_taken_over(steps: Steps) -> None:
 
 
 def test_living_run_is_not_taken_over(steps: Steps) -> None:
-    """Where a run may just have died the other waits; as soon as it hears of it, it leaves it alone."""
+    """If a run may just have died the other waits; once the first renews its claim, the other leaves it alone."""
     steps.start(owner="A")
     other = Background(lambda: resume(steps, takeover_after=60))
     wait_until(lambda: sessions_asked(steps) > 1, "the other run looks")
@@ -194,12 +194,12 @@ def test_living_run_is_not_taken_over(steps: Steps) -> None:
 
 
 def sessions_asked(steps: Steps) -> float:
-    """Return seconds since the first run was heard of: long enough for the other one to have looked."""
+    """Return the seconds since the first run's last sign of life: enough for the other one to have looked."""
     return time.time() - (steps.work / "owner.json").stat().st_mtime
 
 
 def test_own_backup_is_continued_at_once(steps: Steps) -> None:
-    """The same run needs no time of silence."""
+    """The same run continues without a time of silence."""
     steps.start(owner="A")
     begun = time.monotonic()
     result = resume(steps, owner="A", takeover_after=60)
@@ -209,7 +209,7 @@ def test_own_backup_is_continued_at_once(steps: Steps) -> None:
 
 
 def test_running_copy_is_taken_over(steps: Steps) -> None:
-    """The copy needs no run: it goes on, and whoever takes over waits for the same one."""
+    """The copy needs no run: it continues, and the run that takes over waits for it."""
     steps.start(owner="A")
     with steps.copying(512 << 20, owner="A") as copy:
         copy.kill()
@@ -223,7 +223,7 @@ def test_running_copy_is_taken_over(steps: Steps) -> None:
 
 
 def test_stopped_backup_is_continued(steps: Steps) -> None:
-    """Only the wait for the archive is left, which needs no session."""
+    """Only the wait for the archive remains, which needs no session."""
     steps.start(owner="A")
     steps.ok("backup_copy")
     stop = steps.ok("backup_stop")
@@ -236,7 +236,7 @@ def test_stopped_backup_is_continued(steps: Steps) -> None:
 
 
 def test_copy_is_not_started_twice(steps: Steps) -> None:
-    """Two runs that both ask for the copy at the same moment get one."""
+    """Two runs that start the copy at the same moment get one copy."""
     steps.start()
     results = at_once(3, lambda n: steps.run("backup_copy"))
     assert not [one for one in results if one.get("failed")], results
@@ -245,7 +245,7 @@ def test_copy_is_not_started_twice(steps: Steps) -> None:
 
 
 def test_stops_at_the_same_moment(steps: Steps) -> None:
-    """One stops it, and for the others it is stopped."""
+    """One call stops it, and the others find it stopped."""
     steps.start()
     steps.ok("backup_copy")
     results = at_once(3, lambda n: steps.run("backup_stop"))

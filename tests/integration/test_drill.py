@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Restore drills beside the live source: what they prove, what they report, and that they touch nothing of it."""
+"""Restore drills on the live source's host: what they prove and report, and that they never touch the source."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.integration.helpers.growing_primary import GrowingPrimary
 from tests.integration.helpers.plays import message, told
 from tests.integration.helpers.steps import Steps
 
-# What a live server changes by itself without being asked anything.
+# Files that an idle live server changes by itself.
 RESTLESS: t.Final = ("/pg_wal", "/pg_stat_tmp", "/log")
 
 
 class Drills:
-    """A world whose drills run on the source's own host, with a tablespace and an archive in their way."""
+    """A primary whose drills run on its own host, where its tablespace and archive are in the way."""
 
     def __init__(self, sandbox: Sandbox, primary: Server) -> None:
         self.world = GrowingPrimary(sandbox, primary)
@@ -46,11 +46,11 @@ class Drills:
         return self.world.host("pg_drill", **{**common, **variables})
 
     def run(self, hosts: t.Mapping[str, dict[str, t.Any]] | None = None, **options: t.Any) -> Play:
-        """Run the playbook, for one host named ``db`` without others."""
+        """Run the playbook, by default for one host named ``db``."""
         return self.world.run("drill", hosts or {"db": self.host()}, **options)
 
     def live(self) -> dict[str, tuple[int, ...]]:
-        """Return all that the drill must not touch: data directory, tablespaces, archive, and the backups."""
+        """Return everything that a drill must not touch: data directory, tablespaces, archive, backups."""
         found: dict[str, tuple[int, ...]] = {}
         assert self.primary.archive is not None
         for place in (self.primary.data, self.primary.directory / "tablespaces", self.primary.archive):
@@ -66,7 +66,7 @@ class Drills:
         }
 
     def nothing_is_left(self) -> None:
-        """Require that no file and no server of a drill is there."""
+        """Require that no file and no server of a drill remains."""
         assert list(self.directory.iterdir()) == []
         assert list(self.sockets.iterdir()) == []
         for process in pathlib.Path("/proc").glob("[0-9]*"):
@@ -79,10 +79,10 @@ class Drills:
 
 @pytest.fixture
 def drills(sandbox: Sandbox, primary: Server) -> Drills:
-    """A primary with a tablespace, an archive and one backup, and rows behind its end."""
+    """A primary with a tablespace, an archive and one backup, and rows written after its end."""
     drills = Drills(sandbox, primary)
     drills.world.write(1, 2, 3)
-    # Neither of these may be obeyed by a copy, wherever the source has them.
+    # The restored server must obey none of these, wherever the source sets them.
     primary.sql("ALTER SYSTEM SET archive_cleanup_command = 'touch %s'" % (sandbox.root / "cleaned"))
     primary.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
     drills.world.back_up("one")
@@ -94,7 +94,7 @@ def drills(sandbox: Sandbox, primary: Server) -> Drills:
 
 @pytest.mark.majors(14, 18)
 def test_drill_beside_the_source(sandbox: Sandbox, drills: Drills) -> None:
-    """Check mode, a drill with every check, its reports, and the wish to have one that is young enough."""
+    """Check mode, a drill with every check, its reports, and a maximum age for the proof."""
     reports = sandbox.root / "reports"
     checks = [
         {"name": "rows", "query": "SELECT count(*) FROM numbers", "expected": 3},
@@ -123,7 +123,7 @@ def test_drill_beside_the_source(sandbox: Sandbox, drills: Drills) -> None:
     assert drill["ok"] is True
     names = ["restore and recovery", "pg_amcheck", "pg_checksums", *(check["name"] for check in checks)]
     assert [check["name"] for check in drill["checks"]] == names
-    # Data checksums are the default from version 18 on.
+    # Data checksums are the default since version 18.
     assert [check["ok"] for check in drill["checks"]] == [
         True,
         True,
@@ -133,7 +133,7 @@ def test_drill_beside_the_source(sandbox: Sandbox, drills: Drills) -> None:
     assert drill["timeline"] == 2
     assert drill["recovered_to_lsn"] in told(first, "db")
 
-    suite = ElementTree.parse(reports / "db-main.xml").getroot()[0]  # noqa: S314 - our own
+    suite = ElementTree.parse(reports / "db-main.xml").getroot()[0]  # noqa: S314 - written by the role
     assert (suite.get("tests"), suite.get("failures")) == ("6", "0")
     assert suite.get("skipped") == ("0" if drills.primary.major >= 18 else "1")
     assert [case.get("name") for case in suite.iter("testcase")][-1] == '<odd> "name" & ?'
@@ -147,7 +147,7 @@ def test_drill_beside_the_source(sandbox: Sandbox, drills: Drills) -> None:
 
 
 def test_what_is_not_proven(sandbox: Sandbox, drills: Drills) -> None:
-    """As hosts of one play: damage of all kinds is found, other kinds of backups are proven, nothing is harmed."""
+    """As hosts of one play: every kind of damage is found, other kinds of backups are proven, nothing is harmed."""
     primary, world = drills.primary, drills.world
     common = dict(world.modules.common)
     standby = sandbox.standby(primary)
@@ -167,10 +167,10 @@ def test_what_is_not_proven(sandbox: Sandbox, drills: Drills) -> None:
     primary.sql("CHECKPOINT")
     with (primary.data / primary.value("SELECT pg_relation_filepath('victim')")).open("r+b") as file:
         file.seek(24)
-        # Line pointers of rows far behind the page's end; with other flags they would count as dead, and as sound.
+        # Line pointers to rows far after the page's end; with other flags they would count as dead and valid.
         file.write(b"\xff\xff\xfe\xff" * 10)
     Steps(Modules(as_server=True, **{**common, "cluster": "rotten"}), primary).whole()
-    # And one of the backup's own disk.
+    # And one that went bad on the backup's disk.
     run(["cp", "-a", world.repository / "main", world.repository / "broken"])
     records = sorted((world.repository / "broken" / "backups").glob("*/backup.json"))
     run(["sed", "-i", 's/"cluster": "main"/"cluster": "broken"/', *records])
@@ -196,7 +196,7 @@ def test_what_is_not_proven(sandbox: Sandbox, drills: Drills) -> None:
     }
     hosts = {}
     for name, variables in special.items():
-        # Each with a directory of its own: there is one scratch directory for each cluster in it.
+        # Each with its own directory, because it holds one scratch directory per cluster.
         place = own_directory(drills.directory / name)
         hosts[name] = drills.host(**{"directory": str(place), **variables})
     play = drills.run(hosts)
@@ -232,7 +232,7 @@ def test_what_is_not_proven(sandbox: Sandbox, drills: Drills) -> None:
 
 
 def test_sealed_against_a_tablespace_made_later(sandbox: Sandbox, drills: Drills) -> None:
-    """Should its creation be replayed all the same, recovery stops instead of using the live directory."""
+    """If its creation is replayed nevertheless, recovery stops instead of using the live directory."""
     primary = drills.primary
     common = {"directory": str(drills.directory), "cluster": "main", "run": "by hand"}
     scratch = run_module_as_server("drill_scratch", {**common, "socket_parent": str(drills.sockets)})
@@ -263,7 +263,7 @@ def test_sealed_against_a_tablespace_made_later(sandbox: Sandbox, drills: Drills
 
 @pytest.mark.oldest_core
 def test_after_a_killed_controller(drills: Drills) -> None:
-    """Its server lives on; the next run stops it, removes what is there, and proves the backup."""
+    """The drill's server survives; the next run stops it, removes its files, and proves the backup."""
     play = drills.world.start("drill", {"db": drills.host()})
     pid_file = drills.scratch / "data" / "postmaster.pid"
     wait_until(lambda: pid_file.exists() or play.process.poll() is not None, "the drill's server runs", timeout=90)

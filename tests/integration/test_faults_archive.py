@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The WAL archive is missing or fails, before the backup and during it."""
+"""The WAL archive is missing or fails, before and during the backup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOTH: t.Final = pytest.mark.majors(15, 18)
 
 @pytest.fixture
 def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
-    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    """The steps of a backup of the primary; nothing of it may remain at the end."""
     yield Steps(modules, primary)
     all_is_well(sandbox, repository, primary)
 
@@ -73,7 +73,7 @@ def goes_on(sandbox: Sandbox, steps: Steps, stop: Result) -> None:
 
 @BOTH
 def test_minimal_wal(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """wal_level=minimal is refused, whoever archives."""
+    """wal_level=minimal is refused, whatever archives the WAL."""
     primary = sandbox.primary(major, archive=False, wal_level="minimal", max_wal_senders=0)
     steps = Steps(Modules(primary, repository=str(repository), cluster="main"), primary)
     problem = refused(steps, "wal_level_minimal", external_archive=True)
@@ -83,7 +83,7 @@ def test_minimal_wal(sandbox: Sandbox, repository: pathlib.Path, major: int) -> 
 
 @BOTH
 def test_no_archive(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """archive_mode=off is refused, unless another program archives, whose archive is then the proof."""
+    """archive_mode=off is refused, unless another program archives; then its archive is the proof."""
     primary = sandbox.primary(major, archive=False)
     steps = Steps(Modules(primary, repository=str(repository), cluster="main"), primary)
     problem = refused(steps, "archive_mode_off")
@@ -107,7 +107,7 @@ def test_no_archive(sandbox: Sandbox, repository: pathlib.Path, major: int) -> N
 
 @BOTH
 def test_archive_fails_before_start(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
-    """An archiver whose last attempt failed is a reason not to begin, told with file and time."""
+    """An archiver whose last attempt failed prevents the start, reported with file and time."""
     primary.break_archive()
     primary.switch_wal()
     failing = "SELECT last_failed_wal, last_failed_time::text FROM pg_stat_archiver WHERE failed_count > 0"
@@ -121,7 +121,7 @@ def test_archive_fails_before_start(sandbox: Sandbox, steps: Steps, primary: Ser
 
 @BOTH
 def test_archive_fails_after_start(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
-    """Stop returns at once with the label; the wait tells what is missing and what the archiver said."""
+    """Stop returns at once with the label; the wait reports the missing files and the archiver's error."""
     steps.start()
     primary.break_archive()
     steps.ok("backup_copy")
@@ -142,7 +142,7 @@ def test_archive_fails_after_start(sandbox: Sandbox, steps: Steps, primary: Serv
 
 @BOTH
 def test_empty_archive_command(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
-    """Refused before the start; emptied later, nothing hangs, and a command that comes back is enough."""
+    """Refused before the start; if emptied later nothing hangs, and restoring the command is enough."""
     assert primary.archive is not None
     primary.conf(archive_command="").reload()
     wait_until(lambda: not primary.value("SHOW archive_command"), "the command is gone")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The copy under a living server, and what breaks it: files, disks, processes."""
+"""The copy of a running server, and what breaks it: files, disks, processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAGE: t.Final = 8192
 
 @pytest.fixture
 def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
-    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    """The steps of a backup of the primary; nothing of it may remain at the end."""
     yield Steps(modules, primary)
     all_is_well(sandbox, repository, primary)
 
@@ -51,7 +51,7 @@ def relation(server: Server, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def load(server: Server) -> t.Iterator[subprocess.Popen[str]]:
-    """Run pgbench meanwhile; at the end every transaction must have succeeded."""
+    """Run pgbench during the block; require at the end that every transaction succeeded."""
     command = [binaries.tool(server.major, "pgbench"), "-n", "-c", "2", "-R", "200", "-T", "60", "postgres"]
     bench = popen(command, env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
@@ -69,7 +69,7 @@ def load(server: Server) -> t.Iterator[subprocess.Popen[str]]:
 
 @BOTH
 def test_files_change_under_load(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """Files vanish, grow and shrink, pages are written, some are all zero: sizes are those at open; replay cures it."""
+    """Files vanish, grow and shrink, pages change, some are all zero: the size at open counts; replay repairs it."""
     primary = sandbox.primary(major, tablespaces=["extra"], initdb=["--data-checksums"])
     steps = Steps(Modules(primary, repository=str(repository), cluster="main"), primary)
     primary.pgbench_init()
@@ -78,12 +78,12 @@ def test_files_change_under_load(sandbox: Sandbox, repository: pathlib.Path, maj
     primary.sql("CHECKPOINT")
     files = {name: relation(primary, name) for name in ("vanishes", "grows", "shrinks", "zero")}
     sizes = {name: (primary.data / path).stat().st_size for name, path in files.items()}
-    # What a crash leaves after a relation was extended.
+    # The page that a crash leaves after a relation was extended.
     os.truncate(primary.data / files["zero"], sizes["zero"] + 2 * PAGE)
     size = 128 << 20
     with load(primary):
         steps.start()
-        # One process takes the large file first, so that all else is copied after what happens here.
+        # One process copies the large file first, so that all other files are copied after these changes.
         with steps.copying(size, jobs=1) as copy:
             with steps.stopped_processes():
                 primary.sql("DROP TABLE vanishes")
@@ -92,7 +92,7 @@ def test_files_change_under_load(sandbox: Sandbox, repository: pathlib.Path, maj
                 primary.sql("VACUUM (TRUNCATE) shrinks")
                 primary.sql("CHECKPOINT")
                 now = {name: (primary.data / files[name]).stat().st_size for name in ("grows", "shrinks")}
-                # The file that is open grows and shrinks.
+                # The open file grows and shrinks.
                 os.truncate(primary.data / BIG_FILE, size + PAGE)
                 os.truncate(primary.data / BIG_FILE, size // 2)
             result = copy.result()
@@ -107,20 +107,20 @@ def test_files_change_under_load(sandbox: Sandbox, repository: pathlib.Path, maj
     assert copied[BIG_FILE] == size == (steps.published / "data" / BIG_FILE).stat().st_size
     with (steps.published / "data" / BIG_FILE).open("rb") as file:
         file.seek(size // 2 - 1)
-        assert not any(file.read(1 << 20)), "what was cut off is zeros"
+        assert not any(file.read(1 << 20)), "the truncated part is zeros"
     restores(sandbox, steps, primary)
     all_is_well(sandbox, repository, primary)
 
 
 def as_server_user(steps: Steps, name: str, **arguments: t.Any) -> Result:
-    """Run a module as the account of the server, which may not read everything as root may."""
+    """Run a module as the server's account, which, unlike root, cannot read everything."""
     arguments = steps.modules.arguments(name, backup_id=steps.id, **arguments)
     return run_module_as(name, arguments, python=binaries.server_python())
 
 
 @BOTH
 def test_unreadable_file(steps: Steps, primary: Server) -> None:
-    """It fails hard and names the file; once that is cured, the same backup goes on and keeps what it has."""
+    """The copy fails and names the file; after a repair the same backup continues and keeps its files."""
     secret = own_file(primary.data / "secret", "x", mode=0)
     assert not as_server_user(steps, "backup_start", fast=True).get("failed")
     result = as_server_user(steps, "backup_copy")
@@ -135,7 +135,7 @@ def test_unreadable_file(steps: Steps, primary: Server) -> None:
 
 @contextlib.contextmanager
 def small_file_system(sandbox: Sandbox, megabytes: int) -> t.Iterator[pathlib.Path]:
-    """Give a repository on a file system of its own."""
+    """Yield a repository on its own file system."""
     path = sandbox.directory("small")
     user = server_user()
     options = f"size={megabytes}m,mode=0700,uid={user.uid},gid={user.gid}"
@@ -166,7 +166,7 @@ def test_repository_is_too_small(sandbox: Sandbox, modules: Modules, primary: Se
 def test_disk_is_full(
     sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path, algorithm: str
 ) -> None:
-    """It fails hard and tells file, free space and need; abort works on a full disk; with room the copy goes on."""
+    """The copy fails with file, free and needed space; abort works on a full disk; with space the copy continues."""
     with small_file_system(sandbox, 100) as small:
         modules.common["repository"] = str(small)
         steps = Steps(modules, primary)
@@ -177,7 +177,7 @@ def test_disk_is_full(
         assert f"Cannot write {steps.work}" in result["msg"]
         assert "No space left on device" in result["msg"]
         assert "B are free and" in result["msg"]
-        assert not (steps.work / "data" / BIG_FILE).exists(), "what is incomplete has given its room back"
+        assert not (steps.work / "data" / BIG_FILE).exists(), "the incomplete file has freed its space"
         assert steps.fails("backup_stop")["code"] == "copy_not_finished"
         big.unlink()
         assert steps.ok("backup_copy", checksum_algorithm=algorithm)["finished"]
@@ -186,7 +186,7 @@ def test_disk_is_full(
 
 
 def fill(directory: pathlib.Path) -> pathlib.Path:
-    """Leave not a byte on the file system and return the file that takes them."""
+    """Fill the file system to the last byte and return the file that does."""
     path = directory / "ballast"
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as ballast:
         while True:
@@ -197,7 +197,7 @@ def fill(directory: pathlib.Path) -> pathlib.Path:
 @ROOT
 @BOTH
 def test_not_a_byte_is_left(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> None:
-    """Others fill the disk: the copy can say so, abort can remove it, and stop does not lose the label."""
+    """Other programs fill the disk: the copy reports it, abort removes the backup, and stop keeps the label."""
     with small_file_system(sandbox, 40) as small:
         modules.common["repository"] = str(small)
         given_up = Steps(modules, primary, "given-up")
@@ -228,7 +228,7 @@ def test_not_a_byte_is_left(sandbox: Sandbox, modules: Modules, primary: Server,
 
 @ROOT
 def test_last_word_of_the_copy(sandbox: Sandbox) -> None:
-    """There is room for it when others have taken all the rest."""
+    """Space is reserved for the final record when other programs have taken all the rest."""
     with small_file_system(sandbox, 1) as small:
         (small / "copy").mkdir()
         recorder = _job.Recorder(str(small / "copy"))
@@ -240,7 +240,7 @@ def test_last_word_of_the_copy(sandbox: Sandbox) -> None:
 
 @BOTH
 def test_exclusions(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
-    """What means nothing after a restore is left out; links and special files are reported; a link can be followed."""
+    """Files useless after a restore are excluded; links and special files are reported; a link can be followed."""
     primary.sql("CREATE UNLOGGED TABLE unlogged AS SELECT i FROM generate_series(1, 1000) i")
     primary.sql("SELECT pg_create_physical_replication_slot('kept_for_ever', true)")
     elsewhere = own_file(sandbox.directory("elsewhere") / "settings.conf", "# elsewhere\n")
@@ -278,7 +278,7 @@ def test_exclusions(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
 
 @BOTH
 def test_copy_process_is_killed(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
-    """The session lives on, and the next call keeps the files that were copied."""
+    """The session survives, and the next call keeps the files already copied."""
     steps.start()
     with steps.copying() as copy:
         wait_until(lambda: steps.progress.get("done_files", 0) > 100, f"files are copied: {steps.progress}")
@@ -296,7 +296,7 @@ def test_copy_process_is_killed(sandbox: Sandbox, steps: Steps, primary: Server)
 
 
 def test_one_worker_is_killed(steps: Steps) -> None:
-    """The others stop, and the copy says what happened."""
+    """The other workers stop, and the copy reports what happened."""
     steps.start()
     with steps.copying() as copy:
         os.kill(steps.copy_processes()[1], signal.SIGKILL)
@@ -309,7 +309,7 @@ def test_one_worker_is_killed(steps: Steps) -> None:
 
 @BOTH
 def test_task_is_killed(steps: Steps) -> None:
-    """The copy does not need the task that began it, and the next task finds it."""
+    """The copy does not need the task that started it, and the next task finds it."""
     steps.start()
     with steps.copying(256 << 20) as copy:
         copy.kill()

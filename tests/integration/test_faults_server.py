@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a server refuses, and what happens to it: rights, crashes, promotion, full_page_writes, pooling proxies."""
+"""Refusals and faults of a server: privileges, crashes, promotion, full_page_writes, pooling proxies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PGBOUNCER: t.Final = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', ''
 
 @pytest.fixture
 def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
-    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    """The steps of a backup of the primary; nothing of it may remain at the end."""
     yield Steps(modules, primary)
     all_is_well(sandbox, repository, primary)
 
@@ -34,7 +34,7 @@ def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathl
 def standby_steps(
     sandbox: Sandbox, standby_modules: Modules, standby: Server, primary: Server, repository: pathlib.Path
 ) -> t.Iterator[Steps]:
-    """The steps of a backup of the standby; at the end nothing may be left of it."""
+    """The steps of a backup of the standby; nothing of it may remain at the end."""
     yield Steps(standby_modules, standby)
     all_is_well(sandbox, repository, primary, standby)
 
@@ -48,7 +48,7 @@ def rights_missing(modules: Modules, **arguments: t.Any) -> dict[str, str]:
 
 @BOTH
 def test_rights_are_missing(sandbox: Sandbox, steps: Steps, primary: Server, repository: pathlib.Path) -> None:
-    """Each right is missed by name, its hint cures it and nothing else, and all of them together are enough."""
+    """Each missing privilege is named, its hint grants exactly that one, and all of them together are enough."""
     primary.sql("CREATE ROLE backup LOGIN")
     primary.sql("CREATE DATABASE other")
     steps.modules.common["login_user"] = "backup"
@@ -61,7 +61,7 @@ def test_rights_are_missing(sandbox: Sandbox, steps: Steps, primary: Server, rep
     assert all(hint in result["msg"] for hint in missing.values())
     assert result["code"] == "no_privilege_backup_start"
     assert not os.listdir(repository)
-    # Functions are granted in one database; roles in all.
+    # Privileges on functions are granted in one database, roles in all.
     for code in ("no_privilege_backup_start", "no_privilege_backup_stop"):
         primary.sql(missing[code].partition(": ")[2], database="other")
     assert set(rights_missing(steps.modules)) == expected
@@ -91,7 +91,7 @@ def test_rights_are_missing(sandbox: Sandbox, steps: Steps, primary: Server, rep
 
 @BOTH
 def test_right_is_revoked_before_stop(steps: Steps, primary: Server, major: int) -> None:
-    """What the preflight cannot know: PostgreSQL's own refusal is told, with its SQLSTATE."""
+    """The preflight cannot foresee it: the module reports PostgreSQL's own error with its SQLSTATE."""
     primary.sql("CREATE ROLE backup LOGIN")
     primary.sql("GRANT pg_monitor TO backup")
     primary.sql("GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup")
@@ -148,7 +148,7 @@ def test_standby_is_promoted(sandbox: Sandbox, primary: Server, repository: path
 def test_full_page_writes_are_off(
     sandbox: Sandbox, standby_steps: Steps, modules: Modules, standby: Server, primary: Server, moment: str
 ) -> None:
-    """PostgreSQL refuses such a standby's backup, at start or at stop; its cure cures it."""
+    """PostgreSQL refuses such a standby's backup, at start or at stop; following the hint helps."""
 
     def switch_off() -> None:
         primary.conf(full_page_writes=False).reload()
@@ -185,7 +185,7 @@ def test_full_page_writes_are_off(
 @pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 def test_pooling_proxy(sandbox: Sandbox, steps: Steps, primary: Server, repository: pathlib.Path, mode: str) -> None:
-    """Found out before the start, in either mode; nothing is written."""
+    """Detected before the start, in either pooling mode; nothing is written."""
     assert PGBOUNCER is not None
     directory = sandbox.directory("pgbouncer")
     port = free_port()

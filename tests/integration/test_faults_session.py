@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The session is lost, or must not be lost: backends, networks, time-outs, and the session process itself."""
+"""The session is lost, or must survive: backends, networks, timeouts, and the session process itself."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ while True:
 
 @pytest.fixture
 def steps(sandbox: Sandbox, modules: Modules, primary: Server, repository: pathlib.Path) -> t.Iterator[Steps]:
-    """The steps of a backup of the primary; at the end nothing may be left of it."""
+    """The steps of a backup of the primary; nothing of it may remain at the end."""
     yield Steps(modules, primary)
     all_is_well(sandbox, repository, primary)
 
 
 def session_of(steps: Steps) -> Session:
-    """Return the session, to ask it without renewing its lease."""
+    """Return the session, for queries that do not renew its lease."""
     return Session(str(steps.work / "session"))
 
 
@@ -79,7 +79,7 @@ def test_backend_is_terminated(steps: Steps, primary: Server) -> None:
 
 @BOTH
 def test_network_is_cut(steps: Steps, modules: Modules, primary: Server) -> None:
-    """The connection is closed by something in between."""
+    """Something on the network path closes the connection."""
     port = free_port()
     forwarder = popen([sys.executable, "-c", FORWARDER, str(port), str(primary.port)], user=me())
     try:
@@ -99,7 +99,7 @@ def test_network_is_cut(steps: Steps, modules: Modules, primary: Server) -> None
 
 @BOTH
 def test_session_timeouts_do_not_end_it(steps: Steps, primary: Server, major: int) -> None:
-    """Time-outs of role and database end other idle sessions, but not ours, and not a start that takes longer."""
+    """Timeouts of role and database end other idle sessions, but neither ours nor a start that takes longer."""
     spread_the_next_checkpoint(primary)
     names = ["idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "statement_timeout"]
     if major >= 17:
@@ -108,7 +108,7 @@ def test_session_timeouts_do_not_end_it(steps: Steps, primary: Server, major: in
         primary.sql(f"ALTER ROLE postgres SET {name} = '500ms'")
         primary.sql(f"ALTER DATABASE postgres SET {name} = '500ms'")
     steps.start(fast=False)
-    assert steps.state["started_at"] - steps.state["created_at"] > 1, "the start must outlast the time-outs"
+    assert steps.state["started_at"] - steps.state["created_at"] > 1, "the start must outlast the timeouts"
     with contextlib.closing(primary.connect()):
         wait_until(lambda: "terminating connection due to idle-session timeout" in primary.log, "a witness was ended")
     primary.sql("ALTER ROLE postgres RESET ALL")
@@ -120,7 +120,7 @@ def test_session_timeouts_do_not_end_it(steps: Steps, primary: Server, major: in
 @BOTH
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 def test_session_process_is_killed(steps: Steps, number: signal.Signals) -> None:
-    """The copy stops at once, whether the process can still say why or not."""
+    """The copy stops at once, whether or not the process can still record why."""
     steps.start()
     with steps.copying() as copy:
         os.kill(steps.keeper, number)
@@ -135,7 +135,7 @@ def test_session_process_is_killed(steps: Steps, number: signal.Signals) -> None
 
 @pytest.mark.parametrize("option", ["session_timeout", "session_idle_timeout"])
 def test_time_is_up(steps: Steps, primary: Server, option: str) -> None:
-    """A session that nobody renews, or that is too old, ends by itself and says so afterwards."""
+    """A session whose lease is not renewed, or that is too old, ends by itself and records why."""
     steps.start(**{option: 1})
     keeper = steps.keeper
     wait_until(lambda: not is_alive(keeper), "the session process has ended", timeout=5)
@@ -156,7 +156,7 @@ def test_time_is_up_during_the_copy(steps: Steps) -> None:
 
 
 def test_running_copy_renews_the_lease(steps: Steps) -> None:
-    """A copy that takes longer than the idle time-out keeps the session, although no module asks for it."""
+    """A copy that takes longer than the idle timeout keeps the session, though no module asks for it."""
     steps.start(session_idle_timeout=1)
     with steps.copying(256 << 20) as copy:
         with steps.stopped_processes():
@@ -168,7 +168,7 @@ def test_running_copy_renews_the_lease(steps: Steps) -> None:
 
 
 def test_folder_is_removed(steps: Steps, primary: Server) -> None:
-    """Somebody removes the unfinished backup: the session ends by itself soon, and the next is free."""
+    """The unfinished backup is removed: its session soon ends by itself, and the next backup can start."""
     steps.start()
     keeper = steps.keeper
     shutil.rmtree(steps.work)
@@ -179,7 +179,7 @@ def test_folder_is_removed(steps: Steps, primary: Server) -> None:
 
 @BOTH
 def test_module_is_killed_between_stop_and_label(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
-    """The server has given label and map, once; the session process has them, and a second stop goes on."""
+    """The server returns label and map only once; the session process keeps them, and a second stop continues."""
     steps.start()
     steps.ok("backup_copy")
     with stop_in_the_middle(steps, primary) as stop:
@@ -194,7 +194,7 @@ def test_module_is_killed_between_stop_and_label(sandbox: Sandbox, steps: Steps,
 
 @contextlib.contextmanager
 def stop_in_the_middle(steps: Steps, primary: Server) -> t.Iterator[Background]:
-    """Give a stop whose session process has the label, but has told nobody: its next question waits for a lock."""
+    """Yield a stop whose session process has the label but has not passed it on: its next query waits for a lock."""
     with contextlib.closing(primary.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("BEGIN; LOCK TABLE pg_tablespace IN ACCESS EXCLUSIVE MODE")
         stop = Background(lambda: steps.run("backup_stop"))
@@ -205,7 +205,7 @@ def stop_in_the_middle(steps: Steps, primary: Server) -> t.Iterator[Background]:
 
 @BOTH
 def test_label_cannot_be_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writing of the label fails: the second call goes on from the session's record."""
+    """Writing the label fails: the second call continues from the session's record."""
 
     def fail(path: str, content: bytes) -> None:
         raise OSError(28, "No space left on device", path)
@@ -222,7 +222,7 @@ def test_label_cannot_be_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) 
 
 @BOTH
 def test_session_process_is_killed_during_stop(steps: Steps, primary: Server) -> None:
-    """It dies with what the server told it: the backup is void and reported so."""
+    """The process dies with what the server returned: the backup is void and reported as void."""
     steps.start()
     steps.ok("backup_copy")
     with stop_in_the_middle(steps, primary) as stop:
@@ -236,7 +236,7 @@ def test_session_process_is_killed_during_stop(steps: Steps, primary: Server) ->
 
 @BOTH
 def test_session_process_dies_before_it_can_write_the_label_down(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The moment after the server has ended the backup and before anything is on disk."""
+    """A kill after the server has ended the backup and before anything is on disk."""
     source = pathlib.Path(_session._session_keeper.__file__).read_text()
     there = "        lsn, label, space_map = self._rows(query)[0]\n"
     assert there in source
@@ -251,7 +251,7 @@ def test_session_process_dies_before_it_can_write_the_label_down(steps: Steps, m
 
 @BOTH
 def test_status_while_start_waits_for_the_checkpoint(steps: Steps, primary: Server) -> None:
-    """With fast=false start takes a checkpoint; meanwhile the session answers, and the catalogue shows it."""
+    """With fast=false start waits for a checkpoint; during it the session answers, and the catalogue shows it."""
     spread_the_next_checkpoint(primary)
     start = Background(lambda: steps.run("backup_start", fast=False))
     wait_until(lambda: steps.state.get("state") == "starting", "the session starts")
@@ -268,7 +268,7 @@ def test_status_while_start_waits_for_the_checkpoint(steps: Steps, primary: Serv
 
 
 def test_long_path(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
-    """The repository's path is longer than that of a socket may be."""
+    """The repository's path is longer than a socket's may be."""
     repository = sandbox.directory("r" * 100)
     assert len(str(repository)) > 108
     steps = Steps(Modules(primary, repository=str(repository), cluster="c" * 60), primary, "i" * 60)
@@ -281,7 +281,7 @@ def test_long_path(sandbox: Sandbox, steps: Steps, primary: Server) -> None:
 
 @pytest.mark.parametrize("way", ["option", "environment"])
 def test_password_is_nowhere(steps: Steps, primary: Server, repository: pathlib.Path, way: str) -> None:
-    """No command line, environment, file or result holds it, while the copy runs and afterwards."""
+    """No command line, environment, file or result holds it, neither during the copy nor afterwards."""
     password = primary.password
     login = {**primary.login(tcp=True), "ssl_mode": "disable"}
     del steps.modules.common["login_unix_socket"]
@@ -315,7 +315,7 @@ def test_password_is_nowhere(steps: Steps, primary: Server, repository: pathlib.
 
 
 def environment_of(pid: int) -> bytes:
-    """Return the environment that a process was started with."""
+    """Return the environment with which a process was started."""
     with contextlib.suppress(OSError):
         return pathlib.Path(f"/proc/{pid}/environ").read_bytes()
     return b""

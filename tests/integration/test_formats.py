@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PostgreSQL's formats in all their sizes: WAL segments and archives of them, manifests, labels."""
+"""PostgreSQL's formats in all variants: WAL segments and their archives, manifests, labels."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.integration.helpers.steps import Steps
 @pytest.mark.majors(15, 18)
 @pytest.mark.parametrize("megabytes", [1, 64])
 def test_wal_segment_size(sandbox: Sandbox, repository: pathlib.Path, major: int, megabytes: int) -> None:
-    """Names, the number of segments, the proof and the restore are right for other sizes than 16 MB."""
+    """Names, number of segments, proof and restore are right for sizes other than 16 MB."""
     primary = sandbox.primary(major, initdb=[f"--wal-segsize={megabytes}"])
     standby = sandbox.standby(primary)
     steps = Steps(Modules(standby, repository=str(repository), cluster="main"), standby)
     archiver = Modules(primary, repository=str(repository), cluster="main")
     steps.start()
     steps.ok("backup_copy")
-    # Several segments of 1 MB; a segment number beyond one byte does not fit into 2^32 / 64 MB by mistake.
+    # Enough WAL for several segments of 1 MB, whose numbers would show a wrong segment size.
     primary.pgbench_init()
     primary.sql("CHECKPOINT")
     standby.catch_up()
@@ -75,7 +75,7 @@ def flipped(content: bytes, at: int) -> bytes:
 def test_archive_is_looked_into(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By directory, plain or compressed, and by restore_command; half a file, a foreign one, garbage are no proof."""
+    """A directory, plain or compressed, or a restore_command; a partial or foreign file or garbage is not a proof."""
     steps = Steps(modules, primary)
     steps.start()
     steps.ok("backup_copy")
@@ -85,7 +85,7 @@ def test_archive_is_looked_into(
     (name,) = stopped["required_wal"]
     content = (primary.archive / name).read_bytes()
     place = sandbox.directory("other-archive")
-    # A server is not asked, so none is needed.
+    # The server is not queried, so none is needed.
     alone = Modules(None, **{key: modules.common[key] for key in ("repository", "cluster")})
     question = {"required_wal": [name], "system_identifier": stopped["system_identifier"], "interval": 0.05}
     in_place = {**question, "archive_directory": str(place)}
@@ -140,7 +140,7 @@ def test_archive_is_looked_into(
     assert (foreign["code"], "another cluster" in foreign["msg"]) == ("bad_segment", True)
     history = alone.fails("wal_archived", **{**fetch, "required_wal": [name, "00000002.history"]}, timeout=0)
     assert history["missing"] == ["00000002.history"]
-    # The server has no trace of what it has not written yet, as of what it has archived and recycled.
+    # The server has no trace of segments it has not written yet, nor of those archived and recycled.
     for future in ("0000000100000000000000F0", "00000002.history", "000000020000000000000001"):
         late = modules.fails("wal_archived", required_wal=[name, future], timeout=0)
         assert (late["code"], late["missing"]) == ("wal_not_archived", [future])
@@ -152,7 +152,7 @@ def test_archive_is_looked_into(
 def test_checksums_and_labels(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
-    """pg_verifybackup takes every algorithm, and notices a changed file; the label arrives byte for byte."""
+    """pg_verifybackup accepts every algorithm and detects a changed file; the label arrives byte for byte."""
     labels = {
         "NONE": "Grüße, »quoted« 'single' \"double\" \\n $$ %s 漢字",
         "SHA224": " leading and trailing blanks ",
@@ -185,7 +185,7 @@ def test_checksums_and_labels(
 def test_manifest_of_names_that_are_no_utf8(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
-    """Such a name is listed by its bytes in hexadecimal, others with what JSON must escape."""
+    """Such a name is listed in hexadecimal; other names with JSON's escapes."""
     names = [b"caf\xe9", 'quote " backslash \\ tab \t ü'.encode()]
     for name in names:
         path = os.path.join(os.fsencode(primary.data), name)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The harness by its own use: backups that pg_basebackup made, modules in all three ways of running them."""
+"""The harness tested through use: backups by pg_basebackup, and modules run in all three ways."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_pg_basebackup_of_a_standby_restores(
 
 
 def test_a_standby_that_was_away_finds_its_wal(primary: Server, standby: Server) -> None:
-    """Whatever the primary wrote and recycled meanwhile, so that both can be restarted at any speed."""
+    """Its slot keeps the WAL that the primary would recycle, so that both can be restarted at any time."""
     standby.stop()
     primary.pgbench_init(5)
     primary.switch_wal()
@@ -59,7 +59,7 @@ def test_a_standby_that_was_away_finds_its_wal(primary: Server, standby: Server)
 def test_the_same_module_in_process_by_interpreter_and_in_a_play(
     sandbox: Sandbox, primary: Server, standby: Server, modules: Modules
 ) -> None:
-    """In process, under the oldest and newest Python, as the server user, and on two hosts of a play."""
+    """In this process, with the oldest and newest Python, as the server user, and on two hosts of a play."""
     identity = primary.system_identifier
     arguments = modules.arguments("server_info")
     assert modules.ok("server_info")["system_identifier"] == identity

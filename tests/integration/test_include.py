@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Self-contained backups: the WAL is in the backup, no archive is needed, and the slot that kept it is gone."""
+"""Self-contained backups: the WAL is in the backup, no archive is needed, and no replication slot remains."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def no_slot(server: Server) -> None:
 
 
 def much_wal(server: Server, segments: int = 4) -> None:
-    """Fill segments, and let checkpoints remove all that nobody holds."""
+    """Fill segments, and let checkpoints remove all that no slot retains."""
     for _segment in range(segments):
         server.switch_wal()
     server.sql("CHECKPOINT")
@@ -64,7 +64,7 @@ def wal_files(server: Server) -> set[str]:
 def is_self_contained(
     sandbox: Sandbox, backup: pathlib.Path, major: int, expect: t.Callable[[Server], object], name: str = "restored"
 ) -> None:
-    """Require that PostgreSQL verifies the backup with its WAL, and recovers a copy of it without any archive."""
+    """Require that PostgreSQL verifies the backup with its WAL, and recovers a copy of it without an archive."""
     run(
         [binaries.tool(major, "pg_verifybackup"), "--exit-on-error", backup / "data"],
         env=binaries.environment(major), user=me(), timeout=600,
@@ -78,7 +78,7 @@ def is_self_contained(
 
 
 def has_included(steps: Steps, wal: t.Sequence[str]) -> None:
-    """Require that exactly these files are in the backup, as its record says, marked as archived."""
+    """Require that exactly these files are in the backup and its record, marked as archived."""
     content = steps.modules.ok("backup_info")["clusters"][0]["backups"][0]
     assert (content["wal"], content["wal_proven_by"]) == ("include", "included pg_wal")
     record = json.loads((steps.published / "backup.json").read_text())
@@ -93,7 +93,7 @@ def has_included(steps: Steps, wal: t.Sequence[str]) -> None:
 
 @pytest.mark.majors(*binaries.MAJORS)
 def test_primary_without_an_archive(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """``archive_mode=off``: refused for the archive, whole with its own WAL, though checkpoints remove much."""
+    """``archive_mode=off``: refused with wal=archive, whole with its own WAL, though checkpoints remove much."""
     primary = sandbox.primary(major, archive=False, tablespaces=["extra"], initdb=SMALL_SEGMENTS, wal_keep_size=0)
     primary.pgbench_init()
     modules = modules_of(primary, repository)
@@ -130,7 +130,7 @@ def test_primary_without_an_archive(sandbox: Sandbox, repository: pathlib.Path, 
 
 
 def idle_standby(sandbox: Sandbox, major: int) -> tuple[Server, str]:
-    """Return a standby whose primary has been gone since, and the checksum of what that had."""
+    """Return a standby whose primary was stopped, and the checksum of the primary's data."""
     primary = sandbox.primary(major, archive=False, tablespaces=["extra"])
     standby = sandbox.standby(primary)
     primary.pgbench_init()
@@ -141,7 +141,7 @@ def idle_standby(sandbox: Sandbox, major: int) -> tuple[Server, str]:
 
 
 def is_whole(sandbox: Sandbox, backup: pathlib.Path, major: int, expected: str) -> None:
-    """Require what `is_self_contained` does, the data of the primary, and a last segment that ends at the stop."""
+    """Require `is_self_contained`, the primary's data, and a last segment that ends at the stop."""
     last = sorted((backup / "data" / "pg_wal").glob("0*"))[-1].read_bytes()
     assert (len(last), last[-8192:]) == (16 << 20, bytes(8192))
 
@@ -154,7 +154,7 @@ def is_whole(sandbox: Sandbox, backup: pathlib.Path, major: int, expected: str) 
 
 @pytest.mark.majors(*binaries.MAJORS)
 def test_idle_standby_without_an_archive(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """No archive, no switch, no primary: it is gone before the start."""
+    """No archive, no switch, no primary: that was stopped before the start."""
     standby, expected = idle_standby(sandbox, major)
     steps = Steps(modules_of(standby, repository), standby)
     assert steps.modules.ok("server_info")["ready"]
@@ -170,7 +170,7 @@ def test_idle_standby_without_an_archive(sandbox: Sandbox, repository: pathlib.P
 
 
 def test_role_on_an_idle_standby(sandbox: Sandbox, major: int) -> None:
-    """The role looks for no primary, waits for nothing, and has nothing to do the second time."""
+    """The role does not search for a primary, waits for nothing, and changes nothing the second time."""
     standby, expected = idle_standby(sandbox, major)
     fleet = RoleHosts(sandbox)
     host = {"db": fleet.host(standby, wal="include", cluster="main")}
@@ -189,7 +189,7 @@ def test_role_on_an_idle_standby(sandbox: Sandbox, major: int) -> None:
 
 @pytest.mark.majors(15, 18)
 def test_standby_whose_upstream_is_promoted(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """Two timelines: both parts and the history come from the standby's own ``pg_wal``."""
+    """Two timelines: the WAL of both and the history come from the standby's own ``pg_wal``."""
     primary = sandbox.primary(major, archive=False, initdb=SMALL_SEGMENTS)
     middle = sandbox.standby(primary, name="middle")
     standby = sandbox.standby(middle)
@@ -218,7 +218,7 @@ def test_standby_whose_upstream_is_promoted(sandbox: Sandbox, repository: pathli
     older, newer = stopped["wal_ranges"][1], stopped["wal_ranges"][0]
     assert older["end"] == newer["start"]
     first = next(name for name in stopped["required_wal"] if name.startswith("00000002"))
-    # The older timeline's end, which a restore does not need, but pg_verifybackup wants to see.
+    # The older timeline's end: a restore does not need it, but pg_verifybackup checks it.
     has_included(steps, [*stopped["required_wal"], "00000001" + first[8:]])
     expected = data_checksum(middle)
     all_is_well(sandbox, repository, standby)
@@ -231,7 +231,7 @@ def test_standby_whose_upstream_is_promoted(sandbox: Sandbox, repository: pathli
 
 @pytest.mark.majors(15, 18)
 def test_killed_in_the_middle_of_including(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """The session keeps the WAL until a later call has finished; what is included already is not copied again."""
+    """The session retains the WAL until a later call has finished; WAL already included is not copied again."""
     primary = sandbox.primary(major, archive=False, initdb=SMALL_SEGMENTS)
     modules = modules_of(primary, repository)
     steps = Steps(modules, primary)
@@ -246,7 +246,7 @@ def test_killed_in_the_middle_of_including(sandbox: Sandbox, repository: pathlib
         much_wal(primary)
     inodes = {path.name: path.stat().st_ino for path in included.iterdir() if path.name.endswith(("2", "3"))}
     assert modules.ok("backup_info")["clusters"][0]["unfinished"][0]["session_alive"]
-    # A run whose controller died goes on: the role's own way, with the handle of the other.
+    # As the role continues a run whose controller died: with the handle of that run.
     resumed = modules.ok("backup_start", resume=True, takeover_after=1, concurrent="skip")
     assert (resumed["backup_id"], resumed["state"], resumed["wal"]) == ("one", "stopping", "include")
     stopped = steps.ok("backup_stop")
@@ -268,7 +268,7 @@ def _has_segments(directory: pathlib.Path, count: int) -> bool:
 
 
 def _stop_until_killed(steps: Steps, done: t.Callable[[], bool]) -> None:
-    """Run backup_stop in a process of its own that is killed, at a copy's first piece, once ``done``."""
+    """Run backup_stop in its own process and kill it at the first piece of a copy after ``done``."""
     pieces = _include.Inclusion._pieces
 
     def pieces_or_death(*arguments: t.Any) -> t.Iterator[bytes]:
@@ -289,7 +289,7 @@ def _stop_until_killed(steps: Steps, done: t.Callable[[], bool]) -> None:
 
 @pytest.mark.majors(15, 18)
 def test_the_server_gives_the_wal_up(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """More WAL than ``max_slot_wal_keep_size``: void, saying why, during the copy and when only the WAL is missing."""
+    """More WAL than ``max_slot_wal_keep_size``: void with a reason, during the copy and when only WAL is missing."""
     primary = sandbox.primary(
         major, archive=False, initdb=SMALL_SEGMENTS, max_slot_wal_keep_size="2MB", min_wal_size="2MB"
     )
@@ -307,7 +307,7 @@ def test_the_server_gives_the_wal_up(sandbox: Sandbox, repository: pathlib.Path,
     steps = Steps(modules, primary, "two")
     steps.start()
     steps.ok("backup_copy")
-    # Stopped, and the module dies before it has copied anything.
+    # Stopped; the module dies before it has copied anything.
     _stop_until_killed(steps, lambda: True)
     much_wal(primary, 6)
     wait_until(lambda: steps.keeper not in _pids(), "the session has ended")
@@ -326,7 +326,7 @@ def _pids() -> set[int]:
 
 @pytest.mark.majors(15, 18)
 def test_the_session_ends_but_the_wal_is_there(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """Stopped is stopped: what is still in ``pg_wal`` is good, whoever kept it."""
+    """Stopped is stopped: WAL still in ``pg_wal`` is usable, whatever retained it."""
     primary = sandbox.primary(major, archive=False)
     steps = Steps(modules_of(primary, repository), primary)
     steps.start()
@@ -343,7 +343,7 @@ def test_the_session_ends_but_the_wal_is_there(sandbox: Sandbox, repository: pat
 
 @pytest.mark.majors(14, 15, 18)
 def test_what_stands_in_the_way(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """No REPLICATION, no free slot, on 18 a short limit for idle slots: told with the cure, nothing is started."""
+    """No REPLICATION, no free slot, on 18 a short limit for idle slots: reported with a hint, nothing starts."""
     primary = sandbox.primary(major, archive=False, max_replication_slots=1)
     start, stop = (
         ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)") if major >= 15 else
@@ -375,7 +375,7 @@ def test_what_stands_in_the_way(sandbox: Sandbox, repository: pathlib.Path, majo
         refused("idle_replication_slot_timeout", "= 0")
         primary.conf(idle_replication_slot_timeout="0").reload()
         wait_until(lambda: modules.ok("server_info")["ready"], "the setting is read")
-    # With these rights and no more; and abort lets go of the slot, also when everything but publishing is done.
+    # Exactly these privileges are enough; abort drops the slot, even if only publishing remains.
     steps.start()
     steps.ok("backup_copy")
     _stop_until_killed(steps, lambda: True)
@@ -389,7 +389,7 @@ def test_what_stands_in_the_way(sandbox: Sandbox, repository: pathlib.Path, majo
 
 @pytest.mark.majors(15, 18)
 def test_a_changed_mind(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """A backup that was begun otherwise is not continued; it goes when the new one has been started."""
+    """A backup begun with another wal mode is not continued; it is removed when the new one has started."""
     primary = sandbox.primary(major)
     modules = modules_of(primary, repository)
     old = Steps(modules, primary)
@@ -411,7 +411,7 @@ def test_a_changed_mind(sandbox: Sandbox, repository: pathlib.Path, major: int) 
 
 
 def test_role_without_proof(sandbox: Sandbox, major: int) -> None:
-    """``none`` waits for nothing, and says so everywhere; the archive that there is not is refused before the start."""
+    """``none`` waits for nothing and reports that everywhere; a missing archive is refused before the start."""
     primary = sandbox.primary(major, archive=False)
     fleet = RoleHosts(sandbox)
     refused = fleet.run({"db": fleet.host(primary)})

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whole backups by modules run as programs, under the oldest and the newest Python and as the server's user."""
+"""Whole backups by modules run as programs, with the oldest and the newest Python and as the server's user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.helpers.files import is_private
 from tests.integration.helpers.leftovers import all_is_well
 from tests.integration.helpers.steps import Steps
 
-# Found when the tests run, since some interpreters are fetched.
+# Found when the tests run, because some interpreters are downloaded.
 TARGETS: t.Final[dict[str, t.Callable[[], tuple[str, ServerUser]]]] = {
     "oldest": lambda: (target_pythons()[0], me()),
     "newest": lambda: (target_pythons()[-1], me()),
@@ -29,14 +29,14 @@ TARGETS: t.Final[dict[str, t.Callable[[], tuple[str, ServerUser]]]] = {
 
 
 class Programs(Modules):
-    """Modules as programs of ``python`` and ``user``, each in a process of its own."""
+    """Modules run by ``python`` as ``user``, each in its own process."""
 
     def __init__(self, python: str, user: ServerUser, server: Server, **common: t.Any) -> None:
         super().__init__(server, **common)
         self._python, self._user = python, user
 
     def run(self, name: str, *, check: bool = False, **arguments: t.Any) -> Result:
-        """Run and return the result, failed or not."""
+        """Run the module and return the result, failed or not."""
         return run_module_as(
             name, self.arguments(name, **arguments), python=self._python, user=self._user, check=check
         )  # fmt: skip
@@ -45,7 +45,7 @@ class Programs(Modules):
 @pytest.mark.oldest_core
 @pytest.mark.parametrize("target", TARGETS)
 def test_whole_backup(sandbox: Sandbox, primary: Server, repository: pathlib.Path, major: int, target: str) -> None:
-    """Every module runs, the session outlives its programs, and the backup is restored."""
+    """Every module runs, the session outlives the programs, and the backup is restored."""
     python, user = TARGETS[target]()
     place = repository if user == server_user() else sandbox.directory("own")
     programs = Programs(python, user, primary, repository=str(place), cluster="main")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""WAL archiving as a wish: foretold, made, proven by fetching back, and left alone the second time."""
+"""WAL archiving as a declared state: predicted, set up, proven by fetching back, unchanged the second time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.harness.user import own_directory, own_file
 from tests.integration.helpers.files import listing
 from tests.integration.helpers.plays import message, told
 
-# Several plays of several hosts each.
+# Several plays, each with several hosts.
 pytestmark = pytest.mark.timeout(400)
 
 AUTO_CONF = "postgresql.auto.conf"
@@ -33,11 +33,11 @@ class Archives:
         self.repository = sandbox.directory("repository")
 
     def host(self, server: Server, **variables: t.Any) -> dict[str, t.Any]:
-        """Return the variables of a host; ``variables`` are those of the role without ``pg_archive_``."""
+        """Return the variables of a host; ``variables`` are the role's, without the prefix ``pg_archive_``."""
         common = {"repository": str(self.repository), "timeout": 20, **variables}
         theirs = host_vars(server)
         ours = {name.replace("pg_backup_", "pg_archive_"): value for name, value in theirs.items()}
-        # What the programs of this server need, for the restart.
+        # Needed by the programs of this server for the restart.
         ours["environment_of_server"] = binaries.environment(server.major)
         return {**ours, **{f"pg_archive_{name}": value for name, value in common.items()}}
 
@@ -57,7 +57,7 @@ class Archives:
 
 @pytest.fixture
 def archives(sandbox: Sandbox) -> Archives:
-    """A repository without hosts yet."""
+    """A repository, without hosts yet."""
     return Archives(sandbox)
 
 
@@ -68,12 +68,12 @@ def result(play: Play, host: str) -> dict[str, t.Any]:
 
 
 def changes(play: Play, host: str) -> list[str]:
-    """Return the tasks that have changed something."""
+    """Return the tasks that changed something."""
     return [event["task"].rpartition("| ")[2] for event in play.of(host) if event["changed"]]
 
 
 def state(server: Server, archives: Archives) -> dict[str, t.Any]:
-    """Return what a second run must leave alone."""
+    """Return the state that a second run must not change."""
     auto = server.data / AUTO_CONF
     return {**listing(archives.repository), "auto": (auto.stat().st_mtime_ns, auto.read_bytes())}
 
@@ -85,13 +85,13 @@ def wal_of(archives: Archives, host: str) -> list[str]:
 
 
 def recovers_by(sandbox: Sandbox, server: Server, command: str) -> None:
-    """Require that a copy without WAL comes to the same content by this restore_command alone."""
+    """Require that a copy without WAL recovers to the same content by this restore_command alone."""
     place = sandbox.directory(f"{server.name}-backup")
     server.tool("pg_basebackup", "-D", place / "data", "-c", "fast", "--no-sync", "-X", "none")
     server.sql("CREATE TABLE later AS SELECT generate_series(1, 1000) i")
     expected = data_checksum(server)
     server.switch_wal()
-    # The copy must archive nothing, and what the role has set lies in this file.
+    # The copy must archive nothing, and this file has the role's settings.
     own_file(place / "data" / AUTO_CONF, "")
     copy = restore(sandbox, place, None, server.major, name=f"{server.name}-copy", start=False, wal_level="replica")
     wait_until(
@@ -107,7 +107,7 @@ def recovers_by(sandbox: Sandbox, server: Server, command: str) -> None:
 
 
 def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) -> None:
-    """Foretold with a diff, restarted where allowed and told where not, proven, left alone; then it recovers."""
+    """Predicted with a diff, restarted if allowed and reported if not, proven, unchanged; then it recovers."""
     servers = {
         "old": sandbox.primary(14, name="old", archive=False),
         "patient": sandbox.primary(15, name="patient", archive=False, wal_level="minimal", max_wal_senders=0),
@@ -139,7 +139,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
         assert changes(made, name)[-2:] == ["Restart the server", "Finish the current WAL segment"]
         assert found["segment"] + (".zst" if name == "packed" else "") in wal_of(archives, name)
         assert (archives.repository / name / "pgfleet_wal.py").stat().st_mode & 0o777 == 0o700
-    # Not allowed to restart: what can be done is done, and what waits is told, also the second time.
+    # No restart allowed: everything else is done, and the pending restart is reported, also the second time.
     waiting = result(made, "patient")
     assert (waiting["changed"], waiting["proven"], waiting["restart_required"]) == (True, False, True)
     assert waiting["pending_restart"] == ["archive_mode", "wal_level"]
@@ -156,7 +156,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
         assert result(second, name)["proven"]
         assert result(second, name)["segment"] == result(made, name)["segment"]
 
-    # Restarted by somebody else, the third run only proves.
+    # Restarted by the administrator, the third run only proves.
     servers["patient"].conf(max_wal_senders=10).restart()
     third = archives.run({"patient": hosts["patient"]}).ok()
     assert changes(third, "patient") == ["Finish the current WAL segment"]
@@ -165,7 +165,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
 
 
 def test_standbys(sandbox: Sandbox, archives: Archives) -> None:
-    """One that is to archive when it is promoted, one that archives now, into the same directory as the primary."""
+    """One will archive after its promotion, one archives now, into the same directory as the primary."""
     primary = sandbox.primary(archive=False, archive_mode=True)
     standby = sandbox.standby(primary, archive_mode="on", tcp=False)
     always = sandbox.standby(primary, name="always", archive_mode="on", tcp=False)
@@ -185,7 +185,7 @@ def test_standbys(sandbox: Sandbox, archives: Archives) -> None:
     loud = result(first, "always")
     assert loud["proven"], first.stdout
     assert always.value("SHOW archive_mode") == "always"
-    # Both have archived it, and it is there once.
+    # Both have archived it, and it exists once.
     for server in (primary, always):
         wait_until(
             lambda server=server: server.value(
@@ -207,7 +207,7 @@ def test_standbys(sandbox: Sandbox, archives: Archives) -> None:
 
 
 def test_what_is_there_is_respected(sandbox: Sandbox, archives: Archives) -> None:
-    """The user's own command, one that archives nothing, a missing library, and places that cannot be written to."""
+    """The user's own command, one that archives nothing, a missing library, and directories that are not writable."""
 
     def primary(name: str, **settings: t.Any) -> Server:
         return sandbox.primary(name=name, archive=settings.pop("archive", False), archive_mode=True, **settings)
@@ -260,7 +260,7 @@ def test_what_is_there_is_respected(sandbox: Sandbox, archives: Archives) -> Non
         assert failures[host] in told(told_only, host)
         assert result(told_only, host)["changed"] is False
 
-    # Repaired, it works without a second thought; what was archived before the role's method came does not count.
+    # After a repair it works; WAL archived before the role's method was set does not count.
     broken.break_archive(False)
     repaired = archives.run({"broken": hosts["broken"], "own": {**hosts["own"], "pg_archive_method": "script"}}).ok()
     assert result(repaired, "broken")["proven"]
@@ -270,7 +270,7 @@ def test_what_is_there_is_respected(sandbox: Sandbox, archives: Archives) -> Non
 
 @pytest.mark.oldest_core
 def test_own_ways_to_restart(sandbox: Sandbox, archives: Archives) -> None:
-    """A hook restarts; a file that is in the way under another content makes the proof fail, named."""
+    """A hook restarts; if a file with other content has the segment's name, the proof fails and names it."""
     server = sandbox.primary(archive=False)
     tasks = own_file(
         sandbox.root / "restart.yml",

@@ -1,11 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Random writes, random backups, random targets: after each restore the content is what the log says for its target.
+"""Random writes, backups and targets: after each restore the content matches the log for its target.
 
-One writer, so that each transaction has a place in the order; it leaves a checksum of the whole table in a log table
-of the database, and the test notes LSN, time and number of its commit. ``make soak`` runs this for minutes instead of
-seconds: ``PGFLEET_SOAK`` is the time in seconds, ``PGFLEET_SEED`` another beginning of the random numbers.
+There is one writer, so that transactions have an order. Each transaction adds a checksum of the whole table to a log
+table of the database, and the test records LSN, time and number of its commit. ``make soak`` runs this for
+minutes instead of seconds: ``PGFLEET_SOAK`` is the time in seconds, ``PGFLEET_SEED`` another random seed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHECKSUM: t.Final = "SELECT coalesce(sum(hashtextextended(d::text, 0)), 0)::text
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A committed transaction: its number in the log table, and where and when it was committed."""
+    """A committed transaction: its number in the log table, and where and when it committed."""
 
     number: int
     xid: int
@@ -47,14 +47,14 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A target and the number of the last transaction that a restore to it has."""
+    """A target and the number of the last transaction that a restore to it contains."""
 
     number: int
     options: dict[str, t.Any]
 
 
 class World:
-    """A server, its repository, and all that happened to it."""
+    """A server, its repository, and its history."""
 
     def __init__(self, sandbox: Sandbox, major: int, chance: random.Random) -> None:
         self.sandbox = sandbox
@@ -64,7 +64,7 @@ class World:
         cluster = own_directory(self.repository / "main")
         self.archive = own_directory(cluster / "wal")
         script = own_file(cluster / SCRIPT.name, SCRIPT.read_text())
-        # Compressed as it comes: an archive may hold all kinds.
+        # Each with a random compression: an archive may mix them.
         command = f"{binaries.server_python()} {script} archive --compress {{}} {self.archive} %p %f"
         self.commands = [command.format(kind) for kind in ("none", "gzip", "zstd")]
         self.server = sandbox.primary(
@@ -74,20 +74,20 @@ class World:
         self.server.sql("CREATE TABLE data (id int PRIMARY KEY, v text)")
         self.server.sql("CREATE TABLE log (number int PRIMARY KEY, checksum text)")
         self.number = 0
-        # What the present timeline has, oldest first; what was left behind by a restore is in none of them.
+        # The content of the current timeline, oldest first; entries abandoned by a restore are in none of them.
         self.entries: list[Entry] = []
         self.points: list[tuple[int, str]] = []  # named restore points with the number of the last transaction
-        self.backups: list[int] = []  # the number of the last transaction that each backup surely has
+        self.backups: list[int] = []  # the number of the last transaction that each backup certainly contains
         self.done: dict[str, int] = {}
         self.story: list[str] = []
 
     @property
     def modules(self) -> Modules:
-        """The modules with the login of the present primary, run as the server user."""
+        """The modules, run as the server user, with the login of the current primary."""
         return Modules(self.server, as_server=True, repository=str(self.repository), cluster="main")
 
     def count(self, what: str) -> None:
-        """Remember that something was done."""
+        """Record an action."""
         self.done[what] = self.done.get(what, 0) + 1
         self.story.append(f"{what} ({self.number})")
 
@@ -117,7 +117,7 @@ class World:
         self.count("write")
 
     def statements(self) -> t.Iterator[str]:
-        """Yield what one transaction does."""
+        """Yield the statements of one transaction."""
         for _turn in range(self.chance.randrange(1, 4)):
             low = self.chance.randrange(2000)
             high = low + self.chance.choice((1, 10, 300))
@@ -132,7 +132,7 @@ class World:
             ))  # fmt: skip
 
     def disturb(self) -> None:
-        """Do something that moves files or WAL."""
+        """Do something that changes files or WAL."""
         what = self.chance.choice(
             ("CHECKPOINT", "VACUUM FULL data", "REINDEX TABLE data", "switch", "name", "crash", "compression")
         )
@@ -144,7 +144,7 @@ class World:
         elif what == "name":
             name = f"point {self.done.get('name', 0)}"
             self.server.sql("SELECT pg_create_restore_point(%s)", [name])
-            # It is not flushed by itself, and a crash may follow.
+            # A restore point is not flushed by itself, and a crash may follow.
             self.server.switch_wal()
             self.points.append((self.number, name))
         elif what == "crash":
@@ -155,7 +155,7 @@ class World:
         self.count(what)
 
     def back_up(self) -> None:
-        """Take a backup, writing meanwhile."""
+        """Take a backup during writes."""
         backup_id = f"b{len(self.backups)}"
         wal = self.chance.choice(("archive", "archive", "include"))
         steps = Steps(self.modules, self.server, backup_id)
@@ -172,7 +172,7 @@ class World:
     # -- back to some point --------------------------------------------------------------------------------------
 
     def point(self) -> Point:
-        """Return a random target behind the end of the first backup."""
+        """Return a random target after the end of the first backup."""
         usable = [entry for entry in self.entries if entry.number > self.backups[0]]
         names = [(number, name) for number, name in self.points if number > self.backups[0]]
         kind = self.chance.choice(("end", "time", "lsn", "xid", "name", "before xid", "before time"))
@@ -194,8 +194,8 @@ class World:
         return Point(entry.number - exclusive, options)
 
     def restore(self) -> None:
-        """Restore to a random target, compare, and sometimes go on from there with a new timeline."""
-        # The end of the log is in the archive, and behind every target lies one more record to stop at.
+        """Restore to a random target, compare, and sometimes continue from there with a new timeline."""
+        # The end of the log is in the archive, and after every target there is one more record to stop at.
         self.write()
         point = self.point()
         if point.options:
@@ -222,7 +222,7 @@ class World:
             self.sandbox.servers.remove(copy)
 
     def restored(self, copy: Server, takes_over: bool, options: dict[str, t.Any]) -> Result:
-        """Run the module; the copy archives only when it takes over."""
+        """Run the module; the copy archives only if it becomes the primary."""
         return self.modules.ok(
             "backup_restore",
             data_directory=str(copy.data), port=copy.port,
@@ -238,7 +238,7 @@ class World:
 
     @staticmethod
     def compare(copy: Server, point: Point, result: Result) -> None:
-        """Require that the copy has exactly the transactions up to the point, and their content."""
+        """Require that the copy contains exactly the transactions up to the point, and their content."""
         last = copy.value("SELECT coalesce(max(number), 0) FROM log")
         assert last == point.number, f"{last} instead of {point}: {result}"
         assert copy.value(CHECKSUM) == copy.value("SELECT checksum FROM log WHERE number = %s", [last])
@@ -246,7 +246,7 @@ class World:
         assert count == last, f"{count} of {last} transactions"
 
     def go_on_with(self, copy: Server, point: Point) -> None:
-        """Let the restored server be the primary from now on: a new timeline."""
+        """Make the restored server the primary, on a new timeline."""
         self.server.stop("immediate")
         self.sandbox.servers.remove(self.server)
         self.server = copy
@@ -256,7 +256,7 @@ class World:
         self.count("timeline")
 
     def refused(self) -> None:
-        """A target before the first backup and one beyond the archive are refused, and nothing is made."""
+        """A target before the first backup and one beyond the archive are refused, and nothing is created."""
         nowhere = self.sandbox.root / "nowhere"
         common = {"data_directory": str(nowhere), "restore_as": "copy"}
         future = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
@@ -271,7 +271,7 @@ class World:
 @pytest.mark.majors(15, 18)
 @pytest.mark.timeout(SECONDS + 240)
 def test_every_point_is_reached(sandbox: Sandbox, major: int) -> None:
-    """For as long as the time lasts, in an order that the seed decides."""
+    """Run until the time is up, in an order that the seed decides."""
     chance = random.Random(SEED + major)  # noqa: S311 - the same in every run, no secret
     world = World(sandbox, major, chance)
     deadline = time.monotonic() + SECONDS
@@ -282,5 +282,5 @@ def test_every_point_is_reached(sandbox: Sandbox, major: int) -> None:
             steps = (world.write, world.disturb, world.back_up, world.restore)
             chance.choices(steps, weights=(5, 4, 1, 2))[0]()
     finally:
-        # What happens does not depend on the time, only how much of it.
+        # The time limits only the number of actions, not which ones.
         print(f"seed {SEED}, {major}: {world.done}\n{', '.join(world.story)}")

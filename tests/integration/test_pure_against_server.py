@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The pure parts say the same as PostgreSQL itself: its base backup, its functions, its tools."""
+"""The pure parts agree with PostgreSQL itself: its base backup, its functions, its tools."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 from tests.harness.user import own_directory, run, server_user
 
-# In a directory of relations; where the versions differ, each name has its own relation number.
+# In a directory of relations; if versions differ, each name has its own relation number.
 RELATION_NAMES = """
     990001 990001_fsm 990001_vm 990001_init 990001.1 990001_vm.2 990001_init.1 990001_foo 990001_ 990001. 990001.1x
     0990002 0990002_init 990003_init 990003.01 990003.0 990003.10 990003.4294967296
@@ -66,7 +66,7 @@ def make_file(path: bytes, size: int = 7) -> None:
 
 
 def litter(data: bytes, relation_directories: t.Iterable[bytes]) -> None:
-    """Put everything into the data directory that the rules are about."""
+    """Create every file in the data directory that the rules cover."""
     for name in ROOT_NAMES:
         make_file(os.path.join(data, name.encode()))
     for directory in relation_directories:
@@ -141,7 +141,7 @@ def catalog_version(server: Server) -> int:
 
 
 def fill(server: Server) -> None:
-    """Make relations of each persistence in each kind of tablespace, a slot, and all the litter."""
+    """Create relations of each persistence in each kind of tablespace, a slot, and all the litter."""
     server.tablespace("outside", os.fsencode(server.directory) + b"/with space, back\\slash \xe9")
     server.tablespace("inside", server.data / "inside_ts")
     spaces = ["pg_default", "outside", "inside"]
@@ -225,7 +225,7 @@ def test_manifest_is_the_servers(server: Server) -> None:
         server.tool("pg_verifybackup", "-n", taken)
     with open(os.path.join(taken, "PG_VERSION"), "r+b") as damaged:
         damaged.write(b"9")
-    assert server.tool("pg_verifybackup", "-n", taken, check=False).returncode == 0, "sizes alone were recorded"
+    assert server.tool("pg_verifybackup", "-n", taken, check=False).returncode == 0, "only sizes were recorded"
 
 
 def describe(root: bytes, name: bytes, algorithm: str) -> _manifest.ManifestFile:
@@ -305,7 +305,7 @@ def test_switch_of_timelines(sandbox: Sandbox, major: int) -> None:
     primary = sandbox.primary(major, initdb=["--wal-segsize=1"])
     standby = sandbox.standby(primary)
     primary.switch_wal()
-    # Committed, so that the standby gets it and the timelines part in the middle of a segment.
+    # Committed, so that the standby gets it and the timelines diverge in the middle of a segment.
     primary.sql("CREATE TABLE in_the_middle ()")
     standby.catch_up()
     start = _wal.parse_lsn(standby.lsn())

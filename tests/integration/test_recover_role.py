@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role that restores: plan, stop, restore, start, wait, check; refusals before anything is touched."""
+"""The role pg_recover: plan, stop, restore, start, wait, check; refusals before anything is touched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.helpers.plays import message, reached, told
 
 
 class Site:
-    """A world and new servers that plays restore into."""
+    """A growing primary and new servers that plays restore into."""
 
     def __init__(self, sandbox: Sandbox, primary: Server) -> None:
         self.world = GrowingPrimary(sandbox, primary)
@@ -33,7 +33,7 @@ class Site:
         return server
 
     def host(self, server: Server, **variables: t.Any) -> dict[str, t.Any]:
-        """Return the variables of a host that restores into ``server`` beside the source."""
+        """Return the variables of a host that restores into ``server``, on the source's machine."""
         common = {
             "data_directory": str(server.data),
             "tablespace_directory": str(server.directory / "spaces"),
@@ -49,7 +49,7 @@ class Site:
 
 @pytest.fixture
 def site(sandbox: Sandbox, primary: Server) -> Site:
-    """A primary with a backup of the numbers 1 to 3, and 4 to 6 behind it, a restore point ``five`` after 5."""
+    """A primary with a backup of the numbers 1 to 3, then 4 to 6, with a restore point ``five`` after 5."""
     site = Site(sandbox, primary)
     primary.sql("CREATE ROLE watcher LOGIN IN ROLE pg_monitor")
     site.world.write(1, 2, 3)
@@ -62,13 +62,13 @@ def site(sandbox: Sandbox, primary: Server) -> Site:
 
 
 def numbers(server: Server) -> list[int]:
-    """Return what the table has."""
+    """Return the rows of the table."""
     return [row[0] for row in server.sql("SELECT i FROM numbers ORDER BY i")]
 
 
 @pytest.mark.majors(15, 18)
 def test_restore_to_a_point(site: Site) -> None:
-    """Plan, restore, the same again, then back to another point over the running server."""
+    """Plan, restore, repeat the restore, then restore to another point over the running server."""
     server = site.place("restored")
     checks = [{"name": "five", "query": "SELECT max(i) FROM numbers", "expected": 5}]
     host = site.host(server, recovery_target_name="five", checks=checks)
@@ -158,7 +158,7 @@ def test_several_ways_at_once(site: Site) -> None:
     second = site.world.run("restore", again).ok()
     assert {name: second.stats[name]["changed"] for name in again} == dict.fromkeys(again, 0)
     assert notes.read_text().split() == ["start"]
-    # A stop that fails ends it before the restore has begun; what is refused does not stop the server.
+    # A failed stop ends the role before the restore begins; a refused restore does not stop the server.
     other = {"pg_recover_delta": True, "pg_recover_recovery_target": "immediate", "pg_recover_recovery_target_name": ""}
     refused = {**hosts["paused"], **other, "pg_recover_delta": False}
     third = site.world.run(
@@ -169,10 +169,10 @@ def test_several_ways_at_once(site: Site) -> None:
             "files": {**hosts["files"], "pg_recover_start": True},
         },
     )
-    # What a run did not start, or was killed before, the next one starts.
+    # The next run starts a server that a run did not start, or was killed before starting.
     changed = [event["task"] for event in third.of("files", "ok") if event["changed"]]
     assert [task.rpartition("| ")[2] for task in changed] == ["Start the server"]
-    # What only a superuser may do is not passed over in silence.
+    # A check that only a superuser can do is not skipped silently.
     assert "files: the server is restored, but forgetting the recovery target failed: " in told(third, "files")
     assert "failed: " not in told(third, "hooks")
     assert numbers(servers["files"]) == [1, 2, 3, 4, 5, 6]
@@ -186,7 +186,7 @@ def test_several_ways_at_once(site: Site) -> None:
 
 @pytest.mark.oldest_core
 def test_the_place_of_the_source(site: Site) -> None:
-    """Without a data directory it goes where the backup was taken of; its lost server is a new primary then."""
+    """Without a data directory the restore goes to the backup's original one; the lost server becomes a new primary."""
     site.primary.sql("CHECKPOINT")
     site.primary.kill()
     (site.primary.data / "global" / "pg_control").unlink()
@@ -194,7 +194,7 @@ def test_the_place_of_the_source(site: Site) -> None:
         site.primary, data_directory="", tablespace_directory="", restore_as="primary", port=0, settings={}
     )
     host["pg_recover_login_port"] = site.primary.port
-    # A part of the place's path, which comes from the result of a module; that module must not know the password.
+    # A part of the directory's path, which comes from a module's result; that module must not know the password.
     host["pg_recover_login_password"] = site.primary.name
     assert site.primary.name in str(site.primary.data)
     refused = site.world.run("restore", {"db": host}, check=True).ok()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Waiting for recovery: each end that it can have, a server that dies, and starting and stopping the right server."""
+"""Waiting for recovery: each way it can end, a server that dies, and starting and stopping the right server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class World:
         wait_until((archive / segment).exists, "the segment is archived")
 
     def copy(self, name: str, **settings: t.Any) -> Server:
-        """Return a restored server that is not started; ``settings`` win."""
+        """Return a restored server that is not started; ``settings`` take precedence."""
         server = restore(self.sandbox, self.backup, self.primary.archive, self.primary.major, name=name, start=False)
         return server.conf(**settings)
 
@@ -61,7 +61,7 @@ def recovery(server: Server, wait_for: str = "target", **more: t.Any) -> Result:
 
 @pytest.mark.majors(14, 15, 18)
 def test_each_end_of_recovery(sandbox: Sandbox, major: int) -> None:
-    """Promoted, paused and shut down at the same target tell the same point; a second start changes nothing."""
+    """Promote, pause and shutdown at the same target report the same point; a second start changes nothing."""
     world = World(sandbox, major)
     found = {}
     for action in ("promote", "pause", "shutdown"):
@@ -100,7 +100,7 @@ def test_each_end_of_recovery(sandbox: Sandbox, major: int) -> None:
 
 @pytest.mark.majors(15, 18)
 def test_recovery_that_does_not_get_there(sandbox: Sandbox, major: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target that never comes, a standby without end, a pause by hand, a server that does not start at all."""
+    """A target never reached, an endless standby, a manual pause, a server that does not start."""
     monkeypatch.setattr(_recovery, "GRACE", 0.5)
     world = World(sandbox, major)
     lost = world.copy("lost", recovery_target_name="nowhere")
@@ -120,7 +120,7 @@ def test_recovery_that_does_not_get_there(sandbox: Sandbox, major: int, monkeypa
     standby.sql("SELECT pg_wal_replay_pause()")
     wait_until(lambda: standby.value("SELECT pg_get_wal_replay_pause_state()") == "paused", "replay is paused")
     assert recovery(standby)["code"] == "recovery_paused"
-    # Nobody to log in as: said soon, not after the whole time.
+    # A failed login is reported soon, not after the whole timeout.
     refused = recovery(standby, login_user="nobody_of_this_name")
     assert (refused["code"], "nobody_of_this_name" in refused["msg"]) == ("connection_failed", True)
 
@@ -137,7 +137,7 @@ def test_recovery_that_does_not_get_there(sandbox: Sandbox, major: int, monkeypa
 
 
 def test_the_process_of_another_server_is_left_alone(sandbox: Sandbox, major: int) -> None:
-    """After a reboot the number in a stale postmaster.pid may be that of the live server."""
+    """After a reboot the process id in a stale postmaster.pid may be that of the live server."""
     primary = sandbox.primary(major, archive=False)
     stale = sandbox.directory("stale")
     for name in ("postmaster.pid", "PG_VERSION"):
@@ -150,13 +150,13 @@ def test_the_process_of_another_server_is_left_alone(sandbox: Sandbox, major: in
         assert result["changed"] is False
     assert primary.pid == pid
     assert primary.value("SELECT 1") == 1
-    # Beside a live server a wrong port is soon named; its answer must not pass for the restored one's.
+    # With a live server a wrong port is soon reported; its answer must not pass for the restored server's.
     other = run_module_as_server("recovery_info", {**primary.login(), "data_directory": str(stale)})
     assert (other.get("failed"), other.get("code")) == (True, "other_server"), other
     for place in (primary.data, pathlib.Path(primary.data, "..", "data")):
         asked = run_module_as_server("recovery_info", {**primary.login(), "data_directory": str(place)})
         assert asked["reached"] == "promoted", asked
-    # Where a link leads to the data directory it is the same server.
+    # Through a link to the data directory it is the same server.
     link = pathlib.Path(sandbox.root, "link")
     link.symlink_to(primary.data)
     result = run_module_as_server("server_state", {"data_directory": str(link), "state": "stopped"})
@@ -167,7 +167,7 @@ def test_the_process_of_another_server_is_left_alone(sandbox: Sandbox, major: in
 
 @pytest.mark.majors(14, 18)
 def test_restart(sandbox: Sandbox, major: int) -> None:
-    """Command line and log stay; what does not start or does not stop is named; a stopped one is started."""
+    """Command line and log stay; a failed start or stop is reported; a stopped server is started."""
     server = sandbox.primary(major)
     command = pathlib.Path(f"/proc/{server.pid}/cmdline").read_bytes()
     before, lines = server.pid, len(server.log.splitlines())

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""backup_restore on real servers: from primaries and standbys, over what is there, interrupted, and refused."""
+"""backup_restore on real servers: from primaries and standbys, over existing files, interrupted, and refused."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ ROOT: t.Final = pytest.mark.skipif(
 
 
 def busy_source(sandbox: Sandbox, major: int) -> Source:
-    """Return a primary with two tablespaces, one at a path that is no UTF-8, and a backup ``one``, after which it wrote
-    on."""
+    """Return a primary with two tablespaces, one at a path that is not UTF-8, a backup ``one``, and later writes."""
     made = Source(sandbox, major, tablespaces=["extra"], initdb=["--wal-segsize=1", "--locale=C", "--encoding=LATIN1"])
     made.server.tablespace("odd", os.fsencode(made.server.directory) + b"/caf\xe9 1")
     made.server.pgbench_init()
@@ -55,18 +54,18 @@ def source(sandbox: Sandbox, major: int) -> Source:
 
 @pytest.fixture(scope="module")
 def shared(major: int) -> t.Iterator[Source]:
-    """A source that is only restored from."""
+    """A source that tests only restore from."""
     with Sandbox() as sandbox:
         yield busy_source(sandbox, major)
 
 
 def oids(server: Server) -> dict[str, int]:
-    """Return the oids of the tablespaces by name, but for those that every cluster has."""
+    """Return the OIDs of the tablespaces by name, except those that every cluster has."""
     return dict(server.sql("SELECT spcname, oid FROM pg_tablespace WHERE spcname !~ '^pg_'"))
 
 
 def is_the_servers(place: Server, mode: int = 0o700) -> None:
-    """Require owner and modes that PostgreSQL wants of a data directory, and nothing of ours but the record."""
+    """Require the owner and modes of a data directory, and no file of the collection except the record."""
     for path in (place.data, *place.data.rglob("*")):
         status = path.lstat()
         assert status.st_uid == server_user().uid, path
@@ -85,7 +84,7 @@ def refuses_to_start(place: Server) -> None:
 
 @pytest.mark.majors(*binaries.MAJORS)
 def test_beside_the_live_server(shared: Source) -> None:
-    """Predicted, restored, recovered to the end of the archive, repaired by delta; the source is not touched."""
+    """Predicted, restored, recovered to the end of the archive, repaired with delta; the source is not touched."""
     server, place = shared.server, shared.place()
     expected = data_checksum(server)
     shared.refused(place, "tablespace_in_use", tablespace_directory=None)
@@ -110,13 +109,13 @@ def test_beside_the_live_server(shared: Source) -> None:
     assert oids(copy) == oids(server)
     amcheck(copy)
     assert shared.restored(place)["changed"] is False
-    # What runs there writes, so that the directory does not stay the same.
+    # A running server writes, so the directory changes.
     refused = shared.run(place, delta=True, force=True)
     assert (refused["code"], refused["msg"].count("Stop it.")) == ("server_running", 1)
     assert copy.running
     copy.stop("immediate")
 
-    # What the copy has done since is undone, and what is damaged is repaired.
+    # The copy's later changes are undone, and damage is repaired.
     damaged = place.data / "base" / "1" / "1259"
     with damaged.open("r+b") as file:
         file.write(b"\xff" * 100)
@@ -136,7 +135,7 @@ def test_beside_the_live_server(shared: Source) -> None:
 
 @BOTH
 def test_in_its_old_place(sandbox: Sandbox, source: Source) -> None:
-    """WAL that was not archived is saved and used, with delta and with replace; the old cluster is moved as a whole."""
+    """Unarchived WAL is saved and used, with delta and with replace; the old cluster is moved as a whole."""
     server = source.server
     server.break_archive()
     server.sql("INSERT INTO later SELECT generate_series(2001, 3000)")
@@ -161,7 +160,7 @@ def test_in_its_old_place(sandbox: Sandbox, source: Source) -> None:
     source.archive.with_suffix(".broken").unlink()
     source.started(server)
     assert data_checksum(server) == expected
-    # It archives the WAL of its old timeline after all, the last segment as .partial.
+    # It also archives the WAL of its old timeline, the last segment as .partial.
     server.sql("CHECKPOINT")
     wait_until(lambda: list(source.archive.glob(done["plan"]["used_wal"][0] + "*")), "the saved WAL is archived")
     server.stop()
@@ -170,7 +169,7 @@ def test_in_its_old_place(sandbox: Sandbox, source: Source) -> None:
     source.started(server)
     assert data_checksum(server) == expected
     server.stop()
-    # What was moved is a whole cluster, with its own tablespaces.
+    # The moved directory is a whole cluster, with its own tablespaces.
     aside = pathlib.Path(moved["plan"]["moved_aside"])
     shutil.move(server.data, server.directory / "newer")
     shutil.move(aside, server.data)
@@ -182,7 +181,7 @@ def test_in_its_old_place(sandbox: Sandbox, source: Source) -> None:
 
 @BOTH
 def test_original_places_of_tablespaces(source: Source) -> None:
-    """On a host that has lost everything they come back where they were, byte for byte."""
+    """On a host that has lost everything they are restored to their original paths, byte for byte."""
     server = source.server
     expected = data_checksum(server)
     server.stop("immediate")
@@ -201,7 +200,7 @@ def test_original_places_of_tablespaces(source: Source) -> None:
 
 @BOTH
 def test_backup_of_a_standby(sandbox: Sandbox, major: int) -> None:
-    """As a server of its own it forgets its primary, as a new standby it follows the one that it is given."""
+    """As an independent server it forgets its primary; as a new standby it follows the given one."""
     source = Source(sandbox, major)
     primary, standby = source.server, None
     standby = sandbox.standby(primary)
@@ -241,7 +240,7 @@ def test_backup_of_a_standby(sandbox: Sandbox, major: int) -> None:
 
 
 def workers(place: Server) -> list[int]:
-    """Return the processes of the restore into this place, the one that leads first."""
+    """Return the processes of the restore into this directory, the leader first."""
     lock = str(place.data / "pgfleet_restore" / "lock")
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -254,7 +253,7 @@ def workers(place: Server) -> list[int]:
 
 @BOTH
 def test_killed_and_continued(shared: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task that is killed leaves the restore going on; a restore that is killed cannot be started, and goes on."""
+    """A restore survives its killed task; after a killed restore the directory cannot start, and a retry continues."""
     place = shared.place("killed")
     restore = _restore_copy._restore
 
@@ -274,11 +273,11 @@ def test_killed_and_continued(shared: Source, monkeypatch: pytest.MonkeyPatch) -
         assert (waiting["finished"], waiting["backup_id"]) == (False, "one")
         pids = workers(place)
         assert len(pids) == 3
-        # The others follow the one that leads.
+        # The others end with the leader.
         os.kill(pids[0], signal.SIGKILL)
         wait_until(lambda: not any(is_alive(pid) for pid in pids), "they are gone")
     refuses_to_start(place)
-    # Without delta: nothing but an interrupted restore is there.
+    # Without delta: the directory contains only an interrupted restore.
     result = shared.restored(place)
     assert result["changed"]
     assert result["reused_files"] > 0
@@ -289,7 +288,7 @@ def test_killed_and_continued(shared: Source, monkeypatch: pytest.MonkeyPatch) -
 
 @BOTH
 def test_damaged_backup(shared: Source) -> None:
-    """A file with a wrong checksum stops the restore with its name, one with a wrong size stops it before."""
+    """A file with a wrong checksum stops the restore by name; one with a wrong size prevents it."""
     place = shared.place("damaged")
     (victim,) = (shared.repository / "main/backups/one/data/base/1").glob("1255")
     good = victim.read_bytes()
@@ -313,8 +312,7 @@ def test_damaged_backup(shared: Source) -> None:
 @ROOT
 @BOTH
 def test_full_disk_and_mount_point(shared: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system of its own, whose parent belongs to somebody else: refused before, named when it fills up, and
-    continued when there is room."""
+    """Its own file system with a foreign parent: refused before, named when it fills up, continued with more space."""
     place = shared.place("full")
     place.data.mkdir()
     user = server_user()
@@ -347,7 +345,7 @@ def test_full_disk_and_mount_point(shared: Source, monkeypatch: pytest.MonkeyPat
 @ROOT
 @BOTH
 def test_wrong_user(shared: Source) -> None:
-    """Nobody but the server's user restores, and not into a directory of somebody else."""
+    """Only the server's user can restore, and not into another user's directory."""
     place = shared.place("wrong")
     arguments = shared.modules().arguments("backup_restore", **shared.options(place))
     refused = run_module("backup_restore", arguments)
@@ -362,7 +360,7 @@ def test_wrong_user(shared: Source) -> None:
 
 @BOTH
 def test_lower_parameters(sandbox: Sandbox, major: int) -> None:
-    """Recovery would stop: refused before, except that a copy for tests gets what it needs."""
+    """Recovery would stop: refused before, except that a copy gets the values it needs."""
     source = Source(sandbox, major, max_connections=70, max_prepared_transactions=5)
     source.backup()
     source.archived()
@@ -381,7 +379,7 @@ def test_lower_parameters(sandbox: Sandbox, major: int) -> None:
 
 @BOTH
 def test_directory_for_wal_and_group_access(shared: Source) -> None:
-    """pg_wal is a link that survives a delta; modes are those of a cluster with group access."""
+    """pg_wal is a link that survives delta; modes are those of a cluster with group access."""
     place = shared.place("waldir")
     waldir = place.directory / "wal"
     options: dict[str, t.Any] = {"waldir": str(waldir), "allow_group_access": True, "recovery_target": "immediate"}

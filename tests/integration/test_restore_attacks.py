@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Restores that would destroy or lose something, or attach themselves to what is somebody else's, are refused."""
+"""Restores that would destroy or lose data, or attach to another cluster's files, are refused."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def own_copy(server: Server, place: Server) -> None:
 
 
 def stands_against(source: Source, place: Server, code: str, **options: object) -> None:
-    """Require a reason against a restore, besides others."""
+    """Require that a restore is refused for this reason, among others."""
     answer = source.run(place, check=True, **options)
     assert answer["restorable"] is False, answer
     assert code in {one["code"] for one in answer["plan"]["refusals"]}, answer
 
 
 def test_places(sandbox: Sandbox, major: int) -> None:
-    """No place overlaps with another one, with a live server, or with what holds backups and WAL."""
+    """No directory may overlap with another, with a live server, or with those of backups and WAL."""
     source = Source(sandbox, major, tablespaces=["extra"])
     source.backup()
     live, archive, cluster, place = source.server, source.archive, source.cluster, source.place()
@@ -68,7 +68,7 @@ def test_places(sandbox: Sandbox, major: int) -> None:
         for path in (data, data / "wal", cluster / "w", archive / "w", place.directory, spaces / oid, live.data / "w"):
             stands_against(source, place, "overlap", waldir=str(path))
         stands_against(source, place, "waldir_in_use", waldir=str(live.data / "pg_wal"))
-    # The cluster is whole, though it does not run.
+    # The cluster is whole, though it is not running.
     live.stop()
     stands_against(source, place, "overlap", data_directory=str(live.data / "absent"))
     stands_against(source, place, "tablespace_in_use", tablespace_mapping={extra: str(extra)})
@@ -76,7 +76,7 @@ def test_places(sandbox: Sandbox, major: int) -> None:
 
 
 def test_links_of_a_copied_directory(sandbox: Sandbox, major: int) -> None:
-    """A copy by cp keeps the links: what they lead to is the other server's, whether that runs or not."""
+    """A copy by cp keeps the links: their targets belong to the other server, running or not."""
     source = Source(sandbox, major)
     live, outside = source.server, sandbox.root / "live_wal"
     live.stop()
@@ -105,7 +105,7 @@ def test_links_of_a_copied_directory(sandbox: Sandbox, major: int) -> None:
 
 
 def test_archive_in_the_target(sandbox: Sandbox, major: int) -> None:
-    """The archive lies in the old data directory, which would be emptied or moved."""
+    """The archive is in the old data directory, which would be emptied or moved."""
     source = Source(sandbox, major)
     source.backup()
     place = source.place()
@@ -118,7 +118,7 @@ def test_archive_in_the_target(sandbox: Sandbox, major: int) -> None:
 
 
 def test_saved_wal(sandbox: Sandbox, major: int) -> None:
-    """What is saved is neither removed with the rest nor written over something else."""
+    """Saved WAL is neither removed with the rest nor written over other files."""
     source = Source(sandbox, major)
     source.server.sql("CREATE TABLE numbers AS SELECT 1 AS n")
     source.backup()
@@ -140,7 +140,7 @@ def test_saved_wal(sandbox: Sandbox, major: int) -> None:
     own_file(taken / unarchived[0], "something else")
     with untouched(taken):
         source.refused(place, "saved_wal_exists", save_wal_to=str(taken), **wish)
-    # What a restore has left whose last step was cut off does not say that the WAL since then is saved.
+    # The remains of a restore without its last step do not prove that later WAL is saved.
     left = own_directory(place.data / "pgfleet_restore")
     own_file(left / "wal_saved", "")
     own_file(left / "request.json", "{}")
@@ -152,7 +152,7 @@ def test_saved_wal(sandbox: Sandbox, major: int) -> None:
 
 
 def test_wal_of_a_standby(sandbox: Sandbox, major: int) -> None:
-    """A standby marks as done what it streamed though nobody archived it: its WAL is all that is left."""
+    """A standby marks streamed segments as done though none was archived: its WAL is the only copy."""
     source = Source(sandbox, major)
     primary = source.server
     primary.sql("CREATE TABLE numbers AS SELECT 1 AS n")
@@ -177,7 +177,7 @@ def test_wal_of_a_standby(sandbox: Sandbox, major: int) -> None:
 
 
 def test_tablespace_made_after_the_backup(sandbox: Sandbox, major: int) -> None:
-    """Replay would make it again where the live server has it; to before its creation it is harmless."""
+    """Replay would create it again in the live server's directory; a target before its creation is harmless."""
     source = Source(sandbox, major, track_commit_timestamp=True)
     server = source.server
     server.sql("CREATE TABLE numbers AS SELECT 1 AS n")
@@ -202,7 +202,7 @@ def test_tablespace_made_after_the_backup(sandbox: Sandbox, major: int) -> None:
 
 
 def test_tablespaces_of_a_lost_data_directory(sandbox: Sandbox, major: int) -> None:
-    """What replace moves aside it does not delete, though the data directory is not there any more."""
+    """replace moves them aside and does not delete them, though the data directory no longer exists."""
     source = Source(sandbox, major, tablespaces=["extra"])
     source.backup()
     source.archived()
@@ -225,7 +225,7 @@ def test_tablespaces_of_a_lost_data_directory(sandbox: Sandbox, major: int) -> N
 
 @pytest.mark.majors(14, 18)
 def test_a_second_primary(sandbox: Sandbox, major: int) -> None:
-    """Beside the live one it is possible, but not without a word; a copy shares no directory with the source."""
+    """A second primary is possible, but with a warning; a copy shares no directory with the source."""
     source = Source(sandbox, major)
     shared = own_directory(sandbox.root / "shared")
     stats = {"stats_temp_directory": str(shared)} if major < 15 else {}
@@ -241,7 +241,7 @@ def test_a_second_primary(sandbox: Sandbox, major: int) -> None:
 
 
 def test_two_backups_without_checksums(sandbox: Sandbox, major: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an interrupted restore of one has copied does not count for the other, though the sizes are the same."""
+    """Files copied by an interrupted restore of one do not count for the other, though the sizes are equal."""
     source = Source(sandbox, major)
     server = source.server
     server.sql("CREATE TABLE numbers AS SELECT 1 AS n")

@@ -38,7 +38,7 @@ class Done(t.NamedTuple):
 
 
 def write(server: Server, number: int) -> Done:
-    """Insert a number in a transaction of its own."""
+    """Insert a number in its own transaction."""
     with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute("INSERT INTO numbers VALUES (%s) RETURNING pg_current_xact_id()::text", [number])
@@ -53,7 +53,7 @@ def write(server: Server, number: int) -> Done:
 
 @BOTH
 def test_every_kind_of_target(sandbox: Sandbox, major: int) -> None:
-    """Each stops where it says, before and after, and does what it is told there."""
+    """Each target stops where it should, inclusive and exclusive, and performs its action there."""
     source = Source(sandbox, major, track_commit_timestamp=True)
     server = source.server
     server.sql("CREATE TABLE numbers (n int)")
@@ -89,7 +89,7 @@ def test_every_kind_of_target(sandbox: Sandbox, major: int) -> None:
 
 @BOTH
 def test_odd_places_beside_the_live_source(sandbox: Sandbox, major: int) -> None:
-    """Spaces, quotes, a backslash, a newline, a byte that is no UTF-8; what the copy does, the source does not see."""
+    """Spaces, quotes, a backslash, a newline, a byte that is not UTF-8; the copy does not affect the source."""
     source = Source(sandbox, major, initdb=["--wal-segsize=1", "--locale=C", "--encoding=LATIN1"])
     server, root = source.server, os.fsencode(source.server.directory)
     odd = {"spaces": b"two  words ", "latin": b"caf\xe9", "quotes": b'a "tablespace"', "newline": b"a\nb\\c"}
@@ -103,7 +103,7 @@ def test_odd_places_beside_the_live_source(sandbox: Sandbox, major: int) -> None
     place = source.place("the 'copy'", data="da ta\\1")
     places = {name: os.fsencode(place.directory) + b"/it's new/" + path for name, path in odd.items()}
     mapping = {oids[name]: os.fsdecode(path) for name, path in places.items()}
-    # By its old place, too.
+    # Under its original path, too.
     mapping[os.fsdecode(root + b"/caf\xe9")] = mapping.pop(oids["latin"])
     setting = 'it\'s "quoted", with \\ and % and #'
     settings = {"pgfleet.text": setting, "work_mem": "5MB", "autovacuum": False}
@@ -129,7 +129,7 @@ def test_odd_places_beside_the_live_source(sandbox: Sandbox, major: int) -> None
 
 
 def test_only_what_is_damaged_is_copied(sandbox: Sandbox, major: int) -> None:
-    """Files that are right keep inode and time; the result counts the bytes of the others and no more."""
+    """Intact files keep inode and time; the result counts only the bytes of the others."""
     source = Source(sandbox, major, tablespaces=["extra"])
     source.backup()
     expected = data_checksum(source.server)
@@ -148,7 +148,7 @@ def test_only_what_is_damaged_is_copied(sandbox: Sandbox, major: int) -> None:
     with longer.open("ab") as file:
         file.write(bytes(8192))
     gone.unlink()
-    # The same content under another name is not the server's own file.
+    # The same content under another name is not the server's file.
     other = place.directory / "other"
     link.rename(other)
     os.link(other, link)
@@ -156,7 +156,7 @@ def test_only_what_is_damaged_is_copied(sandbox: Sandbox, major: int) -> None:
     (surplus,) = (own_directory(path) for path in [next(tablespace.glob("PG_*")) / "777"])
     own_file(surplus / "1", "x")
     own_file(base / "77777", "x" * 8192)
-    # What else the module writes it writes anew each time.
+    # The module rewrites these files each time.
     result = source.restored(place, delta=True, force=True)["plan"]
     assert result["copy_bytes"] == sum(sizes.values()), result
     assert (result["copy_files"], result["replace_files"]) == (5, 4)
@@ -188,7 +188,7 @@ def long_backup(source: Source) -> list[str]:
 
 @BOTH
 def test_archives(sandbox: Sandbox, major: int) -> None:
-    """Missing or foreign WAL is named and refused; compressed files and a mere command do as well as plain ones."""
+    """Missing or foreign WAL is named and refused; compressed files and a command work as well as plain files."""
     source = Source(sandbox, major)
     server, archive = source.server, source.archive
     server.sql("CREATE TABLE numbers AS SELECT 1 AS n")
@@ -215,7 +215,7 @@ def test_archives(sandbox: Sandbox, major: int) -> None:
         for name in missing:
             (hidden / name).rename(archive / name)
         hidden.rmdir()
-    # Another cluster archives to the same place.
+    # Another cluster archives to the same directory.
     content = (archive / names[-1]).read_bytes()
     (archive / names[-1]).write_bytes(content[:24] + bytes(8) + content[32:])
     for more in ({}, {TARGET: "immediate"}):
@@ -247,7 +247,7 @@ def test_archives(sandbox: Sandbox, major: int) -> None:
 
 
 def test_backups_that_were_changed(sandbox: Sandbox, major: int) -> None:
-    """A damaged label, map or record is refused with its name, and so is a record of an earlier schema."""
+    """A damaged label, map or record is refused by name, and so is a record of an earlier schema."""
     source = Source(sandbox, major, tablespaces=["extra"])
     backup = source.backup()
     source.archived()
@@ -339,7 +339,7 @@ def test_record_that_leads_out_of_the_backup(sandbox: Sandbox, major: int) -> No
 
 
 def test_idle_standby_with_its_wal(sandbox: Sandbox, major: int) -> None:
-    """A backup with its own WAL comes back without any archive, to its end and nowhere else."""
+    """A backup with its own WAL is restored without an archive, to its end and no other target."""
     source = Source(sandbox, major, archive=False)
     source.server.sql("CREATE TABLE numbers AS SELECT 1 AS n")
     standby = sandbox.standby(source.server)
@@ -358,7 +358,7 @@ def test_idle_standby_with_its_wal(sandbox: Sandbox, major: int) -> None:
 
 
 def test_two_at_once(sandbox: Sandbox, major: int) -> None:
-    """Of two different restores into one place one does its work, and the other is refused."""
+    """Of two different restores into one directory one succeeds, and the other is refused."""
     source = Source(sandbox, major)
     source.server.sql("CREATE TABLE numbers AS SELECT 1 AS n")
     source.backup()
@@ -377,7 +377,7 @@ def test_two_at_once(sandbox: Sandbox, major: int) -> None:
 
 
 def test_configuration_outside(sandbox: Sandbox, major: int) -> None:
-    """It is not in the backup: that is said, and the one that will be used is looked into before the start."""
+    """It is not in the backup: that is reported, and the configuration to be used is checked before the start."""
     source = Source(sandbox, major)
     server = source.server
     outside = own_directory(sandbox.root / "etc")

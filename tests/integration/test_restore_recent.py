@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""When the archive does not have everything yet: a target of a moment ago, a timeline that has just begun."""
+"""When the archive is not complete yet: a target a moment ago, a timeline that has just begun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.helpers.source import Source
 
 @pytest.mark.majors(15, 18)
 def test_a_table_dropped_a_moment_ago(sandbox: Sandbox, major: int) -> None:
-    """The plan sees it while the server runs; after a crash the restore has saved it, used it, and reaches it."""
+    """The plan sees the target while the server runs; after a crash the restore saves the WAL and reaches it."""
     source = Source(sandbox, major)
     server = source.server
     source.backup()
@@ -28,7 +28,7 @@ def test_a_table_dropped_a_moment_ago(sandbox: Sandbox, major: int) -> None:
     beyond = modules.ok("backup_restore", check=True, **{**in_place, "recovery_target_time": "2100-01-01 00:00:00Z"})
     assert {one["code"] for one in beyond["plan"]["refusals"]} == {"target_beyond_archive", "server_running"}, beyond
 
-    # The archiver has no chance to finish what a clean shutdown would have given it.
+    # The archiver cannot finish the segments that a clean shutdown would archive.
     server.break_archive()
     server.kill()
     result = modules.ok("backup_restore", **in_place)
@@ -41,7 +41,7 @@ def test_a_table_dropped_a_moment_ago(sandbox: Sandbox, major: int) -> None:
 
 @pytest.mark.majors(15, 18)
 def test_a_timeline_without_its_first_segment(sandbox: Sandbox, major: int) -> None:
-    """PostgreSQL would replay what was left behind, the DROP TABLE with it; the restore refuses, and names the way."""
+    """PostgreSQL would replay the abandoned WAL with its DROP TABLE; the restore refuses, with a hint."""
     source = Source(sandbox, major)
     server = source.server
     source.backup()
@@ -63,7 +63,7 @@ def test_a_timeline_without_its_first_segment(sandbox: Sandbox, major: int) -> N
     (missing,) = refused["missing"]
     assert missing.startswith("00000002")
     assert "recovery_target_timeline=1, recovery_target_lsn=" in refused["msg"]
-    # The advice is good, and so is the archive when it has the segment.
+    # Following the hint works, and so does the archive once it has the segment.
     lsn = refused["msg"].partition("recovery_target_lsn=")[2].partition(",")[0]
     fork = {"recovery_target_timeline": "1", "recovery_target_lsn": lsn, "recovery_target_inclusive": False}
     source.run(again, **fork)

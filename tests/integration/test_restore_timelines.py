@@ -19,7 +19,7 @@ BOTH = pytest.mark.majors(15, 18)
 
 @BOTH
 def test_two_timelines(sandbox: Sandbox, major: int) -> None:
-    """Back to before a mistake, on from there, back up, restore across the branch; what was left is still reached."""
+    """Restore to before a mistake, continue, back up, restore across the branch; the old timeline stays reachable."""
     source = Source(sandbox, major)
     old, archive = source.server, source.archive
     old.sql("CREATE TABLE numbers AS SELECT 1 AS n")
@@ -42,7 +42,7 @@ def test_two_timelines(sandbox: Sandbox, major: int) -> None:
     new.sql("INSERT INTO numbers VALUES (4)")
     source.archived()
 
-    # From before the branch to behind it; from behind it; the newest backup that is in the past of the timeline.
+    # From before the branch to after it; from after it; the newest backup in the timeline's past.
     for backup, target, expected in (
         ("one", {}, {1, 2, 3, 4}),
         ("one", {"recovery_target_lsn": lsn}, {1, 2, 3}),
@@ -68,10 +68,10 @@ def test_two_timelines(sandbox: Sandbox, major: int) -> None:
 
 @BOTH
 def test_upstream_promoted_during_the_backup(sandbox: Sandbox, major: int) -> None:
-    """A cascading standby's backup crosses to a new timeline and comes back on it."""
+    """A cascading standby's backup crosses to a new timeline and is restored on it."""
     source = Source(sandbox, major)
     primary = source.server
-    # It also archives what it has as a standby, once it is promoted.
+    # Once promoted, it also archives the WAL that it has as a standby.
     command = f"test -f {source.archive}/%f || cp %p {source.archive}/%f"
     middle = sandbox.standby(primary, name="middle", archive_command=command)
     cascade = sandbox.standby(middle, name="cascade")
@@ -109,7 +109,7 @@ def test_upstream_promoted_during_the_backup(sandbox: Sandbox, major: int) -> No
     assert source.refused(place, "wal_incomplete")["missing"] == [history.name]
     history.write_bytes(content)
     source.refused(place, "timeline_unreachable", recovery_target_timeline="1")
-    # Consistent is what was copied as soon as recovery is where the control file was: before the promotion.
+    # The copy is consistent as soon as recovery reaches the control file's position, before the promotion.
     for target, found in (({}, {1, 2}), ({"recovery_target": "immediate"}, {1})):
         result = source.restored(place, delta=True, force=True, **target)
         assert history.name in result["plan"]["wal_needed"]
@@ -122,7 +122,7 @@ def test_upstream_promoted_during_the_backup(sandbox: Sandbox, major: int) -> No
 
 
 def test_new_standby(sandbox: Sandbox, major: int) -> None:
-    """From a standby's backup: one that streams without a slot, and one that has the archive alone."""
+    """From a standby's backup: one that streams without a slot, and one that is fed from the archive only."""
     source = Source(sandbox, major)
     primary = source.server
     standby = sandbox.standby(primary)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role as a wish: what is done, what is not done, what check mode tells, and users' own steps."""
+"""The role as a declaration: what it does, what it leaves, what check mode reports, and users' own steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.integration.helpers.plays import HANDLER, RoleHosts, message, reached
 
 @pytest.fixture
 def fleet(sandbox: Sandbox) -> RoleHosts:
-    """A repository without hosts yet."""
+    """A repository, without hosts yet."""
     return RoleHosts(sandbox)
 
 
@@ -81,7 +81,7 @@ def test_first_run_publishes_and_second_changes_nothing(
 
 
 def test_wish_in_several_spellings(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
-    """Ages with units, force as a string as AWX gives it, wrong arguments: each as a host of one play."""
+    """Ages with units, force as a string as AWX passes it, wrong arguments: each as a host of one play."""
     fleet.run({"main": fleet.host(primary)}).ok()
     young = {"minutes": "90m", "words": "2 days", "number": 3600, "fraction": "0.5h", "false": "20 hours"}
     due = {"moment": "0.001s", "forced": "20 hours"}
@@ -146,7 +146,7 @@ def test_check_mode_tells_what_would_stop_it(
 
 
 def test_hooks(sandbox: Sandbox, fleet: RoleHosts, primary: Server, major: int) -> None:
-    """All five, a copy by cp instead of backup_copy, and each of them failing."""
+    """All five hooks, a copy by cp instead of backup_copy, and a failure of each hook."""
     note = {
         "ansible.builtin.shell": "echo '{{ __hook }}' '{{ pg_backup_handle.backup_id | default(\"-\") }}'"
         f" >> {sandbox.root}/{{{{ inventory_hostname }}}}.notes",
@@ -220,7 +220,7 @@ def test_other_hosts_go_on_unless_told(fleet: RoleHosts, primary: Server, rollin
 
 
 def test_installed_from_the_artifact(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
-    """Built, installed elsewhere and run by its full name; no tests or tools of the clone are in it."""
+    """Built, installed elsewhere and run by its full name; the artifact has no tests or tools of the clone."""
     work = sandbox.directory("artifact", mode=0o755)
     env = {**ansible_environment(work), "ANSIBLE_COLLECTIONS_PATH": str(work / "here")}
     version = yaml.safe_load((CLONE / "galaxy.yml").read_text())["version"]

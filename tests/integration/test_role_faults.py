@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What goes wrong while the role runs: archive, files, session, controller, and another play at the same time."""
+"""Faults while the role runs: archive, files, session, controller, and another play at the same time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.helpers.plays import RoleHosts, held_copy, message, told
 
 @pytest.fixture
 def fleet(sandbox: Sandbox) -> RoleHosts:
-    """A repository without hosts yet."""
+    """A repository, without hosts yet."""
     return RoleHosts(sandbox)
 
 
@@ -35,14 +35,14 @@ def events(play_events: list[dict[str, object]], module: str) -> dict[str, objec
 
 
 def inodes(backup: pathlib.Path) -> dict[pathlib.Path, int]:
-    """Return the files of the copy and what tells whether they were written anew."""
+    """Return the files of the copy with the attributes that change if they are rewritten."""
     data = backup / "data"
     return {path.relative_to(data): path.stat().st_ino for path in data.rglob("*") if path.is_file()}
 
 
 @pytest.mark.majors(15, 18)
 def test_archive_and_files_fail_on_some_hosts(sandbox: Sandbox, fleet: RoleHosts, major: int) -> None:
-    """Each failure names host, backup, task and cause; the third host goes on; the next run repairs all."""
+    """Each failure names host, backup, task and cause; the third host continues; the next run repairs everything."""
     servers = [sandbox.primary(major, name=name) for name in ("late", "unreadable", "good")]
     late, unreadable = servers[:2]
     assert late.archive is not None
@@ -105,7 +105,7 @@ def test_controller_is_killed(sandbox: Sandbox, fleet: RoleHosts, primary: Serve
 
 
 def test_session_is_killed(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
-    """The play fails and says so; the files are kept for a look and are no backup; the next run takes another."""
+    """The play fails and reports it; the files are kept for inspection but are not a backup; the next run takes one."""
     with held_copy(fleet, "db", primary, keep_failed=True) as copying:
         os.kill(copying.keeper, signal.SIGKILL)
         copying.go_on()
@@ -123,7 +123,7 @@ def test_session_is_killed(sandbox: Sandbox, fleet: RoleHosts, primary: Server) 
 
 
 def test_two_plays_at_once(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
-    """The other takes none and says who, since when and how far, or fails with that, or takes one more."""
+    """The other play takes none and reports the first's run, start and progress, or fails with them, or takes one."""
     with held_copy(fleet, "first", primary, cluster="main", owner="alice@laptop", takeover_after=60) as copying:
         hosts = {
             rule: fleet.host(primary, cluster="main", concurrent=rule, takeover_after=60)

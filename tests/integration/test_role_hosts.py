@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role on several hosts: how the primary is found, what its handler does, and that a password stays secret."""
+"""The role on several hosts: how it finds the primary, what its handler does, and that a password stays secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.helpers.plays import RoleHosts, message, reached, segment
 
 @pytest.fixture
 def fleet(sandbox: Sandbox) -> RoleHosts:
-    """A repository without hosts yet."""
+    """A repository, without hosts yet."""
     return RoleHosts(sandbox)
 
 
@@ -34,10 +34,10 @@ def advance(primary: Server, *standbys: Server) -> None:
 
 
 def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: RoleHosts, major: int) -> None:
-    """Each idle primary switches once, whether it is in the play's limit or not.
+    """Each idle primary switches WAL once, whether or not it is in the play's limit.
 
-    The first is a host of the inventory outside the limit. The second is a host of the play, whose standby logs in by
-    other means than it.
+    The first is a host of the inventory outside the limit. The second is a host of the play, whose standby logs in
+    differently.
     """
     first, second = sandbox.primary(major, name="first"), sandbox.primary(major, name="second")
     standbys = [sandbox.standby(first, name="first-a"), sandbox.standby(first, name="first-b")]
@@ -53,7 +53,7 @@ def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: Role
     assert len(switches(play, "second-a")) == 1
     assert switches(play, "second") == []
     assert segment(first) == begun[0] + 1
-    # Its own backup switches twice, at start and at stop; the handler comes after both.
+    # Its own backup switches WAL twice, at start and at stop; the handler runs after both.
     assert segment(second) - begun[1] == 2 + switches(play, "second-a")[0]
     assert play.stdout.count("[first-a -> first]") >= 2
     assert {fleet.one(host).parent.parent.name for host in play.stats} == {"first-a", "first-b", "second", "second-a"}
@@ -63,11 +63,11 @@ def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: Role
 def test_primary_found_over_libpq_and_the_password_kept(
     sandbox: Sandbox, fleet: RoleHosts, primary: Server, standby: Server
 ) -> None:
-    """By address, and up a cascade; the password is in no output at -vvv, no command line and no file."""
+    """By address, and through a cascade; the password is in no output at -vvv, no command line and no file."""
     secret = "hunter2 %r' \u00e9 {{ x }} $HOME"
     primary.sql("ALTER ROLE postgres PASSWORD %s", [secret])
     cascade = sandbox.standby(standby, name="cascade", tcp=False)
-    # By address, so that the way up goes over TCP and needs the password.
+    # By address, so that the connection to the upstream uses TCP and needs the password.
     conninfo = "host=127.0.0.1 port={} user=postgres password='{}'".format(standby.port, secret.replace("'", "\\'"))
     cascade.sql("ALTER SYSTEM SET primary_conninfo = %s", [conninfo])
     cascade.reload()
@@ -102,7 +102,7 @@ def test_primary_found_over_libpq_and_the_password_kept(
     for host in ("address", "cascade"):
         assert len(reached(play, host)) <= 10
         assert content(fleet.one(host))["start"]["from_standby"]
-    # The backup of the cascade has the server's own configuration, and with it the server's own password.
+    # The backup of the cascading standby contains the server's configuration, and with it the server's own password.
     assert {
         path for path in set(holds(sandbox.root, "hunter2")) - known if path.name != "postgresql.auto.conf"
     } == set()
@@ -110,7 +110,7 @@ def test_primary_found_over_libpq_and_the_password_kept(
 
 
 def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
-    """Ansible masks it wherever a module's result has it, in the repository's path and the cluster's name too."""
+    """Ansible masks it wherever a module's result contains it, even in the repository's path and the cluster's name."""
     note = "{{ pg_backup_handle.directory }} {{ pg_backup_result.directory }}"
     noted = sandbox.root / "noted"
     copy = {"ansible.builtin.copy": {"content": note, "dest": str(noted), "mode": "0600"}}
@@ -125,7 +125,7 @@ def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: RoleHosts, prim
 
 
 def environment(pid: int) -> str:
-    """Return a process's environment, '' when it is gone."""
+    """Return a process's environment, '' if it has ended."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return file.read().decode(errors="replace")
@@ -136,7 +136,7 @@ def environment(pid: int) -> str:
 def test_primary_that_cannot_be_used_is_refused_before_anything_starts(
     sandbox: Sandbox, fleet: RoleHosts, primary: Server, standby: Server
 ) -> None:
-    """Nobody there, a host that is not reached, a standby, two primaries, no login up the stream."""
+    """No server, an unreachable host, a standby, two primaries, no login at the upstream."""
     second = sandbox.standby(primary, name="promoted")
     second.promote()
     hosts = {
@@ -178,7 +178,7 @@ def test_primary_that_cannot_be_used_is_refused_before_anything_starts(
 def test_failing_handler_leaves_a_stopped_backup(
     sandbox: Sandbox, fleet: RoleHosts, primary: Server, standby: Server
 ) -> None:
-    """The right to switch is lost between the look and the handler. The next run publishes the same backup."""
+    """The privilege to switch is lost between the check and the handler. The next run publishes the same backup."""
     primary.sql("CREATE ROLE backup LOGIN")
     primary.sql("GRANT pg_monitor TO backup")
     functions = "FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean), pg_switch_wal()"
@@ -221,7 +221,7 @@ def test_failing_handler_leaves_a_stopped_backup(
 
 
 def test_two_clusters_of_one_host(sandbox: Sandbox, fleet: RoleHosts, major: int) -> None:
-    """The role twice on one host, each time with other variables; the handler switches each primary's WAL."""
+    """The role twice on one host, with different variables; the handler switches each primary's WAL."""
     primaries = [sandbox.primary(major, name=name) for name in ("red", "blue")]
     standbys = [sandbox.standby(primary, name=f"{primary.name}-a") for primary in primaries]
     clusters = [

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The private role that stops, starts and restarts a server for the others: which of the three ways it takes."""
+"""The private role that stops, starts and restarts a server for other roles: which of three ways it uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.harness.user import own_file
 
 @pytest.fixture
 def server(sandbox: Sandbox, major: int) -> Server:
-    """A server that runs."""
+    """A running server."""
     return sandbox.primary(major, archive=False)
 
 
@@ -68,7 +68,7 @@ def test_without_a_service(sandbox: Sandbox, server: Server) -> None:
 
 
 def test_own_tasks_come_first_and_the_service_next(sandbox: Sandbox, server: Server) -> None:
-    """The user's file may be named as the role's own, which must not include itself."""
+    """The user's file may have the name of the role's own file, which must not include itself."""
     pid = server.pid
     for tasks_from in ("start", "stop", "restart"):
         own_file(place(sandbox) / f"{tasks_from}.yml", "- name: mine\n  ansible.builtin.debug:\n", mode=0o644)

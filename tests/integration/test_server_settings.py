@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Settings by ALTER SYSTEM: what counts as the same value, what waits for a restart, what is refused as a whole."""
+"""Settings by ALTER SYSTEM: equal values, values that wait for a restart, and refusals as a whole."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def auto_conf(server: Server) -> str:
 
 @pytest.mark.majors(14, 18)
 def test_values_are_wishes(server: Server, settings: t.Callable[..., Result]) -> None:
-    """Check mode and diff foretell; spelling and unit do not matter; a value that waits for a restart is there."""
+    """Check mode and diff predict; spelling and unit do not matter; a value pending a restart counts as set."""
     before = auto_conf(server)
     wanted = {
         "archive_mode": True,
@@ -104,7 +104,7 @@ def test_values_are_wishes(server: Server, settings: t.Callable[..., Result]) ->
 
 @pytest.mark.majors(15, 18)
 def test_refusals_change_nothing(server: Server, settings: t.Callable[..., Result]) -> None:
-    """Unknown names, bad values and missing rights, each behind a good setting, in check mode and for real."""
+    """Unknown names, bad values and missing privileges, each after a good setting, in check mode and for real."""
     server.sql("CREATE ROLE weak LOGIN")
     server.sql("CREATE ROLE granted LOGIN")
     server.sql("GRANT ALTER SYSTEM ON PARAMETER work_mem TO granted")
@@ -126,7 +126,7 @@ def test_refusals_change_nothing(server: Server, settings: t.Callable[..., Resul
     ):
         for check in (True, False):
             assert settings({**good, **bad}, fails=True, check=check)["code"] == code, bad
-    # What only the server knows to be wrong takes back what was changed before it.
+    # A value that only the server can refuse reverts the earlier changes.
     refused = settings({**good, "work_mem": "8MB", "log_timezone": "Nowhere/Never"}, fails=True)
     assert refused["code"] == "setting_refused"
     assert "log_timezone" in refused["msg"]
@@ -143,7 +143,7 @@ def test_refusals_change_nothing(server: Server, settings: t.Callable[..., Resul
 
 @pytest.mark.majors(15, 18)
 def test_parameters_of_a_library(sandbox: Sandbox, server: Server, settings: t.Callable[..., Result]) -> None:
-    """Known once it is loaded; one that is not installed is told."""
+    """They are known once the library is loaded; one that is not installed is reported."""
     name = "basic_archive.archive_directory"
     directory = sandbox.directory("a 100% \u00e9 wal")
     looked = settings(load=["basic_archive", "no_such_library"], names=[name, "archive_library"])

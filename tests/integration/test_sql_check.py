@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Assertions about a database: what counts as equal, what is a failure, and that nothing can be written."""
+"""Assertions about a database: which values are equal, what fails, and that nothing can be written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.harness.modules import Modules, Result
 from tests.harness.sandbox import Sandbox
 
-# A query and what it returns, in every spelling that a playbook may use.
+# A query and its result, in every form that a playbook may use.
 SAME: t.Final = [
     ("SELECT 42", 42),
     ("SELECT 42", "42"),

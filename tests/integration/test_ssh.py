@@ -1,9 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role on hosts that are reached by ssh: login user ansible, sudo to postgres, the README's playbook and SQL.
+"""The role on hosts reached by ssh: login user ansible, sudo to postgres, the README's playbook and SQL.
 
-db1 is a primary, db2 its standby; each has a repository of its own. db3 has no psycopg2.
+db1 is a primary, db2 its standby; each has its own repository. db3 has no psycopg2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.integration.helpers.ssh_hosts import PASSWORD, REPOSITORY, SshHosts, 
 
 @pytest.fixture(scope="module")
 def three_hosts() -> t.Iterator[SshHosts]:
-    """The world, made once."""
+    """The hosts, created once."""
     if reason := fleet.obstacle():
         pytest.skip(reason)
     with Sandbox() as sandbox, Fleet(sandbox.root / "fleet", "db1", "db2", "db3") as hosts:
@@ -34,26 +34,26 @@ def three_hosts() -> t.Iterator[SshHosts]:
 
 @pytest.fixture
 def world(three_hosts: SshHosts) -> t.Iterator[SshHosts]:
-    """The world with empty repositories, which is well after the test."""
+    """The hosts with empty repositories; they must be in order after the test."""
     for host in (three_hosts.db1, three_hosts.db2):
         host.run(["find", REPOSITORY, "-mindepth", "1", "-delete"])
     try:
         yield three_hosts
     finally:
         for play in three_hosts.plays:
-            # Only after a failure of the test.
+            # Only after a failed test.
             if play.process.poll() is None:
                 three_hosts.kill(play)
     three_hosts.is_well()
 
 
 def test_play_of_the_readme(world: SshHosts) -> None:
-    """It publishes on primary and standby, and the second run has nothing to do; a host without psycopg2 is told so."""
+    """It publishes on primary and standby; the second run changes nothing; a host without psycopg2 gets an error."""
     play = world.start(pipelining=False).wait()
     assert play.rc == 2, play.stdout
     world.published(world.db1, play)
     world.published(world.db2, play)
-    # Changed or not: the backup of db1 switches too.
+    # Changed or not: the backup of db1 switches WAL too.
     assert not result(play, world.db2, "wal_switch").get("failed")
     failed = play.of("db3", "failed")[-1]
     for word in (fleet.PYTHON, "python3-psycopg2", "db3"):
@@ -63,12 +63,12 @@ def test_play_of_the_readme(world: SshHosts) -> None:
     for host in ("db1", "db2"):
         assert again.stats[host]["changed"] == 0
         ours = [one["action"] for one in again.of(host, "ok") if one["action"].startswith("pgfleet.")]
-        # Two of the role, to find that nothing is to do.
+        # Two tasks of the role, which find that there is nothing to do.
         assert ours[2:] == ["pgfleet.basebackup.backup_verify"]
 
 
 def test_standby_alone_asks_its_upstream(world: SshHosts) -> None:
-    """Its primary is found over libpq, progress is shown, the password nowhere; it restores with db1's archive."""
+    """Its primary is found over libpq, progress is shown, the password is not; it restores with db1's archive."""
     play = world.start("db2", ["-vvv"], pg_backup_login_password=PASSWORD, pg_backup_progress_interval=1)
     with world.held_copy(world.standby, play) as backup:
         wait_until(lambda: f"[db2] {backup.name}: " in play.stdout or world.leaks(), "progress is shown", interval=0.2)
@@ -99,7 +99,7 @@ def test_standby_alone_asks_its_upstream(world: SshHosts) -> None:
 
 
 def test_killed_controller(world: SshHosts) -> None:
-    """The same play goes on with the backup whose controller was killed; pg_backup_primary is asked over ssh."""
+    """The same play continues the backup whose controller was killed; pg_backup_primary is queried over ssh."""
     variables = {"pg_backup_primary": "db1", "pg_backup_takeover_after": 2, "pg_backup_progress_interval": 1}
     play = world.start("db2", pipelining=False, **variables)
     with world.held_copy(world.standby, play) as backup:
@@ -111,7 +111,7 @@ def test_killed_controller(world: SshHosts) -> None:
 
 
 def test_cut_connection(world: SshHosts) -> None:
-    """The host counts as unreachable, session and copy live on without it, and the next run publishes that backup."""
+    """The host counts as unreachable, session and copy survive, and the next run publishes that backup."""
     variables = {"pg_backup_takeover_after": 2, "pg_backup_progress_interval": 1}
     play = world.start("db1", **variables)
     with world.held_copy(world.primary, play) as backup:

@@ -1,9 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole way over ssh, by the README's own commands: archive, back up, verify, drill, and a dropped table is back.
+"""All of it over ssh, with the README's own commands: archive, back up, verify, drill, recover a dropped table.
 
-The login user is ansible, sudo leads to postgres alone. The controller is killed in the middle of the restore.
+The login user is ansible, sudo allows postgres only. The controller is killed in the middle of the restore.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Site(SshHosts):
     """One database host that does not archive its WAL yet."""
 
     def __init__(self, sandbox: Sandbox, hosts: Fleet) -> None:
-        """Make db1 a host as it is before the first run: a server, the role ``backup``, two directories."""
+        """Set up db1 as before the first run: a server, the role ``backup``, two directories."""
         self.sandbox = sandbox
         self.fleet = hosts
         self.plays: list[RunningPlay] = []
@@ -50,7 +50,7 @@ class Site(SshHosts):
         self.primary = HostServer(self.db1, binaries.NEWEST).make_primary("for-replication")
         self.primary.conf(archive_mode=False, archive_command="")
         self.primary.tool("pg_ctl", "restart", "-D", self.primary.data, "-l", self.primary.log_file, "-s", "-w")
-        # Where the roles look for the programs that packages install.
+        # Where the roles search for programs installed by packages.
         packaged = f"/usr/lib/postgresql/{binaries.NEWEST}"
         self.db1.run(["rm", "-rf", packaged])
         self.db1.run(["mkdir", "-p", packaged])
@@ -60,7 +60,7 @@ class Site(SshHosts):
         self.primary.pgbench_init()
 
     def run(self, name: str, *args: str, pipelining: bool = True, check: bool = True) -> RunningPlay:
-        """Start one of the README's playbooks with its arguments there, but for --check if need be, and ``args``."""
+        """Start one of the README's playbooks with the README's arguments, if needed without --check, and ``args``."""
         quick = {"pg_recover_progress_interval": 1, "pg_recover_interval": 0.1, "pg_drill_interval": 0.1}
         variables = {**self.fleet.host_vars(self.db1, pipelining=pipelining), "pg_backup_fast": True, **quick}
         play = start_playbook(
@@ -74,7 +74,7 @@ class Site(SshHosts):
         return play
 
     def hold_restore(self, play: RunningPlay) -> int:
-        """Stop the process of the restore in its middle, and return its process group."""
+        """Stop the process of the restore in the middle, and return its process group."""
         record = self.primary.data / "pgfleet_restore" / "progress.json"
 
         def running() -> t.Any:
@@ -105,13 +105,13 @@ def site() -> t.Iterator[Site]:
 
 
 def test_from_archive_to_restore(site: Site) -> None:
-    """Each command of the README does what it says there, with and without pipelining."""
+    """Each command of the README does what the README says, with and without pipelining."""
     db1, primary = site.db1, site.primary
     archived = site.run("pgfleet.basebackup.archive").wait().ok()
     assert archived.stats["db1"]["changed"]
     assert primary.value("SHOW archive_mode") == "on"
 
-    # Gone from the server later, so that a restore has something to copy.
+    # The server loses it later, so that a restore has something to copy.
     big = f"{primary.data}/{BIG}".removeprefix(str(db1.path("")))
     db1.run(["truncate", "--size=256M", big], user="postgres")
     backup = site.published(db1, site.run("backup.yml").wait())

@@ -22,7 +22,7 @@ LATIN1 = ("--locale=C", "--encoding=LATIN1")
 
 
 def in_place(server: Server, name: str) -> None:
-    """Make a tablespace that is a directory in ``pg_tblspc``, with a table like ``Server.tablespace`` makes."""
+    """Create an in-place tablespace in ``pg_tblspc``, with a table like that of ``Server.tablespace``."""
     connection = server.connect()
     try:
         with connection.cursor() as cursor:
@@ -34,13 +34,13 @@ def in_place(server: Server, name: str) -> None:
 
 
 def oids(server: Server) -> dict[str, int]:
-    """Return the oids of the tablespaces by name, but for those that every cluster has."""
+    """Return the OIDs of the tablespaces by name, except those that every cluster has."""
     return dict(server.sql("SELECT spcname, oid FROM pg_tablespace WHERE spcname !~ '^pg_'"))
 
 
 @pytest.mark.majors(15, 18)
 def test_odd_tablespaces(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """Spaces, a byte that is no UTF-8, a backslash, in place and in PGDATA: map exact, files complete, restored."""
+    """Spaces, a byte that is not UTF-8, a backslash, in place and in PGDATA: exact map, all files, restored."""
     primary = sandbox.primary(major, initdb=LATIN1)
     primary.sql("CREATE DATABASE unicode ENCODING 'UTF8' TEMPLATE template0")
     root = os.fsencode(primary.directory)
@@ -63,7 +63,7 @@ def test_odd_tablespaces(sandbox: Sandbox, repository: pathlib.Path, major: int)
     assert links == {str(numbers[name]): f"../../tablespaces/{numbers[name]}" for name in paths}
     assert (data / "pg_tblspc" / str(numbers["place"])).is_dir()
     assert not (data / "pg_tblspc" / str(numbers["place"])).is_symlink()
-    # The tablespace in PGDATA is there once, as a tablespace; its place in the data directory is empty.
+    # The tablespace in PGDATA is in the backup once, as a tablespace; its directory in PGDATA is empty.
     assert not list((data / "inside").iterdir())
     listed = {
         entry["Path"].split("/")[1] for entry in manifest(data)["Files"] if entry["Path"].startswith("pg_tblspc/")
@@ -75,7 +75,7 @@ def test_odd_tablespaces(sandbox: Sandbox, repository: pathlib.Path, major: int)
     ours, reference = (files_and_directories(backup / "data") for backup in (steps.published, theirs))
     assert set(ours[0]) - {"tablespace_map"} == set(reference[0])
     assert ours[1] == reference[1]
-    # A client that converts would get the path wrong in one database and not at all in the other.
+    # With encoding conversion the path would be wrong in one database and fail in the other.
     other = Steps(Modules(**{**modules.common, "login_db": "unicode"}), primary, "other")
     other.whole()
     assert (other.published / "data" / "tablespace_map").read_bytes() == (data / "tablespace_map").read_bytes()
@@ -85,7 +85,7 @@ def test_odd_tablespaces(sandbox: Sandbox, repository: pathlib.Path, major: int)
         assert data_checksum(server) == expected
         assert oids(server) == numbers
 
-    # Without this setting recovery refuses directories in pg_tblspc, whoever made the backup.
+    # Without this setting recovery refuses directories in pg_tblspc, whatever tool made the backup.
     options = {"allow_in_place_tablespaces": True}
     restore_and_check(sandbox, steps.published, primary.archive, major, is_the_same, **options)
     assert data_checksum(primary) == expected
@@ -96,7 +96,7 @@ def test_odd_tablespaces(sandbox: Sandbox, repository: pathlib.Path, major: int)
 def test_tablespace_created_during_the_backup(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, copied_before: bool
 ) -> None:
-    """It is not in the map, so a restore would attach the live directory: the backup is void, nothing is published."""
+    """It is not in the map, so a restore would use the live directory: the backup is void, nothing is published."""
     steps = Steps(modules, primary)
     steps.start()
     if copied_before:
@@ -117,7 +117,7 @@ def test_tablespace_created_during_the_backup(
     assert (cluster["backups"], [one["state"] for one in cluster["unfinished"]]) == ([], ["failed"])
     all_is_well(sandbox, repository, primary, unfinished=["one"])
     assert modules.ok("backup_abort", backup_id="one")["state"] == "absent"
-    # What made this backup void is part of the next one.
+    # The tablespace that made this backup void is part of the next one.
     other = Steps(modules, primary, "two")
     other.whole()
     assert len(list((other.published / "tablespaces").iterdir())) == 2
@@ -128,7 +128,7 @@ def test_tablespace_created_during_the_backup(
 def test_tablespaces_dropped_during_the_backup(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
-    """One goes before the copy, one after: the backup succeeds, and a restore has neither."""
+    """One is dropped before the copy, one after: the backup succeeds, and a restore has neither."""
     for name in ("early", "late"):
         primary.tablespace(name)
     steps, predicts = Steps(modules, primary), Predictor(modules, "one")
@@ -155,7 +155,7 @@ def test_tablespaces_dropped_during_the_backup(
 def test_in_place_tablespace_on_a_standby(
     sandbox: Sandbox, primary: Server, standby: Server, repository: pathlib.Path, standby_modules: Modules, major: int
 ) -> None:
-    """One that is there is backed up; one that is replayed during the backup makes it void."""
+    """An existing one is backed up; one replayed during the backup makes the backup void."""
     standby.conf(allow_in_place_tablespaces=True).reload()
     in_place(primary, "place")
     standby.catch_up()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What we say of a recovery target is what a server then does: it gets there, or it refuses for the same reason."""
+"""Our prediction for a recovery target matches the server: it reaches the target or refuses for the same reason."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class World:
     # -- what happens --------------------------------------------------------------------------------------------
 
     def write(self, number: int, end: str = "COMMIT", server: Server | None = None) -> Done:
-        """Insert a number in a transaction of its own."""
+        """Insert a number in its own transaction."""
         with contextlib.closing((server or self.server).connect()) as connection, connection.cursor() as cursor:
-            # Something before it, so that its end does not begin where another record's end is.
+            # A write before it, so that its commit record does not begin where another record ends.
             cursor.execute("BEGIN")
             cursor.execute("INSERT INTO numbers VALUES (%s) RETURNING pg_current_xact_id()::text", [number])
             xid = int(cursor.fetchone()[0])
@@ -93,11 +93,11 @@ class World:
         return Done(number, xid, start, after, at or 0)
 
     def point(self, name: str) -> str:
-        """Create a restore point and return the LSN behind it."""
+        """Create a restore point and return the LSN after it."""
         return str(self.server.value("SELECT pg_create_restore_point(%s)::text", [name]))
 
     def backup(self, backup_id: str, server: Server | None = None, during: t.Callable[[], t.Any] = bool) -> t.Any:
-        """Take a backup; give what ``during`` gave, which happens between the start and the stop."""
+        """Take a backup; call ``during`` between start and stop, and return its result."""
         source = server or self.server
         steps = Steps(Modules(source, repository=str(self.repository), cluster="main"), source, backup_id)
         steps.start()
@@ -106,13 +106,13 @@ class World:
         return answer
 
     def archived(self, server: Server | None = None) -> None:
-        """Have all that was written so far in the archive."""
+        """Wait until all WAL written so far is archived."""
         source = server or self.server
         name = source.value("SELECT pg_walfile_name(pg_create_restore_point('end'))")
         source.sql("SELECT pg_switch_wal()")
         wait_until((self.archive / name).exists, f"{name} is archived")
 
-    # -- what we say, what the server does -----------------------------------------------------------------------
+    # -- our prediction, and what the server does -----------------------------------------------------------------
 
     def choose(self, backup_id: str | None = None, archive: _archive.Archive | None = None, **options: t.Any) -> Choice:
         """Return the choice for recovery_target_<options>."""
@@ -125,7 +125,7 @@ class World:
         return _choose.choose_backup(Repository(str(self.repository)).cluster("main"), backup_id, target, archive)
 
     def refused(self, code: str, *words: str, backup_id: str | None = None, **options: t.Any) -> BackupError:
-        """Require that `choose` refuses, with the words in what the administrator reads."""
+        """Require that `choose` refuses, with the words in its message."""
         with pytest.raises(BackupError) as caught:
             self.choose(backup_id, **options)
         assert caught.value.code == code, caught.value.msg
@@ -138,7 +138,7 @@ class World:
         self.copies += 1
         path = self.repository / "main" / "backups" / backup_id
         copy = checks.restore(self.sandbox, path, self.archive, self.major, name=f"copy{self.copies}", start=False)
-        # A second target, left in the configuration, must not count.
+        # A second target in the old configuration must not count.
         copy.conf(recovery_target_name="of another recovery")
         settings = _target.recovery_settings(target)
         own_file(copy.data / _conf.AUTO_CONF, "".join(_conf.format_setting(*item) for item in settings.items()))
@@ -149,7 +149,7 @@ class World:
         return copy
 
     def reaches(self, numbers: t.Iterable[int], by: str, backup_id: str | None = None, **options: t.Any) -> Choice:
-        """Require that ``by`` is chosen and that the server, told so, has exactly these numbers."""
+        """Require that ``by`` is chosen and that the server, so configured, recovers exactly these numbers."""
         chosen = self.choose(backup_id, **options)
         assert (chosen.backup.id, chosen.wal_missing, chosen.target_checked) == (by, [], True), chosen
         assert all(chosen_file in os.listdir(self.archive) for chosen_file in chosen.wal_needed)
@@ -163,7 +163,7 @@ class World:
         """Require that the server refuses a target with these words."""
         target = _target.parse_target({f"recovery_target_{name}".rstrip("_"): value for name, value in options.items()})
         copy = self.recover(by, target, start=False)
-        # It may be open for readers before it gives up.
+        # It may accept connections before it gives up.
         with contextlib.suppress(AssertionError):
             copy.start()
         wait_until(lambda: not copy.running, f"the copy has given up: {copy.log[-1000:]}")
@@ -173,7 +173,7 @@ class World:
 
 @pytest.fixture
 def world(sandbox: Sandbox, major: int) -> World:
-    """A primary with an archive, nothing backed up yet."""
+    """A primary with an archive, without a backup yet."""
     return World(sandbox, major)
 
 
@@ -183,7 +183,7 @@ def lsn(text: str, more: int = 0) -> str:
 
 @pytest.mark.majors(15, 18)
 def test_targets(world: World) -> None:
-    """Every kind of target, before and after, with two backups, against what the server does."""
+    """Every kind of target, inclusive and exclusive, with two backups, compared with the server."""
     one = world.write(1)
     world.backup("b1", during=lambda: world.write(2))
     three = world.write(3)
@@ -222,7 +222,7 @@ def test_targets(world: World) -> None:
     refusal = world.refused("target_before_backup", "b1", time=one.when)
     assert refusal.details["earliest_backup"] == "b1"
 
-    # LSNs: the first record that starts there or later is the last one, or the first that is left out.
+    # LSNs: the first record that starts there or later is the last one, or the first one excluded.
     world.reaches(to_three, "b1", lsn=three.start)
     world.reaches([1, 2], "b1", lsn=three.start, inclusive=False)
     assert world.choose(lsn=lsn(three.start, 1), inclusive=False).backup.id == "b1"
@@ -236,7 +236,7 @@ def test_targets(world: World) -> None:
     world.refused("target_beyond_archive", lsn=lsn(end, 1))
     world.server_refuses(NOT_REACHED, "b2", lsn=lsn(end, 1))
 
-    # Transactions: also those that failed and those that were prepared.
+    # Transactions: including aborted and prepared ones.
     world.reaches(to_three, "b1", xid=three.xid)
     world.reaches([1, 2], "b1", xid=three.xid, inclusive=False)
     world.reaches(to_three, "b1", xid=gone.xid, inclusive=False)
@@ -249,7 +249,7 @@ def test_targets(world: World) -> None:
     world.refused("target_not_found", "transaction 4000000", xid=4000000)
     world.refused("target_not_found", "from the backup b1", xid=one.xid)
 
-    # Names: the first restore point of that name behind the start of the backup.
+    # Names: the first restore point of that name after the start of the backup.
     world.reaches([*to_four, 5, 6], "b2", name="same")
     world.reaches(to_three, "b1", "b1", name="same")
     world.reaches([*to_four, 5, 6, 7], "b2", name="last", inclusive=False)
@@ -265,7 +265,7 @@ def test_targets(world: World) -> None:
 
 
 def what_is_missing(world: World, six: Done, last: Done) -> None:
-    """Damage the archive and the catalogue in every way; nobody recovers anything here."""
+    """Damage the archive and the catalogue in every way; no server recovers here."""
     end = world.choose("b2")
     hidden = world.sandbox.directory("hidden")
     middle = _wal.segment_name(1, _wal.segment_of(_wal.parse_lsn(six.end), SIZE), SIZE)
@@ -306,7 +306,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
 
     contained(world, hidden)
 
-    # An archive that can only be asked for files: what lies between the backup and the target is not known.
+    # An archive that only returns files by name: the WAL between the backup and the target is unknown.
     command = _archive.open_archive(None, f"cp {world.archive}/%f %p", SIZE, world.identifier)
     found = world.choose(archive=command, lsn=last.start)
     assert (found.backup.id, found.target_checked, found.recoverable_until_us) == ("b2", True, None)
@@ -321,7 +321,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
 
 
 def contained(world: World, hidden: pathlib.Path) -> None:
-    """The newest backup has its own WAL, of which the last segment ends where a standby's would."""
+    """The newest backup has its own WAL, whose last segment ends where a standby's would."""
     cluster = Repository(str(world.repository)).cluster("main")
     whole = world.choose()
     own = [name for name in whole.wal_needed if name in whole.record.required_wal]
@@ -346,7 +346,7 @@ def contained(world: World, hidden: pathlib.Path) -> None:
         with (inside / own[-1]).open("r+b") as file:
             file.truncate(stop % SIZE)
             file.truncate(SIZE)
-        # Recovery would end at the backup's end, without a word about all that follows in the archive.
+        # Recovery would end at the backup's end, silently ignoring the later WAL in the archive.
         assert world.refused("wal_incomplete", own[-1]).details["missing"] == own[-1:]
         later = [name for name in whole.wal_needed if name > own[-1]]
         with moved([world.archive / name for name in later], hidden):
@@ -360,7 +360,7 @@ def contained(world: World, hidden: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def moved(paths: t.Iterable[pathlib.Path], place: pathlib.Path) -> t.Iterator[None]:
-    """Have files elsewhere for a while."""
+    """Move files elsewhere during the block."""
     moves = [(path, place / path.name) for path in paths]
     for path, other in moves:
         path.rename(other)
@@ -383,7 +383,7 @@ def test_timelines(world: World) -> None:
     world.archived()
     chosen = world.choose(xid=one.xid)
     world.server.stop()
-    # The copy is the new primary, and archives to the same place.
+    # The copy is the new primary, and archives to the same directory.
     copy = world.recover("b1", chosen.target, start=False)
     copy.conf(archive_mode=True, archive_command=archive_command(world.archive)).start()
     wait_until(lambda: not copy.in_recovery, "the copy is a primary")
@@ -449,12 +449,12 @@ def test_the_wal_ends_with_the_backup(world: World) -> None:
 
 @pytest.mark.majors(*binaries.MAJORS)
 def test_configuration_and_control_file(sandbox: Sandbox, major: int) -> None:
-    """The server reads its files as we do, and pg_controldata finds in pg_control what we find."""
+    """The server reads its files as we do, and pg_controldata reads the same from pg_control."""
     settings: dict[str, t.Any] = {
         "max_connections": 37, "max_worker_processes": 9, "max_wal_senders": 11, "max_prepared_transactions": 3,
         "max_locks_per_transaction": 65,
     }  # fmt: skip
-    # Another encoding would refuse to show bytes that are not of it.
+    # Another encoding would refuse to show bytes that are invalid in it.
     plain = ["--locale=C", "--encoding=SQL_ASCII"]
     server = sandbox.primary(major, archive=False, initdb=plain, wal_level="logical", **settings)
     server.sql("ALTER SYSTEM SET work_mem = '77MB'")
@@ -478,7 +478,7 @@ def test_configuration_and_control_file(sandbox: Sandbox, major: int) -> None:
     assert _conf.lowered_parameters(control, found) == []
     assert len(_conf.lowered_parameters(control, {name: str(value - 1) for name, value in settings.items()})) == 5
 
-    # Each line in a file of its own: the server says what it reads, and where it cannot.
+    # Each line in its own file: the server reports what it reads, and where it fails.
     files = own_directory(server.directory / "lines")
     for number, line in enumerate([*(line for line, _values in LINES), *ERRORS], 10):
         (files / f"{number}.conf").write_bytes(line)

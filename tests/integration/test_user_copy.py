@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A copy that the user's own step made between start and stop: brought into shape, or refused."""
+"""A copy made by the user's own step between start and stop: normalised or refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.integration.helpers.steps import Steps
 
 @pytest.mark.majors(15, 18)
 def test_copy_by_cp(sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int) -> None:
-    """Everything under PGDATA, with what a backup leaves out, becomes the same files as ours, and is restored."""
+    """A copy of all of PGDATA, excluded files too, is reduced to the same files as our copy, and is restored."""
     primary.pgbench_init()
     primary.sql("CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 1000) i")
     primary.sql("SELECT pg_create_physical_replication_slot('slot', true)")
@@ -55,7 +55,7 @@ def test_copy_by_cp(sandbox: Sandbox, primary: Server, repository: pathlib.Path,
     files = manifest(steps.published / "data")["Files"]
     assert {entry["Checksum-Algorithm"] for entry in files} == {"SHA384"}
     ours, theirs = (files_and_directories(one.published / "data") for one in (reference, steps))
-    # The load has grown a table: a file more may have come, none may be missing.
+    # The load has grown a table: there may be an additional file, none may be missing.
     assert set(ours[0]) <= set(theirs[0])
     assert all(name.startswith("base/") for name in set(theirs[0]) - set(ours[0]))
     assert ours[1] == theirs[1]
@@ -65,7 +65,7 @@ def test_copy_by_cp(sandbox: Sandbox, primary: Server, repository: pathlib.Path,
         assert data_checksum(server) == expected
 
     restore_and_check(sandbox, steps.published, primary.archive, major, is_the_end, target="immediate")
-    # The source lost nothing by what was removed from its copy.
+    # The removal of files from the copy did not affect the source.
     assert (primary.data / "link").is_symlink()
     assert primary.value("SELECT count(*) FROM unlogged") == 1000
     assert data_checksum(primary) == expected
@@ -75,7 +75,7 @@ def test_copy_by_cp(sandbox: Sandbox, primary: Server, repository: pathlib.Path,
 def test_incomplete_copies_are_refused_until_they_are_whole(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
-    """Nothing, a tablespace or one file missing, links instead of copies: refused, the session lives, mending helps."""
+    """No copy, a missing tablespace or file, links instead of copies: refused, the session survives, repair helps."""
     primary.sql("CREATE TABLE old AS SELECT generate_series(1, 1000) i")
     primary.sql("CHECKPOINT")
     ((oid, location),) = primary.sql(
@@ -112,7 +112,7 @@ def test_incomplete_copies_are_refused_until_they_are_whole(
         missing.unlink()
         refused("copy_not_whole", "1 files are missing")
         missing.write_bytes(content)
-    # Last, because it changes the originals' ctime, by which the files that must be there are known.
+    # Last, because it changes the originals' ctime, which decides which files must exist.
     shutil.rmtree(tablespace)
     run(["cp", "-al", location, tablespace], user=me())
     refused("not_a_copy", "itself")
@@ -130,7 +130,7 @@ def test_incomplete_copies_are_refused_until_they_are_whole(
 
 
 def test_a_changed_file_may_not_be_missing(primary: Server, modules: Modules) -> None:
-    """Replay repairs the pages that were changed, not the others of a file that is not there."""
+    """Replay restores the changed pages, not the other pages of a missing file."""
     primary.sql("CREATE TABLE changed AS SELECT generate_series(1, 50000) i")
     primary.sql("VACUUM changed")
     primary.sql("CHECKPOINT")
@@ -148,7 +148,7 @@ def test_a_changed_file_may_not_be_missing(primary: Server, modules: Modules) ->
 def test_what_vanished_and_came_meanwhile_may_be_missing(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
-    """Relations made, dropped, rewritten during the user's copy are no reason to refuse it: replay makes them good."""
+    """Relations created, dropped or rewritten during the copy are no reason to refuse it: replay repairs them."""
     primary.sql("CREATE TABLE dropped AS SELECT generate_series(1, 1000) i")
     primary.sql("CREATE TABLE rewritten AS SELECT generate_series(1, 1000) i")
     primary.sql("CHECKPOINT")

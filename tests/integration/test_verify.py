@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Verification of published backups: every kind of damage is found and named, nothing is touched."""
+"""Verification of published backups: every kind of damage is found and named, and nothing is touched."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Damage = t.Callable[["Published"], object]
 
 
 class Published:
-    """A published backup that can be damaged for a while."""
+    """A published backup that tests can damage temporarily."""
 
     def __init__(self, modules: Modules, primary: Server, steps: Steps) -> None:
         self.modules = modules
@@ -58,9 +58,9 @@ class Published:
 
     @contextlib.contextmanager
     def damaged(self, damage: Damage) -> t.Iterator[None]:
-        """Damage it and put all back at the end."""
+        """Damage the backup and restore it at the end."""
         kept = self.path.parents[1] / "kept"
-        # Hard links are enough, and fast, where damage makes a new file.
+        # Hard links are enough, and fast, if the damage creates a new file.
         run(["cp", "-al", self.path, kept], user=me())
         try:
             damage(self)
@@ -70,13 +70,13 @@ class Published:
             kept.rename(self.path)
 
     def verify(self, *levels: str, **arguments: t.Any) -> Result:
-        """Run the module, whatever it finds."""
+        """Run the module and return its result, whatever it finds."""
         arguments.setdefault("archive_directory", str(self.archive))
         given = {name: value for name, value in arguments.items() if value is not None}
         return self.modules.run("backup_verify", levels=list(levels or ("quick",)), **given)
 
     def bad(self, *levels: str, **arguments: t.Any) -> set[tuple[str, str]]:
-        """Return path and problem of each bad file; none when the module finds the backup good."""
+        """Return path and problem of each bad file; none if the module finds the backup good."""
         result = self.verify(*levels, **arguments)
         assert bool(result.get("failed")) == bool(result.get("bad_files")), result
         if result.get("failed"):
@@ -84,7 +84,7 @@ class Published:
         return {(one["path"], one["problem"]) for one in result["bad_files"]}
 
     def accepted(self, *options: str) -> bool:
-        """Whether pg_verifybackup finds the backup good, without its WAL unless told otherwise."""
+        """Whether pg_verifybackup accepts the backup, by default without its WAL."""
         tool = binaries.tool(self.primary.major, "pg_verifybackup")
         done = run(
             [tool, *(options or ("-n",)), self.data],
@@ -111,7 +111,7 @@ def change(name: str, edit: t.Callable[[bytes], bytes]) -> Damage:
 
 
 def replace(path: pathlib.Path, content: bytes) -> None:
-    """Write a file anew."""
+    """Rewrite a file."""
     path.unlink()
     path.write_bytes(content)
 
@@ -150,7 +150,7 @@ def relink(backup: Published) -> None:
     link.symlink_to(target)
 
 
-# What is done to a backup, what we then say of it, and whether pg_verifybackup finds something.
+# A kind of damage, our report of it, and whether pg_verifybackup detects it.
 QUICK: t.Final[dict[str, tuple[Damage, set[tuple[str, str]], bool]]] = {
     "truncated": (change("base/1/1259", lambda data: data[:8192]), {("base/1/1259", "size")}, True),
     "grown": (change("base/1/1259", lambda data: data + b"\0"), {("base/1/1259", "size")}, True),
@@ -215,7 +215,7 @@ QUICK: t.Final[dict[str, tuple[Damage, set[tuple[str, str]], bool]]] = {
     "manifest without the label": (
         resealed(unlisted), {("backup_manifest", "damaged"), ("backup_label", "surplus")}, True,
     ),
-    # What pg_verifybackup lets pass.
+    # Damage that pg_verifybackup accepts.
     "manifest made anew": (
         resealed(lambda text: re.sub(r":\d\d GMT", ":00 GMT", text)), {("backup_manifest", "damaged")}, False,
     ),
@@ -244,7 +244,7 @@ QUICK: t.Final[dict[str, tuple[Damage, set[tuple[str, str]], bool]]] = {
 
 @ALL
 def test_quick(published: Published) -> None:
-    """Each damage is named, alone; pg_verifybackup agrees, but for those that it lets pass by design."""
+    """Each damage alone is named; pg_verifybackup agrees, except for those it accepts by design."""
     (oid,) = (path.name for path in (published.data / "pg_tblspc").iterdir())
     assert published.bad("quick", "full", "wal") == set()
     assert published.accepted()
@@ -258,7 +258,7 @@ def test_quick(published: Published) -> None:
 
 @BOTH
 def test_full(published: Published) -> None:
-    """Every file whose content has changed is named at once, those of a tablespace too."""
+    """All files with changed content are named in one result, including those of a tablespace."""
     (link,) = (published.data / "pg_tblspc").iterdir()
     in_space = max((path for path in link.resolve().rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     inside = f"pg_tblspc/{link.name}/{in_space.relative_to(link.resolve())}"
@@ -275,7 +275,7 @@ def test_full(published: Published) -> None:
         expected = {(name, "checksum") for name in names} | {("base/1/2600", "missing")}
         result = published.verify("full", jobs=3)
         assert {(one["path"], one["problem"]) for one in result["bad_files"]} == expected
-        assert "bad files: 6" in result["msg"]
+        assert "Bad files: 6" in result["msg"]
         assert not published.accepted()
     result = published.verify("full")
     content = published.content
@@ -285,7 +285,7 @@ def test_full(published: Published) -> None:
 
 
 def test_no_checksums(modules: Modules, primary: Server) -> None:
-    """A backup without checksums is not called clean without a word."""
+    """A backup without checksums is not silently called clean."""
     steps = Steps(modules, primary)
     steps.start()
     steps.ok("backup_copy", checksum_algorithm="NONE")
@@ -310,7 +310,7 @@ def long_backup(modules: Modules, primary: Server) -> Published:
 
 @contextlib.contextmanager
 def archived(archive: pathlib.Path, name: str, content: bytes | None) -> t.Iterator[None]:
-    """Have other content, or none, in the archive for a while."""
+    """Replace or remove a file of the archive during the block."""
     path = archive / name
     kept = path.read_bytes()
     path.unlink()
@@ -322,7 +322,7 @@ def archived(archive: pathlib.Path, name: str, content: bytes | None) -> t.Itera
 
 @BOTH
 def test_archive(long_backup: Published, sandbox: Sandbox) -> None:
-    """Each WAL file that is missing or damaged is named, plain, compressed or fetched by a command."""
+    """Each missing or damaged WAL file is named, whether plain, compressed or fetched by a command."""
     backup, archive = long_backup, long_backup.archive
     names = backup.content["required_wal"]
     assert len(names) >= 3
@@ -368,7 +368,7 @@ def test_archive(long_backup: Published, sandbox: Sandbox) -> None:
 
 @BOTH
 def test_included_wal(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
-    """WAL in the backup is part of it: present and sized by the quick look, unchanged by the others."""
+    """WAL in the backup is part of it: the quick level checks presence and size, the others its content."""
     primary = sandbox.primary(major)
     steps = Steps(Modules(primary, repository=str(repository), cluster="main"), primary)
     steps.start(wal="include")
@@ -397,7 +397,7 @@ def test_included_wal(sandbox: Sandbox, repository: pathlib.Path, major: int) ->
 
 @BOTH
 def test_pg_verifybackup(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL's own verdict is asked for, and counts."""
+    """PostgreSQL's own verdict is requested, and counts."""
     major = published.primary.major
     monkeypatch.setenv("LD_LIBRARY_PATH", binaries.environment(major)["LD_LIBRARY_PATH"])
     where = os.path.dirname(binaries.tool(major, "pg_verifybackup"))
@@ -414,7 +414,7 @@ def test_pg_verifybackup(published: Published, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_tool(published: Published) -> None:
-    """It is not passed over in silence."""
+    """A missing pg_verifybackup is not silently ignored."""
     result = published.verify(pg_verifybackup=True, bin_directory="/nowhere")
     assert (result["failed"], result["code"]) == (True, "programs_missing")
     older = os.path.dirname(binaries.tool(14, "pg_verifybackup"))
@@ -423,7 +423,7 @@ def test_no_tool(published: Published) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which needs root")
 def test_nothing_is_touched(published: Published, repository: pathlib.Path) -> None:
-    """Not even in a repository that cannot be written; in check mode the answer is the same."""
+    """It works in a read-only repository; check mode returns the same."""
     subprocess.run(["mount", "--bind", repository, repository], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", repository], check=True)
@@ -442,7 +442,7 @@ def test_nothing_is_touched(published: Published, repository: pathlib.Path) -> N
 
 
 class Held:
-    """Verifications that wait for their WAL until they are let go."""
+    """Verifications that wait for their WAL until they are released."""
 
     def __init__(self, backup: Published, top: pathlib.Path) -> None:
         self.backup = backup
@@ -464,13 +464,13 @@ class Held:
 
     @property
     def folders(self) -> list[pathlib.Path]:
-        """Where their records lie."""
+        """The folders of their records."""
         return list(self.top.glob("pgfleet-verify-*/*"))
 
 
 @pytest.fixture
 def held(published: Published, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Held]:
-    """Verifications that can be held."""
+    """Verifications that tests can hold."""
     top = sandbox.directory("tmp")
     monkeypatch.setattr(tempfile, "tempdir", str(top))
     held = Held(published, top)
@@ -480,7 +480,7 @@ def held(published: Published, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 
 
 def test_slices(held: Held) -> None:
-    """Two verifications at once do not meet; a killed module does not end its own; nothing is left at the end."""
+    """Two verifications at once are independent; one survives its killed module; nothing remains at the end."""
     first = held.slice("a")
     assert (first["finished"], first["changed"], first["backup_id"]) == (False, False, held.backup.id), first
     assert first["progress"]["total_bytes"] > first["progress"]["done_bytes"] > 0, first
@@ -499,11 +499,11 @@ def test_slices(held: Held) -> None:
 
 
 def test_verification_is_killed(held: Held) -> None:
-    """The next call says so, and the one after it begins anew."""
+    """The next call reports it, and the one after it begins again."""
     held.slice("a")
     (leader,) = held.leaders
     os.kill(leader, signal.SIGKILL)
-    # Its workers notice at their next word that nobody hears them.
+    # Its workers notice at their next message that the leader has ended.
     held.go.touch()
     result = held.slice("a", 30)
     assert (result["failed"], result["code"]) == (True, "verification_killed")
@@ -512,7 +512,7 @@ def test_verification_is_killed(held: Held) -> None:
 
 
 def test_abandoned(held: Held) -> None:
-    """It ends when nobody has waited for it for long; a question counts."""
+    """A verification ends when no call has waited for it for long; a query counts as a call."""
     held.slice("a")
     (leader,) = held.leaders
     (folder,) = held.folders
@@ -527,7 +527,7 @@ def test_abandoned(held: Held) -> None:
 
 
 def test_leftovers_and_strangers(held: Held) -> None:
-    """What died long ago is removed; a folder that somebody else has put there is not used."""
+    """Records of long-dead verifications are removed; a folder created by another user is not used."""
     held.go.touch()
     old = held.top / f"pgfleet-verify-{os.geteuid()}" / "old"
     old.mkdir(parents=True)
@@ -541,7 +541,7 @@ def test_leftovers_and_strangers(held: Held) -> None:
 
 
 def test_play(held: Held) -> None:
-    """In a play the progress is shown, and damage fails the task with all bad files."""
+    """A play shows progress, and damage fails the task with all bad files."""
     backup = held.backup
     common = {"repository": backup.modules.common["repository"], "cluster": "main"}
     slow = {"levels": ["full", "wal"], "restore_command": f"sleep 1; cp {backup.archive}/%f %p", "jobs": 1}
@@ -572,7 +572,7 @@ def test_play(held: Held) -> None:
 
 
 def test_standby(standby_modules: Modules, modules: Modules, standby: Server, primary: Server) -> None:
-    """A standby's backup is good by the rules for one."""
+    """A standby's backup is good by the rules for standbys."""
     steps = Steps(standby_modules, standby)
     steps.start()
     steps.finish(modules)

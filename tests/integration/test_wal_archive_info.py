@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What wal_archive_info tells of a real archive, while it gets worse."""
+"""What wal_archive_info reports about a real archive with increasing damage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AS_TEXT = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
 
 
 def change(server: Server, number: int) -> tuple[str, str]:
-    """Commit something, finish the segment; return its name and the transaction's time."""
+    """Commit something, switch the segment; return its name and the transaction's time."""
     server.sql(f"CREATE TABLE change_{number} (i int)")
     when = server.value(f"SELECT {AS_TEXT.format('timestamp')} FROM pg_last_committed_xact()")
     name = server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn() - 1)")
@@ -72,7 +72,7 @@ def test_archive_that_gets_worse(sandbox: Sandbox, repository: pathlib.Path, maj
     (backup,) = answer["backups"]
     assert (backup["recoverable_until"], backup["timeline"]) == (when, 2)
 
-    # Compressed, and odd files beside it.
+    # A compressed file, and odd files in the archive.
     middle = primary.archive / changes[1][0]
     middle.with_name(middle.name + ".gz").write_bytes(gzip.compress(middle.read_bytes()))
     middle.unlink()
@@ -84,7 +84,7 @@ def test_archive_that_gets_worse(sandbox: Sandbox, repository: pathlib.Path, maj
         [], {kind: [name] for kind, name in odd.items()},
     )  # fmt: skip
 
-    # PostgreSQL gets exactly as far, by the command that is made for this archive.
+    # PostgreSQL recovers exactly as far, with the command built for this archive.
     (backup,) = answer["backups"]
     archive = DirectoryArchive(str(primary.archive), SIZE, int(standby.system_identifier))
     restored = restore(sandbox, repository / "main" / "backups" / "one", primary.archive, major, start=False)
@@ -95,7 +95,7 @@ def test_archive_that_gets_worse(sandbox: Sandbox, repository: pathlib.Path, maj
     assert restored.value("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)") == f"{backup['timeline'] + 1:08X}"
     restored.stop("immediate")
 
-    # The gap is named, and the backup goes up to it.
+    # The gap is named, and the backup is recoverable up to it.
     (primary.archive / (changes[1][0] + ".gz")).unlink()
     answer = modules.ok("wal_archive_info", **place)
     (gap,) = answer["timelines"][0]["gaps"]
@@ -105,7 +105,7 @@ def test_archive_that_gets_worse(sandbox: Sandbox, repository: pathlib.Path, maj
     assert changes[1][0] in backup["problem"]
     assert all(changes[1][0] in problem for problem in answer["problems"])
 
-    # Without the history nobody knows that timeline 2 goes on.
+    # Without the history it is unknown that timeline 2 continues.
     history = primary.archive / "00000002.history"
     content = history.read_bytes()
     history.unlink()
@@ -113,13 +113,13 @@ def test_archive_that_gets_worse(sandbox: Sandbox, repository: pathlib.Path, maj
     assert (answer["missing_histories"], answer["backups"][0]["timeline"]) == (["00000002.history"], 1)
     history.write_bytes(content)
 
-    # What the backup itself needs.
+    # The segment that the backup itself needs.
     needed = next(name for name in one["required_wal"] if _wal.is_segment_name(name))
     (primary.archive / needed).unlink()
     (backup,) = modules.ok("wal_archive_info", **place)["backups"]
     assert (backup["wal"], backup["missing"], backup["recoverable_until"]) == ("incomplete", [needed], None)
 
-    # Another cluster's segment behind all others.
+    # Another cluster's segment after all others.
     foreign = bytearray((primary.archive / on_two).read_bytes())
     foreign[24:32] = b"\1" * 8
     (primary.archive / "000000020000000900000000").write_bytes(foreign)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's side of backup_copy: slices, progress, and what each end of a slice means."""
+"""The controller's side of backup_copy: slices, progress, and the meaning of each end of a slice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = t.Dict[str, t.Any]
 
 
 class Run:
-    """A task with made-up answers of its module; the clock moves as long as each slice may take."""
+    """A task with given answers of its module; the clock advances by the length of each slice."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[dict[str, t.Any]] = []
@@ -32,7 +32,7 @@ class Run:
         monkeypatch.setattr(_slices.time, "monotonic", lambda: self.clock)
 
     def __call__(self, *answers: t.Any, check: bool = False, async_val: int = 0, **arguments: t.Any) -> Result:
-        """Run the task; an answer that is an exception is raised."""
+        """Run the task; raises an answer that is an exception."""
         self.answers = list(answers)
         plugin = backup_copy.ActionModule.__new__(backup_copy.ActionModule)
         arguments = {"repository": "/r", "cluster": "main", "backup_id": "b1", **arguments}
@@ -58,7 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def part(percent: float, **more: t.Any) -> Result:
-    """Return what the module says while the copy goes on."""
+    """Return the module's result while the copy is running."""
     progress = {"percent": percent, "done_bytes": 3 << 30, "total_bytes": 7 << 40, "bytes_per_second": 1536, **more}
     return {"changed": True, "finished": False, "progress": progress, "msg": f"{percent} % copied."}
 
@@ -75,7 +75,7 @@ def test_at_once(run: Run) -> None:
 
 
 def test_slices(run: Run) -> None:
-    """The last answer is the result; it has changed something if any slice did."""
+    """The last answer is the result; it is changed if any slice was."""
     assert run(part(10), part(50), DONE_BEFORE) == {**DONE_BEFORE, "changed": True}
     assert len(run.calls) == 3
     assert run.shown == [f"[db1] b1: {percent} %, 3.0 GiB of 7.0 TiB, 1.5 KiB/s" for percent in (10, 50)]
@@ -95,7 +95,7 @@ def test_slices(run: Run) -> None:
     ],
 )
 def test_interval(run: Run, interval: t.Any, slices: int, lines: int) -> None:
-    """However seldom progress is shown, the run is heard of often enough not to count as dead."""
+    """Even if progress is rarely shown, the run renews its claim often enough not to count as dead."""
     run(*[part(1)] * 6, DONE, progress_interval=interval)
     assert {call["wait_timeout"] for call in run.calls} == {slices}
     assert len(run.shown) == lines
@@ -103,7 +103,7 @@ def test_interval(run: Run, interval: t.Any, slices: int, lines: int) -> None:
 
 @pytest.mark.parametrize("interval", ["often", [1], -1, "1h 5m"])
 def test_bad_interval(run: Run, interval: t.Any) -> None:
-    """The module refuses it, in one call."""
+    """The module refuses a bad interval in one call."""
     refused = {"failed": True, "code": "bad_duration"}
     assert run(refused, progress_interval=interval) == refused
     assert [call["progress_interval"] for call in run.calls] == [interval]
@@ -123,14 +123,14 @@ def test_module_fails(run: Run) -> None:
 
 
 def test_module_breaks(run: Run) -> None:
-    """No answer of the module's own: a traceback, or an interpreter that is not there."""
+    """No answer from the module itself: a traceback, or a missing interpreter."""
     broken = {"failed": True, "msg": "MODULE FAILURE", "rc": 1}
     assert run(part(10), broken)["msg"] == "MODULE FAILURE"
     assert run({"msg": "something else"})["msg"] == "something else"
 
 
 def test_connection_lost(run: Run) -> None:
-    """The host becomes unreachable; the copy goes on there and the next run finds it."""
+    """The host becomes unreachable; the copy continues there and the next run finds it."""
     with pytest.raises(AnsibleConnectionFailure):
         run(part(10), AnsibleConnectionFailure("gone"))
 
@@ -156,7 +156,7 @@ def test_async(run: Run) -> None:
 
 
 def test_own_polling(run: Run) -> None:
-    """A user who sets wait_timeout gets each answer as it is."""
+    """A user who sets wait_timeout gets each answer unchanged."""
     assert run(part(10), wait_timeout=3) == part(10)
     assert [call["wait_timeout"] for call in run.calls] == [3]
 

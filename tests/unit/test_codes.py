@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docs/errors.md is the register of the error codes: each code that can be raised has an entry, and no other."""
+"""docs/errors.md is the register of error codes: exactly the codes that can be raised have an entry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT: t.Final = pathlib.Path(__file__).resolve().parents[2]
 REGISTER: t.Final = ROOT / "docs" / "errors.md"
 ROLES: t.Final = ("pg_archive", "pg_backup", "pg_drill", "pg_recover")
 
-# Codes that are put together, and what is put into them.
+# Codes with a variable part, and its values.
 COMPOSED: t.Final = {
     "no_privilege_{}": ("backup_start", "backup_stop", "pg_monitor", "pg_read_all_settings", "switch_wal"),
     "{}_failed": ("copy", "restore", "verification"),
@@ -33,7 +33,7 @@ def entries() -> dict[str, str]:
 
 
 class Codes:
-    """The codes that a set of modules can raise, and those that it compares with."""
+    """The codes that a set of modules can raise, and those that it compares against."""
 
     def __init__(self, trees: t.Mapping[str, ast.Module]) -> None:
         self.raised: dict[str, str] = {}
@@ -107,7 +107,7 @@ def trees() -> dict[str, ast.Module]:
 
 
 def codes_of_roles() -> dict[str, str]:
-    """Return the codes that a role itself puts into a list of problems."""
+    """Return the codes that a role itself adds to a list of problems."""
     return {
         code: str(path.relative_to(ROOT))
         for path in sorted((ROOT / "roles").rglob("*.yml"))

@@ -24,7 +24,7 @@ OPTIONS: t.Final = {
 
 
 class Started(Exception):
-    """The module has given its arguments."""
+    """The module has passed its arguments."""
 
 
 def options(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -44,7 +44,7 @@ def options(name: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_members_accept_the_groups_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that accepts all options of a group is in it, every other one would fail by the group's defaults."""
+    """Exactly the modules that accept all options of a group are in it: others would fail with its defaults."""
     accepted = options(name, monkeypatch)
     fits = {group for group, wanted in OPTIONS.items() if wanted <= accepted}
     assert fits == {group for group, members in GROUPS.items() if name in members}

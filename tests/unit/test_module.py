@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the modules share: durations, numbers, the handle, and the way of an error to the task."""
+"""What the modules share: durations, numbers, the handle, and how an error reaches the task."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_not_positive(number: float) -> None:
 
 
 class Ended(Exception):
-    """The end of a module, with what it said."""
+    """The end of a module, with its result."""
 
     def __init__(self, **said: t.Any) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def test_handle(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackupError) as caught:
         backup_of(**known, owner="another")
     assert caught.value.code == "taken_over"
-    # In check mode nothing is claimed, and what the steps before have not made is not there.
+    # In check mode nothing is claimed, and results of earlier steps do not exist.
     before = os.stat(backup.file("owner.json")).st_ino
     assert backup_of(**known, owner="another", check_mode=True).id == "b1"
     assert backup_of(**{**known, "backup_id": "b2"}, owner="me", check_mode=True) is None
@@ -120,7 +120,7 @@ def test_handle(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackupError) as caught:
         backup_of(**{**known, "backup_id": "b2"}, owner="me")
     assert caught.value.code == "unknown_backup"
-    # A published backup belongs to nobody, and nothing is written into it.
+    # A published backup belongs to no run, and nothing is written into it.
     backup.publish()
     assert backup_of(**known, owner="another").published
     assert not os.path.exists(os.path.join(cluster.backups, "b1", "owner.json"))
@@ -138,7 +138,7 @@ def test_handle_that_leads_elsewhere(tmp_path: pathlib.Path, name: str) -> None:
 
 
 def test_module_is_a_module() -> None:
-    """The made-up one has no attribute that a real one lacks."""
+    """The fake module has no attribute that a real one lacks."""
     for name in ("fail_json", "exit_json", "warn"):
         assert isinstance(getattr(AnsibleModule, name), types.FunctionType)
     assert _work.host_name()

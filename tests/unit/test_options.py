@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options of modules and variables of roles: durations are written one way in all of them."""
+"""Options of modules and variables of roles: all write durations in the same way."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def options_of_role(role: str) -> Options:
 
 
 def durations(options: Options) -> Options:
-    # pg_archive counts retries by it.
+    # pg_archive computes its number of retries from it.
     return {name: option for name, option in options.items() if DURATION.search(name) and name != "pg_archive_timeout"}
 
 
 def readable(option: t.Mapping[str, t.Any]) -> bool:
-    """Tell whether an option takes text and its default is a duration."""
+    """Whether an option takes text and its default is a duration."""
     default = option.get("default")
     return option["type"] == "str" and (default is None or (isinstance(default, str) and seconds(default, "it") >= 0))
 

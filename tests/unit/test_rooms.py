@@ -30,10 +30,26 @@ ALLOWED: t.Final = {
     "_catalogue": "_host _wal _repository _session _backup",
     "_module": "_host _server _repository _backup",
 }
+# What each package is and may know: the sentence is in every file of it, and in the table of docs/architecture.md.
+SENTENCES: t.Final = {
+    "_errors": "the one exception that reaches the administrator; it imports nothing",
+    "_host": "files, locks, workers and detached processes; it knows no PostgreSQL",
+    "_wal": "names, records and archives of WAL; it knows no server and no backup",
+    "_datadir": "a data directory and the formats of its files; it knows no server",
+    "_server": "a PostgreSQL server, its settings and process; it knows no repository",
+    "_repository": "backups on disk, their records and their locks; it knows no server",
+    "_session": "the session process, starting and asking it; it knows no repository",
+    "_backup": "the steps of a backup, from start to publish; it knows no restore",
+    "_verify": "whether a published backup is still what was published; it only reads",
+    "_restore": "which backup, the plan, the restore; it knows nothing of ``_backup``",
+    "_drill": "the scratch directory of a drill; it knows nothing of ``_backup``",
+    "_catalogue": "what a repository has, how far it can be recovered; it only reads",
+    "_module": "arguments and results that the modules share; only modules import it",
+}
 
 
 def imports_of(path: pathlib.Path) -> set[str]:
-    """Return the files of ours, as dotted names below plugins, that a file imports at any time."""
+    """Return the collection's files, as dotted names below plugins, that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
@@ -71,10 +87,20 @@ def test_every_package_is_drawn() -> None:
 
 
 def test_the_page_draws_these_arrows() -> None:
-    """The table in docs/architecture.md has each package and what it may import."""
+    """The table in docs/architecture.md has each package, what it is and what it may import."""
     page = (PLUGINS.parent / "docs/architecture.md").read_text()
-    rows = re.findall(r"^\| `(_\w+)` \| .* \|([^|]*)\|$", page, re.MULTILINE)
-    assert {name: " ".join(re.findall(r"_\w+", arrows)) for name, arrows in rows} == ALLOWED
+    rows = re.findall(r"^\| `(_\w+)` \| ([^|]*) \|([^|]*)\|$", page, re.MULTILINE)
+    assert {name: " ".join(re.findall(r"_\w+", arrows)) for name, _, arrows in rows} == ALLOWED
+    assert {name: text.replace("`", "``") for name, text, _ in rows} == SENTENCES
+
+
+@pytest.mark.parametrize("package", SENTENCES)
+def test_every_file_says_its_room(package: str) -> None:
+    sentence = f"Private to pgfleet.basebackup. Room ``{package}``: {SENTENCES[package]}."
+    files = [PLUGINS / (name.replace(".", "/") + ".py") for name in FILES if package_of(name) == package]
+    docstrings = {path.name: ast.get_docstring(ast.parse(path.read_text())) or "" for path in files}
+    missing = [name for name, text in docstrings.items() if sentence not in text.split("\n")]
+    assert missing == [], f"Their first docstring lacks: {sentence}"
 
 
 def test_no_circle() -> None:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
 import pathlib
 import re
 import typing as t
@@ -18,9 +20,7 @@ ROOT: t.Final = pathlib.Path(__file__).resolve().parents[2]
 PLUGINS: t.Final = ROOT / "plugins"
 PREFIX: t.Final = "ansible_collections.pgfleet.basebackup.plugins."
 ROLES: t.Final = ("pg_archive", "pg_backup", "pg_drill", "pg_recover")
-
-# Options that a role does not let the user set, and that no message to its user names: why not.
-NOT_NAMED: t.Final[dict[str, dict[str, str]]] = {}
+MODULES: t.Final = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 
 Task = t.Dict[str, t.Any]
 
@@ -37,13 +37,18 @@ def test_a_module_called_by_a_role_names_the_variable(monkeypatch: pytest.Monkey
     assert [option("wal"), option("timeout")] == ["pg_backup_wal", "pg_backup_archive_timeout"]
 
 
+def test_a_role_without_a_variable_leaves_the_option_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLES, "pg_drill_ login_host=")
+    assert [option("login_host"), option("login_user")] == ["login_host", "pg_drill_login_user"]
+
+
 def variables_of(role: str) -> set[str]:
     specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())
     return set(specs["argument_specs"]["main"]["options"])
 
 
 def tasks_of(role: str) -> t.Iterator[tuple[str, Task]]:
-    """Yield each task of a role, blocks included, with the words that its environment gives to the modules."""
+    """Yield each task of a role, blocks included, with the option names that its environment gives to modules."""
     folder = ROOT / "roles" / role / "tasks"
     files = {path.name: yaml.safe_load(path.read_text()) or [] for path in sorted(folder.glob("*.yml"))}
     words: dict[str, str] = {}
@@ -72,7 +77,7 @@ def tasks_of(role: str) -> t.Iterator[tuple[str, Task]]:
 
 
 def calls_of(role: str) -> t.Iterator[tuple[str, str, dict[str, t.Any]]]:
-    """Yield the words, the module and the arguments of each of our modules that a role calls or sets defaults for."""
+    """Yield option names, module and arguments for each of our modules that a role calls or sets defaults for."""
     for words, task in tasks_of(role):
         for holder in (task, task.get("module_defaults", {})):
             for key, arguments in holder.items():
@@ -82,7 +87,7 @@ def calls_of(role: str) -> t.Iterator[tuple[str, str, dict[str, t.Any]]]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_words_of_a_role_are_its_variables(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument that is one variable of the role is called by that variable's name."""
+    """Messages name an argument that is one variable of the role by that variable."""
     wrong = {}
     for words, module, arguments in calls_of(role):
         monkeypatch.setenv(VARIABLES, words)
@@ -94,7 +99,7 @@ def test_the_words_of_a_role_are_its_variables(role: str, monkeypatch: pytest.Mo
 
 
 def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
-    """Return the files of ours that a file imports."""
+    """Return the collection's files that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PREFIX):
@@ -105,8 +110,9 @@ def imports_of(path: pathlib.Path) -> set[pathlib.Path]:
     return found
 
 
+@functools.cache
 def named_options(module: str) -> dict[str, str]:
-    """Return the options that a module, or what it imports, names in its messages, and in which file."""
+    """Return the options that a module or its imports name in messages, each with its file."""
     left, seen = [PLUGINS / "modules" / f"{module}.py"], set()
     found: dict[str, str] = {}
     while left:
@@ -123,12 +129,43 @@ def named_options(module: str) -> dict[str, str]:
     return found
 
 
+@functools.cache
+def options_of(module: str) -> frozenset[str]:
+    """Return the options of a module, and become_user, which every task has and every role as a variable."""
+    package = f"{PREFIX}modules.{module}"
+    spec: dict[str, t.Any] = {}
+
+    class Stop(Exception):
+        """The module has given its arguments."""
+
+    def take(argument_spec: dict[str, t.Any], **_more: t.Any) -> t.NoReturn:
+        spec.update(argument_spec)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module(package), "AnsibleModule", take)
+        with pytest.raises(Stop):
+            importlib.import_module(package).main()
+    return frozenset({*spec, "become_user"})
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_each_option_that_is_named_is_a_variable(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = {}
-    for words, module, _arguments in calls_of(role):
+    modules = {
+        (words, name) for words, name, _arguments in calls_of(role) if (PLUGINS / "modules" / f"{name}.py").exists()
+    }
+    for words, module in sorted(modules):
         monkeypatch.setenv(VARIABLES, words)
-        for name, where in named_options(module).items() if (PLUGINS / "modules" / f"{module}.py").exists() else ():
-            if option(name) not in variables_of(role) and name not in NOT_NAMED.get(role, {}):
-                unknown[f"{module}: {option(name)}"] = where
+        for name in named_options(module).keys() & options_of(module):
+            # A role that has no variable for an option says so.
+            if option(name) not in {*variables_of(role), name}:
+                unknown[f"{module}: {option(name)}"] = named_options(module)[name]
     assert unknown == {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_option_that_is_named_exists(module: str) -> None:
+    """Code that several modules share may name an option of another one: that of an earlier step."""
+    known = frozenset().union(*(options_of(one) for one in MODULES))
+    assert [name for name in named_options(module) if name not in known] == []

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Giving a backup up: session, copy, files.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def abort(backup: Backup, keep: bool, timeout: float) -> None:
             raise BackupError(
                 f"The session process {pid} of the backup {backup.id} has not ended within {timeout:.0f} s.",
                 code="session_stuck",
-                hint=f"kill {pid}, then run it again.",
+                hint=f"Run it again after: kill {pid}",
             )
         time.sleep(0.05)
     # The copy sees that its session is gone and lets go of the lock.

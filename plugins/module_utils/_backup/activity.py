@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who works on an unfinished backup, and whether it can still become a backup.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
 A module lives for one task, so between two tasks of a run nobody holds the backup's lock. Therefore each run has a
 name (``owner``) that its modules write into ``owner.json`` together with the time; a run that has been silent for

@@ -6,7 +6,7 @@
 The result is laid out, and holds, what our own copy would: PostgreSQL's exclusions are removed, the links of the
 tablespaces lead into the backup, and nothing that the server has had since before the start may be missing.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 
 CONTROL = b"global/pg_control"
 
-
 # The list of the server's files before the start, in the directory of an unfinished backup.
 LISTING = "start_files"
-
 
 # What a stop that was killed may have left.
 LEFTOVERS = (b"backup_label.tmp", b"tablespace_map.tmp", b"backup_manifest.tmp")

@@ -8,7 +8,7 @@ The work is done by forked processes (``_workers.py``).
 The journal is the memory of an interrupted copy: a JSON array a line, for a file whose data is written completely. It
 need not survive the machine's crash, because the server's session, and with it the backup, does not either.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
 
 from __future__ import annotations

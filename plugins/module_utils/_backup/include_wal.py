@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Including the WAL: what a restore needs, copied from the server's ``pg_wal`` into the backup's.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
 The result is what ``pg_basebackup --wal-method=fetch`` makes: segments and timeline histories under their own names,
 and an empty ``archive_status/<name>.done`` for each, so that the restored server does not archive them again.
@@ -17,7 +17,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, replacing
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
@@ -26,11 +26,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import tim
 
 PIECE = 1 << 20
 
-
 # A standby replaces a segment that it fetches from the archive; what replaced it has the same content.
 ATTEMPTS = 3
-
-
 PAUSE = 0.2  # seconds
 
 
@@ -111,8 +108,8 @@ class Inclusion:
         raise BackupError(
             f"The WAL file {name} was removed from {self._source} before it was copied into the backup, which is void.",
             code="wal_removed",
-            hint="The session that kept it has ended: by max_slot_wal_keep_size, session_timeout, session_idle_timeout"
-            " or a restart of the server; its log tells. Take a new backup.",
+            hint=f"The session that kept it has ended, by max_slot_wal_keep_size, {option('session_timeout')},"
+            f" {option('session_idle_timeout')} or a restart of the server; see its log. Take a new backup.",
         )
 
     def _copy_once(self, name: str, end: t.Optional[int], target: str) -> str:

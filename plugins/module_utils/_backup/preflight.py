@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Everything that would stop a backup, found before anything is touched, each with what cures it.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
 The rules are those of PostgreSQL, "Making a Base Backup Using the Low Level API": archiving enabled and working,
 a role with the rights to start and stop, and files that this operating system user can read.
@@ -15,7 +15,7 @@ import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import ARCHIVE, INCLUDE
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import archives_itself
@@ -24,7 +24,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts i
 # A server whose limit for idle slots is shorter than this could end the session that keeps a backup's WAL; the default
 # of session_timeout, in seconds.
 SLOT_SECONDS = 86400
-
 
 # postmaster.pid is written a moment before the time that pg_postmaster_start_time tells; allocating
 # huge shared memory lies between the two.
@@ -92,7 +91,8 @@ def _slots(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
                 "idle_replication_slot_timeout",
                 f"idle_replication_slot_timeout is {slots['idle_timeout']} s on {address}: a checkpoint after that time"
                 " would end the session of the backup.",
-                "ALTER SYSTEM SET idle_replication_slot_timeout = 0 (or 1d and more); SELECT pg_reload_conf();",
+                "Set it to 0, or to a day and more: ALTER SYSTEM SET idle_replication_slot_timeout = 0;"
+                " SELECT pg_reload_conf();",
             )
         )
     wal = os.path.join(info["data_directory"] or "", "pg_wal")
@@ -101,7 +101,7 @@ def _slots(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
             problem(
                 "pg_wal_unreadable",
                 f"{wal} cannot be read by the user with id {os.geteuid()}.",
-                "Run the task as the server's operating system user (become_user).",
+                f"Run the task as the server's operating system user: {option('become_user')}.",
             )
         )
     return found
@@ -115,8 +115,8 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
                 "archive_mode_off",
                 f"archive_mode is off on {info['address']}: without its WAL a backup cannot be restored.",
                 "ALTER SYSTEM SET archive_mode = on; set archive_command or archive_library; restart. Where another"
-                " program archives (pg_receivewal), name archive_directory or restore_command. Without any archive,"
-                " include the WAL in the backup: wal=include.",
+                f" program archives (pg_receivewal), set {option('archive_directory')} or {option('restore_command')}."
+                f" Without any archive, include the WAL in the backup: {option('wal')}=include.",
             )
         ]
     if not archiving["command_set"] and not archiving["library"]:
@@ -125,7 +125,7 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
                 "archive_command_empty",
                 f"archive_mode is {archiving['mode']} on {info['address']}, but neither archive_command nor"
                 f" archive_library is set.",
-                "ALTER SYSTEM SET archive_command = '...'; SELECT pg_reload_conf();",
+                "Set one of them: ALTER SYSTEM SET archive_command = '...'; SELECT pg_reload_conf();",
             )
         ]
     if archiving["failing"]:
@@ -159,7 +159,7 @@ def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
             problem(
                 "data_directory_not_here",
                 f"The server's data directory {directory} is not on this host, or no server runs on it.",
-                "Backups are taken on the database host; let login_host name the server of this host.",
+                f"Backups are taken on the database host. Set {option('login_host')} to the server of this host.",
             )
         ]
     except (BackupError, OSError) as exc:
@@ -167,8 +167,8 @@ def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
             problem(
                 "data_directory_unreadable",
                 f"The data directory {directory} cannot be read by {user}: {exc}",
-                "Run the task as the server's operating system user (become_user), or as a member of its group where"
-                " the cluster was initialised with group access.",
+                f"Run the task as the server's operating system user ({option('become_user')}), or as a member of its"
+                " group if the cluster was initialised with group access.",
             )
         ]
     same = str(control.system_identifier) == info["system_identifier"]
@@ -178,7 +178,7 @@ def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
             problem(
                 "data_directory_of_another_server",
                 f"{directory} on this host belongs to another server than the one at {info['address']}.",
-                "Let login_host and login_port name the server of this host.",
+                f"Set {option('login_host')} and {option('login_port')} to the server of this host.",
             )
         ]
     found = []
@@ -189,7 +189,7 @@ def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
                 problem(
                     "tablespace_unreadable",
                     f"The tablespace {tablespace['name']} at {path} cannot be read by {user}.",
-                    "Run the task as the server's operating system user (become_user).",
+                    f"Run the task as the server's operating system user: {option('become_user')}.",
                 )
             )
     return found
@@ -237,7 +237,8 @@ def problems_of_backup(
             problem(
                 "pooling_proxy",
                 f"The connection to {info['address']} goes through a pooling proxy (PgBouncer or the like).",
-                "A backup needs one session from start to stop: let login_host and login_port name the server itself.",
+                f"A backup needs one session from start to stop. Set {option('login_host')} and "
+                f"{option('login_port')} to the server itself.",
             )
         )
     found += _rights(info, ("backup_start", "backup_stop", "pg_read_all_settings"))
@@ -265,7 +266,7 @@ def problems_of_primary(
             problem(
                 "not_primary",
                 f"The server at {info['address']} is a standby; the WAL can be switched on the primary only.",
-                "Name the primary: pg_backup_primary.",
+                "Run the step on the primary. The role pg_backup takes it from pg_backup_primary.",
             )
         ]
     found = _rights(info, ("switch_wal",)) if wal == ARCHIVE else []
@@ -276,7 +277,7 @@ def problems_of_primary(
             problem(
                 "full_page_writes_off",
                 f"full_page_writes is off on the primary {info['address']}; a standby's backup needs it.",
-                "ALTER SYSTEM SET full_page_writes = on; SELECT pg_reload_conf(); CHECKPOINT;",
+                "On the primary: ALTER SYSTEM SET full_page_writes = on; SELECT pg_reload_conf(); CHECKPOINT;",
             )
         )
     return found

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Publishing: the proof that all needed WAL is archived or included, then the rename.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
@@ -55,7 +55,8 @@ def refuse_unproven(backup: Backup, record: BackupRecord, given: t.Optional[t.Ma
         return record.wal_proof
     if given is None:
         raise BackupError(
-            f"The backup {backup.id} was started with wal={ARCHIVE}, and there is no proof that its WAL is archived.",
+            f"The backup {backup.id} was started with {option('wal')}={ARCHIVE}, and there is no proof that its WAL"
+            " is archived.",
             code="wal_not_proven",
             hint="Run pgfleet.basebackup.wal_archived with the required_wal of backup_stop, and pass on its proof.",
             missing=list(record.required_wal),

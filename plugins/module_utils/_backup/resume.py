@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The unfinished backups of a cluster: which one a run continues, and the removal of dead ones.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import Activity, look
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE, FAILED, STOPPED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 
@@ -62,7 +62,7 @@ def _outdated(activity: Activity, rules: Rules) -> str:
     if not _takeable(activity, rules) or activity.copying:
         return ""
     if not _fits(activity, rules):
-        return f"It was started with wal={activity.wal}, and wal={rules.wal} is wanted now."
+        return f"It was started with {option('wal')}={activity.wal}, and now {rules.wal} is wanted."
     if rules.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
         return ""
     if time.time() - activity.stopped_at <= rules.max_age:

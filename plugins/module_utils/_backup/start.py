@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The decision of ``backup_start``: a backup is started, continued, or left to the run that works on it.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.resume 
     may_be_abandoned,
     remove_dead,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import FAILED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Start as StartFacts
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
@@ -162,7 +162,7 @@ class Start:
             raise BackupError(
                 f"There is a published backup {backup.path} already.",
                 code="backup_exists",
-                hint="Choose another backup_id.",
+                hint=f"Choose another {option('backup_id')}.",
             )
         activity = self._look_at_twin(backup)
         if activity.state == FAILED:
@@ -189,7 +189,7 @@ class Start:
     def _busy(self, backup: Backup, activity: Activity) -> dict[str, t.Any]:
         text = activity.describe(backup)
         if self._params["concurrent"] == "fail":
-            raise BackupError(f"{text}.", code="busy", hint="Wait for it, or set concurrent to allow.")
+            raise BackupError(f"{text}.", code="busy", hint=f"Wait for it, or set {option('concurrent')} to allow.")
         answer = self._handle(backup.id)
         answer.update(
             changed=False, skipped_busy=True, resumed=False, state=activity.state, msg=f"{text}; no other is taken."

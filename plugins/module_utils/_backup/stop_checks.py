@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a backup that was stopped must not be: a copy that a restore would refuse, or attach to the live server.
 
-Private to pgfleet.basebackup: no stability is promised. Each check raises BackupError for a backup that is void.
+Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
+
+Each check raises BackupError for a backup that is void.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Sources: PostgreSQL, "Setting Parameters" and the scanner guc-file.l, which is the same in 14 to 18.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import ControlFile
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 
 AUTO_CONF = "postgresql.auto.conf"
 
@@ -103,7 +103,7 @@ def _read_file(path: str, must_exist: bool, depth: int, settings: dict[str, str]
         raise BackupError(
             f"The configuration file {path} cannot be read: {exc.strerror}.",
             code="unreadable",
-            hint="Make it readable for the user of this task, or name another config_file.",
+            hint=f"Make it readable for the user of this task, or set another {option('config_file')}.",
         ) from exc
     for number, line in enumerate(content.split(b"\n"), 1):
         item = _parse_line(line)

@@ -6,7 +6,7 @@
 Layout: PostgreSQL's pg_control.h, for 64-bit little-endian servers. The server writes the file while we read it, so
 a copy is only good when its CRC matches.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _CHECKPOINT_TIMELINE = struct.Struct("<48xI")
 _MIN_RECOVERY_POINT = struct.Struct("<136xQI")
 _SETTINGS = struct.Struct("<172xi4x5i")
 _CHECKSUM_VERSION = struct.Struct("<252xI")
-
 
 # DBState of pg_control.h: DB_SHUTDOWNED_IN_RECOVERY, which a recovery leaves whose target's action is "shutdown", and
 # DB_IN_ARCHIVE_RECOVERY.
@@ -95,18 +94,18 @@ def parse_control(raw: bytes) -> ControlFile:
     Raises BackupError: code ``unsupported_control`` for an unknown version, ``bad_control`` for a wrong size or CRC.
     """
     if len(raw) != CONTROL_FILE_SIZE:
-        raise BackupError(f"pg_control has {len(raw)} bytes instead of {CONTROL_FILE_SIZE}", code="bad_control")
+        raise BackupError(f"pg_control has {len(raw)} bytes instead of {CONTROL_FILE_SIZE}.", code="bad_control")
     system_identifier, control_version, catalog_version, state = struct.unpack_from("<QIII", raw)
     crc_offset = _CRC_OFFSETS.get(control_version)
     if crc_offset is None:
         raise BackupError(
-            f"pg_control has version {control_version}; known are {', '.join(map(str, _CRC_OFFSETS))}",
+            f"pg_control has version {control_version}; known are {', '.join(map(str, _CRC_OFFSETS))}.",
             code="unsupported_control",
         )
     (expected,) = struct.unpack_from("<I", raw, crc_offset)
     crc = crc32c(raw[:crc_offset])
     if crc != expected:
-        raise BackupError(f"pg_control has CRC {crc:08x} but says {expected:08x}", code="bad_control")
+        raise BackupError(f"pg_control has CRC {crc:08x} but says {expected:08x}.", code="bad_control")
     layouts = (_CHECKPOINT_TIMELINE, _MIN_RECOVERY_POINT, _SETTINGS, _CHECKSUM_VERSION)
     numbers = [number for layout in layouts for number in layout.unpack_from(raw)]
     return ControlFile._make([system_identifier, control_version, catalog_version, state, *numbers, raw])
@@ -123,7 +122,7 @@ def read_control(path: bytes, attempts: int = 50, delay: float = 0.02) -> Contro
             with open(path, "rb") as control:
                 raw = control.read(CONTROL_FILE_SIZE + 1)
         except OSError as exc:
-            raise BackupError(f"cannot read {os.fsdecode(path)!r}: {exc.strerror}", code="unreadable") from exc
+            raise BackupError(f"Cannot read {os.fsdecode(path)!r}: {exc.strerror}.", code="unreadable") from exc
         try:
             return parse_control(raw)
         except BackupError:

@@ -7,7 +7,7 @@ Both are bytes: a tablespace's path has no encoding. The formats are those that 
 (PostgreSQL's xlogbackup.c, ``read_backup_label`` and ``read_tablespace_map`` in xlogrecovery.c). More is refused than
 by the server, because a text that was damaged on its way must not become part of a backup.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations
@@ -129,13 +129,13 @@ def check_label_text(label: str) -> None:
     than 1024 bytes (the server's MAXPGPATH) of UTF-8.
     """
     if _CONTROL_CHARACTER.search(label):
-        raise BackupError(f"the label {label!r} contains control characters", code="bad_label_text")
+        raise BackupError(f"The label {label!r} contains control characters.", code="bad_label_text")
     try:
         length = len(label.encode("utf-8"))
     except UnicodeEncodeError as exc:
-        raise BackupError(f"the label {label!r} is not valid Unicode", code="bad_label_text") from exc
+        raise BackupError(f"The label {label!r} is not valid Unicode.", code="bad_label_text") from exc
     if length > MAX_LABEL_BYTES:
-        raise BackupError(f"the label has {length} bytes; PostgreSQL takes {MAX_LABEL_BYTES}", code="bad_label_text")
+        raise BackupError(f"The label has {length} bytes; PostgreSQL takes {MAX_LABEL_BYTES}.", code="bad_label_text")
 
 
 def _damaged(file: str, why: str) -> BackupError:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writing and reading ``backup_manifest`` (PostgreSQL's documentation, appendix "Backup Manifest Format").
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def read_manifest(path: t.Union[str, bytes]) -> Manifest:
         with open(path, "rb") as manifest:
             data = manifest.read()
     except OSError as exc:
-        raise BackupError(f"cannot read {os.fsdecode(path)!r}: {exc.strerror}", code="unreadable") from exc
+        raise BackupError(f"Cannot read {os.fsdecode(path)!r}: {exc.strerror}.", code="unreadable") from exc
     try:
         return parse_manifest(data)
     except (ValueError, RecursionError) as exc:

@@ -8,7 +8,7 @@ The rules are those of the server's own base backup (``sendDir`` in PostgreSQL's
 have no encoding. A path "in backup terms" is relative to the data directory, as ``backup_manifest`` writes it; files
 of a tablespace are ``pg_tblspc/<oid>/PG_<major>_<catalog version>/…``, wherever the tablespace is.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_datadir``: a data directory and the formats of its files; it knows no server.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def scan(
         walk.run()
     except OSError as exc:
         path = printable(exc.filename)
-        raise BackupError(f"cannot read {path}: {exc.strerror}", code="unreadable", path=path) from exc
+        raise BackupError(f"Cannot read {path}: {exc.strerror}.", code="unreadable", path=path) from exc
     total = sum(entry.size for entry in walk.files)
     return Scan(root, walk.directories, walk.files, walk.specials, walk.tablespaces, total)
 

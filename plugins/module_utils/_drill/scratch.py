@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The scratch directory of a restore drill: made, sealed against the source's tablespaces, and removed.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_drill``: the scratch directory of a drill; it knows nothing of ``_backup``.
 
 ::
 
@@ -24,7 +24,7 @@ import stat
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import new_directory, read_json, write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
@@ -102,14 +102,16 @@ class Scratch:
         raise BackupError(
             f"{self.path} is not the scratch directory of a drill by this user: it has no readable {MARKER}.",
             code="not_a_drill",
-            hint="Remove it yourself, or choose another directory.",
+            hint=f"Remove it yourself, or set another {option('directory')}.",
         )
 
     def make(self, run: str, by: str, socket_parent: str) -> str:
         """Make it for the drill ``run``, replacing an earlier one, and return the socket's directory."""
         if len(os.fsencode(socket_parent)) + len(SOCKET_PREFIX) + 9 > LONGEST_SOCKET_DIRECTORY:
             raise BackupError(
-                f"{socket_parent} is too long for the path of a socket.", code="bad_path", hint="Use /tmp."
+                f"{socket_parent} is too long for the path of a socket.",
+                code="bad_path",
+                hint=f"Set {option('socket_parent')} to a shorter path, such as /tmp.",
             )
         self.remove(None)
         new_directory(self.path)
@@ -165,7 +167,9 @@ class Scratch:
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
                 raise BackupError(
-                    f"The process restoring into {self.data} cannot be ended.", code="busy", hint=f"fuser -v {lock}"
+                    f"The process restoring into {self.data} cannot be ended.",
+                    code="busy",
+                    hint=f"Find out which process holds it: fuser -v {lock}",
                 )
             time.sleep(0.05)
 

@@ -3,9 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checksums of files.
 
-Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
-
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import hashlib
 import sys
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 
 try:
     import crc32c
@@ -63,6 +61,6 @@ def new_hash(algorithm: str) -> t.Optional[Hash]:
         raise BackupError(
             f"CRC32C needs the Python package crc32c, which {sys.executable} does not have.",
             code="missing_library",
-            hint=f"Install it with '{sys.executable} -m pip install crc32c', or use SHA256.",
+            hint=f"Set {option('checksum_algorithm')}=SHA256, or install it: {sys.executable} -m pip install crc32c",
         )
     return _Crc32c()

@@ -3,9 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Times as text, always in UTC.
 
-Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
-
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
 
 from __future__ import annotations

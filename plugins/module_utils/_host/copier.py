@@ -6,9 +6,7 @@
 A file is copied to exactly the size that it had when it was opened: what is added meanwhile is ignored, and what is cut
 off is replaced by zeros. Whoever copies files in use must be able to repair both.
 
-Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
-
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
 
 from __future__ import annotations
@@ -33,20 +31,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 
 # Larger pieces fall out of the processor's cache between being read, hashed and written.
 _CHUNK = 256 * 1024
-
-
 _RANGE = 8 << 20
-
 
 # How often a large file is reported, and how much of it may still wait for the disk at its fsync.
 _REPORT = 8 << 20
-
-
 _WRITE_BEHIND = 32 << 20
-
-
 _FICLONE = 0x40049409
-
 
 _NO_COPY_RANGE = frozenset(
     (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY, errno.EIO)

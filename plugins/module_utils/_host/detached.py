@@ -3,9 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Work in a detached process, which survives the end of the task, the connection and the controller.
 
-Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
-
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 
 The process is forked from the module after everything is imported, because the module's payload disappears. It holds a
 lock as long as it lives, and its record ``progress.json`` says how far it is and how it ended. Each call of the module
@@ -33,23 +31,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
-
-
 RECORD = "progress.json"
-
-
 RECORD_INTERVAL = 0.5
-
-
 POLL_INTERVAL = 0.1
-
-
 BEGIN_SECONDS = 5.0
-
-
 RESERVE_BYTES = 16384
-
-
 PROGRESS = ("percent", "done_bytes", "total_bytes", "bytes_per_second", "seconds_left")
 
 
@@ -232,7 +218,9 @@ class Job:
         handle = take_lock(self.lock, seconds)
         if handle is None:
             raise BackupError(
-                f"Another process is already working on {self._subject}.", code="busy", hint=f"fuser -v {self.lock}"
+                f"Another process is already working on {self._subject}.",
+                code="busy",
+                hint=f"Find out which process holds it: fuser -v {self.lock}",
             )
         try:
             yield handle

@@ -3,9 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Paths: which one lies in which, whether two are the same directory, where mounts are.
 
-Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
-
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ import re
 import typing as t
 
 Identity = t.Tuple[int, int]
-
-
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 

@@ -3,21 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sizes and durations as people read and write them.
 
-Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
-
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
 
 from __future__ import annotations
 
 import re
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 
 # PostgreSQL's units, and the usual short and long names of them.
 _UNITS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0}
 _UNITS.update(m=60.0, min=60.0, minute=60.0, h=3600.0, hour=3600.0, d=86400.0, day=86400.0, w=604800.0, week=604800.0)
-
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
 
 # Longer ones overflow the clocks and limits that they are given to.
@@ -43,7 +40,7 @@ def seconds(text: object, name: str) -> float:
     factor = _UNITS.get(unit or "s") or _UNITS.get(unit[:-1] if unit.endswith("s") else unit)
     if match is None or factor is None or float(match.group(1)) * factor > _LONGEST:
         raise BackupError(
-            f"{name} cannot be {str(text)!r}: it is a duration.",
+            f"{option(name)} cannot be {str(text)!r}: it is a duration.",
             code="bad_duration",
             hint="Write it like 90 (seconds), 15 min, 20 hours or 2d.",
         )

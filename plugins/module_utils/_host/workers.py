@@ -6,9 +6,7 @@
 For many small files threads are no faster than one, because they wait for each other's interpreter lock; and a process
 can be stopped inside any file.
 
-Room: a host's files, processes, locks and times; nothing of PostgreSQL or backups.
-
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
 
 from __future__ import annotations
@@ -25,25 +23,14 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
 _CHECK_SECONDS = 0.1
-
-
 _LARGE = 4 << 20
-
-
 _BATCH_FILES = 32
-
 
 # Work is handed out as the numbers of batches in a pipe that all workers read: four bytes, which are never torn as
 # long as all writes are multiples of four and no larger than PIPE_BUF.
 _TOKEN = struct.Struct("=I")
-
-
 _TOKENS_AT_ONCE = select.PIPE_BUF // _TOKEN.size
-
-
 _HEADER = struct.Struct("=IQIIII")
-
-
 _T = t.TypeVar("_T")
 
 

@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checks of the single values of a record, each returning the typed value; what is wrong is named by its field.
 
-Private to pgfleet.basebackup: no stability is promised. Knows JSON and the grammar of PostgreSQL's names, no record.
+Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
+
+Knows JSON and the grammar of PostgreSQL's names, no record.
 """
 
 from __future__ import annotations
@@ -30,10 +32,8 @@ LAST_TIME = 253402300799.0
 # No number in a record has more digits; int() of a long text takes quadratic time.
 _MOST_DIGITS = 20
 _SHOWN = 80
-
 _IDENTIFIER = re.compile(r"[0-9]{1,20}\Z")
 _OID = re.compile(r"[1-9][0-9]{0,9}\Z")
-
 T = t.TypeVar("T")
 Check = t.Callable[[t.Any], T]
 

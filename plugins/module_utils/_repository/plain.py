@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How the files of a plain backup lie in its directory: as ``pg_basebackup -Fp`` lays them out.
 
-Private to pgfleet.basebackup: no stability is promised. The only file that knows it::
+Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
+
+The only file that knows it::
 
     data/                           the data directory
     data/pg_tblspc/<oid>            a link to ../../tablespaces/<oid>, or the directory of an in-place tablespace
@@ -22,7 +24,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 
 # Without any one of these a directory only looks like a backup.
 ESSENTIAL = (b"PG_VERSION", b"backup_label", b"backup_manifest", b"global/pg_control")
-
 _SPACES = b"pg_tblspc/"
 
 

@@ -3,9 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The record of a backup and that of a cluster, as values: typed, checked, immutable.
 
-Private to pgfleet.basebackup: no stability is promised. ``record_file.py`` reads and writes them, ``backup.json`` and
-``cluster.json``, and checks each value: names of WAL files and oids are such, locations are absolute, numbers are
-finite and in range. So whoever has one of these values may use it without another look.
+Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
+
+``record_file.py`` reads and writes them, ``backup.json`` and ``cluster.json``, and checks each value: names of WAL
+files and oids are such, locations are absolute, numbers are finite and in range. So whoever has one of these values may
+use it without another look.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import WalRange
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
-
 STARTED = "started"  # the session was asked for; what became of it is in its own record
 STOPPED = "stopped"  # label, map and manifest are written; WAL may still be on its way to the archive
 COMPLETE = "complete"  # every needed WAL segment is proven; next is the rename
@@ -28,7 +29,6 @@ ARCHIVE = "archive"
 INCLUDE = "include"  # in the backup's own pg_wal
 NONE = "none"  # unknown: the backup was taken without making sure of its WAL
 WAL_CHOICES = (ARCHIVE, INCLUDE, NONE)
-
 BY_US, BY_USER = "backup_copy", "user"
 LONGEST_ERROR = 10_000
 

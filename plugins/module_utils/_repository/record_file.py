@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``backup.json`` and ``cluster.json``: read once into checked values, and written from them.
 
-Private to pgfleet.basebackup: no stability is promised. Nothing else knows the keys of these files. Keys that are not
-known are ignored; what must not be ignored gets a new ``SCHEMA``.
+Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
+
+Nothing else knows the keys of these files. Keys that are not known are ignored; what must not be ignored gets a new
+``SCHEMA``.
 """
 
 from __future__ import annotations
@@ -47,7 +49,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines 
 # Those of 1 were written by the versions 0.1 and 0.2.
 SCHEMA = 2
 LARGEST_FILE = 64 << 20  # bytes; the record of 200,000 included WAL files has half of that
-
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _ALGORITHM = re.compile(r"[A-Z0-9]{1,20}\Z")
 

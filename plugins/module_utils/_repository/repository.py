@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The repository: layout, locks, metadata and the one step that makes a backup count.
 
-Private to pgfleet.basebackup: no stability is promised. See docs/architecture.md for the states on disk.
+Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
+
+See docs/architecture.md for the states on disk.
 
 ::
 
@@ -18,7 +20,7 @@ import contextlib
 import os
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     fsync_path,
     make_directory,
@@ -80,7 +82,7 @@ class Repository:
             raise BackupError(
                 f"The repository {path} can be written by everybody (mode {mode & 0o7777:04o}).",
                 code="repository_world_writable",
-                hint=f"chmod 0700 {path}",
+                hint=f"Close it to other users: chmod 0700 {path}",
             )
         wanted = os.R_OK | os.X_OK if read_only else os.R_OK | os.W_OK | os.X_OK
         if not os.access(self.path, wanted):
@@ -88,7 +90,7 @@ class Repository:
                 f"The repository {path} cannot be {'read' if read_only else 'written'} by the user with id"
                 f" {os.geteuid()}.",
                 code="repository_not_writable",
-                hint="Check its owner and mode, and become_user of the task.",
+                hint=f"Check its owner and mode, and {option('become_user')}.",
             )
 
     def cluster_names(self) -> list[str]:
@@ -159,7 +161,8 @@ class Cluster:
                         f"The repository {os.fsdecode(own)} lies inside {os.fsdecode(real)}, which is part of the"
                         f" database cluster.",
                         code="repository_inside_cluster",
-                        hint="A backup must not contain itself; choose a directory outside, best on another device.",
+                        hint="A backup must not contain itself. Choose a directory outside, preferably on another"
+                        " device.",
                     )
 
     def prepare(self, system_identifier: str) -> None:
@@ -314,7 +317,7 @@ class Backup:
             raise BackupError(
                 f"Another process works on the backup {self.id} in {self.cluster.path} now.",
                 code="busy",
-                hint=f"fuser -v {self.file('lock')}",
+                hint=f"Find out which process holds it: fuser -v {self.file('lock')}",
             )
         try:
             yield handle

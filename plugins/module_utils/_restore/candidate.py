@@ -6,7 +6,7 @@
 Sources: PostgreSQL, sections "Recovering Using a Continuous Archive Backup" and "Recovery Target"; PerformWalRecovery
 of xlogrecovery.c, which refuses a target that comes before the backup's end or not at all.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.archives import ArchiveAndBackup
@@ -129,14 +129,14 @@ class Candidate:
             raise BackupError(
                 f"The backup {backup.id} does not contain the WAL that it needs, and no archive is known.",
                 code="wal_incomplete",
-                hint="Name archive_directory or restore_command.",
+                hint=f"Set {option('archive_directory')} or {option('restore_command')}.",
                 missing=list(self._record.required_wal),
             )
         if archive is None and target.kind not in (END, IMMEDIATE):
             raise BackupError(
                 f"Without an archive only the end of the backup {backup.id} can be reached, not {in_words(target)}.",
                 code="target_beyond_archive",
-                hint="Name archive_directory or restore_command, or leave the target out.",
+                hint=f"Set {option('archive_directory')} or {option('restore_command')}, or leave the target out.",
             )
         identifier = int(self._record.server.system_identifier)
         return ArchiveAndBackup(os.fsdecode(backup.layout().place(b"pg_wal")), archive, self._size, identifier)
@@ -278,8 +278,9 @@ class Candidate:
                     " point at which that was left.",
                     code="wal_incomplete",
                     hint=f"Have it archived (pgfleet.basebackup.wal_switch on the primary), or recover to that point:"
-                    f" recovery_target_timeline={ancestor}, recovery_target_lsn={format_lsn(fork)},"
-                    " recovery_target_inclusive=false.",
+                    f" {option('recovery_target_timeline')}={ancestor},"
+                    f" {option('recovery_target_lsn')}={format_lsn(fork)},"
+                    f" {option('recovery_target_inclusive')}=false.",
                     missing=[name],
                 )
 
@@ -295,7 +296,8 @@ class Candidate:
         if not missing and self._reach:
             missing = self._search.gap()
             if self._reach.last_lsn is not None and self._reach.last_lsn >= self._stop:
-                hint = f"Without them recovery can go to recovery_target_lsn={format_lsn(self._reach.last_lsn)}."
+                last = format_lsn(self._reach.last_lsn)
+                hint = f"Without them recovery can go to {option('recovery_target_lsn')}={last}."
         return BackupError(
             f"For {in_words(self._target)} from the backup {self._backup.id} the WAL file {missing[0]} is missing in"
             f" {self._source.description} ({len(missing)} in all).",
@@ -319,7 +321,7 @@ class Candidate:
         return BackupError(
             f"{self._words}{where} lies before the end of the backup {self._backup.id} ({ended}, {stop_lsn}).",
             code="target_before_backup",
-            hint="The earliest point that a backup can be recovered to is its end (recovery_target=immediate).",
+            hint=f"A backup can be recovered to its end at the earliest ({option('recovery_target')}=immediate).",
             earliest_backup=self._backup.id,
             earliest_time=ended,
             earliest_lsn=stop_lsn,

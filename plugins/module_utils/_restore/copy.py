@@ -7,7 +7,7 @@ A file that is there with the right content is kept, which is what makes a resto
 journal vouches for files that an interrupted restore has finished, a JSON array a line; since it does not survive the
 machine's crash, it belongs to one boot of it.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@
 Nothing is removed or written through a link: a link in the place of a directory is removed itself. Another tablespace
 and a nested mount are never entered. Paths are bytes, and "in backup terms" as in ``_datadir``.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import typing as t
@@ -19,13 +20,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import tr
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unreadable, unwritable
 
 WORK = b"pgfleet_restore"
-
-
 RECORD = b"pgfleet_restore.json"
-
-
 CONTROL = b"global/pg_control"
-
 
 # The restore writes these itself, after what the backup says or what is asked for.
 WRITTEN = frozenset(
@@ -38,7 +34,6 @@ WRITTEN = frozenset(
         b"tablespace_map",
     )
 )
-
 
 # What a survey leaves to others.
 _APART = frozenset((WORK, RECORD, CONTROL, b"pg_wal", b"lost+found"))
@@ -219,10 +214,17 @@ def _entries(directory: bytes) -> list[os.DirEntry[bytes]]:
         raise unreadable(directory, exc) from exc
 
 
-def remove(place: bytes) -> None:
-    """Remove what a survey found too much. Raises BackupError as ``unwritable``."""
+def remove(place: bytes, is_directory: bool) -> None:
+    """Remove a surplus file, link or tree of a survey. Raises BackupError as ``unwritable``.
+
+    A file or link that has become a directory since the survey is not removed: that tree was never judged.
+    """
     try:
-        _trees.remove(place)
+        if is_directory:
+            _trees.remove(place)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(place)
     except OSError as exc:
         raise unwritable(exc.filename or place, exc) from exc
 

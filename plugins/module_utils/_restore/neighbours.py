@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which other clusters have their files where a restore, or the recovery after it, would write.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
@@ -100,7 +100,7 @@ def check_relatives(
         if restore_as == "primary" and directory.startswith(b"/proc/"):
             findings.warn(
                 f"{user[0].upper()}{user[1:]} is of the same cluster. Another primary archives to the same place, on a"
-                " timeline that standbys and later restores may follow; restore_as: copy archives nothing."
+                f" timeline that standbys and later restores may follow; {option('restore_as')}=copy archives nothing."
             )
         if target.kind == IMMEDIATE:
             continue

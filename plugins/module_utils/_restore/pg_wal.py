@@ -5,7 +5,7 @@
 
 Source: PostgreSQL, section "Recovering Using a Continuous Archive Backup", steps 2 and 6.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def check_header(directory: bytes, name: str, size: int, system_identifier: int)
             _segments.check_segment(read_header(directory, name), name, size, system_identifier)
         except BackupError as exc:
             raise BackupError(
-                f"{exc.msg} ({os.fsdecode(directory)})",
+                f"In {os.fsdecode(directory)}: {exc.msg}",
                 code=exc.code,
                 hint="Replace it with a good copy, or restore another backup.",
             ) from exc

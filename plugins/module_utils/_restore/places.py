@@ -5,7 +5,7 @@
 
 Sources: PostgreSQL, "Recovering Using a Continuous Archive Backup"; checkDataDir of miscinit.c for owner and mode.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import stat
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
@@ -66,7 +67,7 @@ def check_directory(findings: Findings, path: bytes) -> None:
                 "wrong_owner",
                 f"{printable(path)} belongs to the user {status.st_uid}, this runs as {os.geteuid()}:"
                 " PostgreSQL does not start in another user's directory.",
-                f"chown {os.geteuid()} {printable(path)}, or become_user.",
+                f"Set {option('become_user')} to its owner, or: chown {os.geteuid()} {printable(path)}",
             )
         return
     parent = nearest(os.path.dirname(path))
@@ -74,7 +75,7 @@ def check_directory(findings: Findings, path: bytes) -> None:
         findings.refuse(
             "not_writable",
             f"{printable(path)} cannot be made: the user {os.geteuid()} may not write to {printable(parent)}.",
-            f"install -d -m 0700 -o <the server's user> {printable(path)}",
+            f"Make it as root: install -d -m 0700 -o <the server's user> {printable(path)}",
         )
 
 
@@ -88,7 +89,7 @@ def check_data_directory(findings: Findings, around: Surroundings) -> None:
         findings.refuse(
             "running_as_root",
             "This runs as root; what is restored must belong to the operating system user of the server.",
-            "Use become_user: postgres.",
+            f"Set {option('become_user')} to that user.",
         )
     check_directory(findings, data)
     pid = _running.server_in(data, around.servers)
@@ -117,15 +118,16 @@ def check_content(findings: Findings, destination: Destination, cluster: Cluster
         findings.refuse(
             "not_empty",
             f"The data directory {printable(data)} is not empty.",
-            "delta: true keeps the files that are right and replaces the others, replace: true moves it aside.",
+            f"Set {option('delta')} to keep the files that are right and replace the others, or {option('replace')}"
+            " to move it aside.",
         )
     elif replace:
         _check_movable(findings, data)
     elif destination.state != CLUSTER:
         findings.refuse(
             "not_a_data_directory",
-            f"{printable(data)} has no PG_VERSION: it is not a data directory, and delta would empty it.",
-            "replace: true moves it aside.",
+            f"{printable(data)} has no PG_VERSION: it is not a data directory, and {option('delta')} would empty it.",
+            f"Set {option('replace')} to move it aside.",
         )
     else:
         control, identifier = control_in(data), cluster.system_identifier()
@@ -134,7 +136,7 @@ def check_content(findings: Findings, destination: Destination, cluster: Cluster
                 "other_cluster",
                 f"{printable(data)} holds the cluster with system identifier {control.system_identifier},"
                 f" the backups are of {identifier}.",
-                "replace: true moves it aside.",
+                f"Set {option('replace')} to move it aside.",
             )
 
 
@@ -148,7 +150,7 @@ def _check_movable(findings: Findings, data: bytes) -> None:
     findings.refuse(
         "cannot_move_aside",
         f"{printable(data)} cannot be moved aside: {why}.",
-        "Use delta: true, or move its content away yourself.",
+        f"Set {option('delta')}, or move its content away yourself.",
     )
 
 
@@ -179,7 +181,7 @@ def check_waldir(
             findings.refuse(
                 "waldir_in_use",
                 f"The directory of pg_wal, {printable(one)}, is in use by {user}.",
-                f"Choose a different waldir, and remove the link {printable(link)} if it leads there.",
+                f"Set a different {option('waldir')}, and remove the link {printable(link)} if it leads there.",
             )
             return place
         if not check_alone(findings, around, "The directory of pg_wal", one, around.data, *spaces):
@@ -187,8 +189,8 @@ def check_waldir(
     if waldir and os.path.ismount(link):
         findings.refuse(
             "nested_mount",
-            f"{printable(link)} is a mount point and cannot become a link to waldir.",
-            "Leave waldir out, or unmount it.",
+            f"{printable(link)} is a mount point and cannot become a link to {option('waldir')}.",
+            f"Leave {option('waldir')} out, or unmount it.",
         )
     check_directory(findings, real)
     if real != linked and not is_empty(real):

@@ -7,7 +7,7 @@
 between; the record that tells of a finished restore is written right before it and does not count without it. A
 restore that was killed at any point is continued by the next call.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -150,9 +150,9 @@ class Restore:
         plan, contents = self._plan, self._plan.contents
         set_aside(plan.data, self._aside.left_over, self._layout.version)
         survey = self._layout.survey(contents.paths, frozenset(contents.directories), contents.links)
-        for surplus, _is_directory in survey.surplus:
+        for surplus, is_directory in survey.surplus:
             self._check()
-            remove(surplus)
+            remove(surplus, is_directory)
         return survey
 
     def _make_directories(self) -> None:

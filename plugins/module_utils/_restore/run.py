@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The restore as a detached process, and one call of ``backup_restore``: predict, begin, join or report.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
@@ -63,7 +63,7 @@ class RestoreJob(Job):
             raise BackupError(
                 f"Another restore into {os.fsdecode(self._data)} is running.",
                 code="busy",
-                hint=f"fuser -v {self.lock}",
+                hint=f"Find out which process holds it: fuser -v {self.lock}",
             )
 
     def done_before(self) -> t.Optional[t.Mapping[str, t.Any]]:
@@ -131,7 +131,7 @@ class Run:
         self._params = params
         for name in ("data_directory", "archive_directory", "tablespace_directory", "waldir", "save_wal_to"):
             if params[name] is not None and not os.path.isabs(params[name]):
-                raise BackupError(f"{name} must be an absolute path, not {params[name]!r}.", code="bad_path")
+                raise BackupError(f"{option(name)} must be an absolute path, not {params[name]!r}.", code="bad_path")
         check_name(params["cluster"], "The cluster name")
         self._cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
         self._data = os.path.realpath(os.fsencode(params["data_directory"]))

@@ -5,7 +5,7 @@
 
 Source: PostgreSQL, recoveryStopsBefore and recoveryStopsAfter of xlogrecovery.c.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Sources: PostgreSQL, sections "Archive Recovery", "Recovery Target" and "Administrator's Overview" of hot standby.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import conf as _conf
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import control as _control
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import target as _target
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import read_verified
@@ -37,10 +37,8 @@ _COPY = {
     "log_directory": "log",
 }
 
-
 # Commands and delays that belong to a standby; replay to a target would obey them too.
 _NO_STANDBY = {"archive_cleanup_command": "", "recovery_end_command": "", "recovery_min_apply_delay": "0"}
-
 
 # These have options of their own, against which the plan is checked.
 _OPTIONS = frozenset(
@@ -74,7 +72,10 @@ def configure(
     """
     for name in params["settings"]:
         if name.lower() in _OPTIONS or name.lower().startswith("recovery_target"):
-            raise BackupError(f"settings: {name} has its own option, or none.", code="bad_setting")
+            raise BackupError(
+                f"{name} has its own option, or cannot be set; it must not be in {option('settings')}.",
+                code="bad_setting",
+            )
     _check_standby(findings, params, archive)
     settings = _settings(params, choice, archive, _has_in_place_spaces(choice, directories))
     configuration = Configuration(settings)
@@ -94,12 +95,16 @@ def _check_standby(findings: Findings, params: t.Mapping[str, t.Any], archive: t
             "bad_target", "A standby follows its primary and has no recovery target.", "Leave the target out."
         )
     if standby and not params["primary_conninfo"] and archive is None:
-        findings.refuse("no_upstream", "A standby needs primary_conninfo or an archive.", "Give primary_conninfo.")
+        findings.refuse(
+            "no_upstream",
+            f"A standby needs {option('primary_conninfo')} or an archive.",
+            f"Set {option('primary_conninfo')}.",
+        )
     if not standby and (params["primary_conninfo"] or params["primary_slot_name"]):
         findings.refuse(
             "no_standby",
-            "primary_conninfo and primary_slot_name are for restore_as: standby.",
-            "Leave them out, or restore_as: standby.",
+            f"{option('primary_conninfo')} and {option('primary_slot_name')} are for a standby only.",
+            f"Leave them out, or set {option('restore_as')}=standby.",
         )
 
 
@@ -147,7 +152,8 @@ def _check_source(
     config = _config_file(params["config_file"], source, choice.record.server.config_files_outside)
     if config is None:
         findings.warn(
-            "The backup has no postgresql.conf, and config_file was not given: the settings cannot be checked."
+            f"The backup has no postgresql.conf, and {option('config_file')} is not set, so the parameters are not"
+            " checked."
         )
         return configuration
     configured = _conf.read_settings(config, source, configuration.settings)
@@ -189,7 +195,7 @@ def _raise_parameters(
         findings.refuse(
             "parameters_too_low",
             f"Recovery would stop, because these are lower than at the source: {words}.",
-            "Raise them in the configuration or in settings.",
+            f"Raise them in the configuration or in {option('settings')}.",
             parameters=list(lowered),
         )
     return configuration._replace(settings=settings, parameters=tuple(lowered))

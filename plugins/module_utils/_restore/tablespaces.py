@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where the tablespaces of a backup go, and whether those places are free.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside
@@ -27,7 +27,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
-_REMAP = "Choose a different place in tablespace_mapping or tablespace_directory."
+_REMAP = f"Choose a different place in {option('tablespace_mapping')} or {option('tablespace_directory')}."
 
 # Tablespaces to move aside: oid and location.
 LeftOver = t.Tuple[t.Tuple[int, bytes], ...]
@@ -54,7 +54,7 @@ def map_tablespaces(
     if mapping:
         known = ", ".join(f"{one.oid} at {printable(one.original)}" for one in spaces) or "none"
         raise BackupError(
-            f"tablespace_mapping: the backup has no {', '.join(map(printable, sorted(mapping)))}.",
+            f"{option('tablespace_mapping')}: the backup has no {', '.join(map(printable, sorted(mapping)))}.",
             code="bad_mapping",
             hint=f"It has {known}.",
         )

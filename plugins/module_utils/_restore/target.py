@@ -5,7 +5,7 @@
 
 Sources: PostgreSQL, section "Recovery Target"; recoveryStopsBefore and recoveryStopsAfter of xlogrecovery.c.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
 
 from __future__ import annotations
@@ -14,31 +14,21 @@ import datetime
 import re
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import RESTORE_POINT, Event
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn, parse_lsn
 
 END, IMMEDIATE, TIME, LSN, XID, NAME = "", "immediate", "time", "lsn", "xid", "name"
-
-
 ACTIONS = ("pause", "promote", "shutdown")
-
-
 MAX_NAME_BYTES = 63  # MAXFNAMELEN - 1
-
 
 _TIME = re.compile(
     r"([12]\d{3}-\d\d-\d\d)[Tt ](\d\d:\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?"
     r" ?(?:([Zz]|UTC|GMT)|([-+])(\d\d)(?::?(\d\d)(?::?(\d\d))?)?)"
 )
 
-
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")
-
-
 _EPOCH = datetime.datetime(1970, 1, 1)
-
-
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
@@ -69,13 +59,15 @@ def parse_target(params: t.Mapping[str, t.Any]) -> Target:
     ]
     if len(given) > 1:
         raise _bad(
-            f"Only one recovery target can be reached, not {' and '.join(_OPTIONS[kind] for kind, _text in given)}."
+            "Only one recovery target can be reached, not "
+            + " and ".join(option(_OPTIONS[kind]) for kind, _text in given)
+            + "."
         )
     kind, text = given[0] if given else (END, "")
     inclusive = params.get("recovery_target_inclusive")
     action = params.get("recovery_target_action") or "promote"
     if action not in ACTIONS:
-        raise _bad(f"recovery_target_action is one of {', '.join(ACTIONS)}, not {action!r}.")
+        raise _bad(f"{option('recovery_target_action')} is one of {', '.join(ACTIONS)}, not {action!r}.")
     timeline = _timeline(str(params.get("recovery_target_timeline") or "latest"))
     return Target(kind, text, _PARSERS[kind](text), inclusive is None or bool(inclusive), timeline, action)
 
@@ -95,14 +87,14 @@ def _bad(msg: str, hint: str = "") -> BackupError:
 
 def _immediate(text: str) -> None:
     if text not in (END, IMMEDIATE):
-        raise _bad(f"recovery_target can be {IMMEDIATE!r} only, not {text!r}.")
+        raise _bad(f"{option('recovery_target')} can be {IMMEDIATE!r} only, not {text!r}.")
 
 
 def _time(text: str) -> int:
     match = _TIME.fullmatch(text.strip())
     if match is None:
         raise _bad(
-            f"recovery_target_time {text!r} is not a time with its offset from UTC.",
+            f"{option('recovery_target_time')} {text!r} is not a time with its offset from UTC.",
             "Write it like 2026-11-22 10:00:00.123456+01:00 or 2026-11-22T09:00:00Z.",
         )
     day, minute, second, fraction, _utc, sign, *offset = match.groups()
@@ -112,7 +104,7 @@ def _time(text: str) -> int:
         if hours > 15 or minutes > 59 or seconds > 59:
             raise ValueError("the offset from UTC is too large")
     except ValueError as exc:
-        raise _bad(f"recovery_target_time {text!r} is not a time: {exc}.") from exc
+        raise _bad(f"{option('recovery_target_time')} {text!r} is not a time: {exc}.") from exc
     east = datetime.timedelta(hours=hours, minutes=minutes, seconds=seconds)
     past = (local - _EPOCH + (east if sign == "-" else -east)) // _MICROSECOND
     return past + int((fraction or "").ljust(6, "0"))
@@ -122,19 +114,22 @@ def _lsn(text: str) -> int:
     try:
         return parse_lsn(text.strip())
     except ValueError as exc:
-        raise _bad(f"recovery_target_lsn {text!r} is not an LSN like 2/30000A8.") from exc
+        raise _bad(f"{option('recovery_target_lsn')} {text!r} is not an LSN like 2/30000A8.") from exc
 
 
 def _xid(text: str) -> int:
     if not _NUMBER.fullmatch(text.strip()) or int(text, 0) >= 1 << 64 or int(text, 0) % (1 << 32) < 3:
-        raise _bad(f"recovery_target_xid {text!r} is not a transaction's number.")
+        raise _bad(f"{option('recovery_target_xid')} {text!r} is not a transaction's number.")
     # pg_current_xact_id() counts beyond 32 bits, WAL does not.
     return int(text, 0) % (1 << 32)
 
 
 def _name(text: str) -> str:
     if len(name_bytes(text)) > MAX_NAME_BYTES or "\n" in text or "\0" in text:
-        raise _bad(f"recovery_target_name {text!r} cannot be a restore point's: it has at most 63 bytes, on one line.")
+        raise _bad(
+            f"{option('recovery_target_name')} {text!r} cannot be a restore point's, which has at most 63 bytes"
+            " on one line."
+        )
     return text
 
 
@@ -154,7 +149,8 @@ def _timeline(text: str) -> str:
     # PostgreSQL would read a leading zero as octal, whoever copies it from a file's name means hexadecimal.
     if not _NUMBER.fullmatch(text) or not 0 < int(text, 0) < 1 << 32:
         raise _bad(
-            f"recovery_target_timeline {text!r} is neither latest nor current nor a number without leading zeros.",
+            f"{option('recovery_target_timeline')} {text!r} is neither latest nor current nor a number"
+            " without leading zeros.",
             "A timeline from a file's name is hexadecimal: 0x0000000A.",
         )
     return str(int(text, 0))

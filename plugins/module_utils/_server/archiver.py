@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The last WAL segment of a backup: finished on the primary, and archived.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Sources: PostgreSQL, "Making a Base Backup Using the Low Level API" and "Backup Control Functions"; the rule for
 "archived" is that of the server's own ``XLogArchiveIsBusy`` (xlogarchive.c).
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import ARCHIVER
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
@@ -114,7 +114,7 @@ def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names
         raise BackupError(
             f"archive_mode is off on {info['address']}, so the server does not know what is archived.",
             code="not_the_archiver",
-            hint="Name archive_directory or restore_command, so that the archive itself is looked into.",
+            hint=f"Set {option('archive_directory')} or {option('restore_command')}, to read the archive itself.",
         )
     older = [
         name
@@ -127,7 +127,7 @@ def missing_on_server(connection: Connection, info: t.Mapping[str, t.Any], names
             f"The WAL file {older[0]} belongs to an older timeline than the server at {info['address']}"
             f" ({info['timeline']}), which does not know whether it was archived.",
             code="older_timeline",
-            hint="Name archive_directory or restore_command, so that the archive itself is looked into.",
+            hint=f"Set {option('archive_directory')} or {option('restore_command')}, to read the archive itself.",
             missing=older,
         )
     unfinished = _unfinished(connection, info, names)

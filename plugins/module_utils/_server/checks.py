@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Assertions about the content of a database: a query and what it must return.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Values are compared as the text that the server sends (``psql -At``), numbers by value, so that it does not matter
 whether a template has made a string of ``42``.

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Connecting to PostgreSQL: the login_* arguments, psycopg2, and text that arrives byte for byte.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Every connection uses ``client_encoding=SQL_ASCII``, so the server converts nothing, and psycopg2 decodes
 SQL_ASCII as latin-1, which maps each byte to one character. :func:`raw` returns the bytes. Any other encoding damages
@@ -18,7 +18,7 @@ import traceback
 import typing as t
 
 from ansible.module_utils.basic import env_fallback, missing_required_lib
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 
 PSYCOPG2_TRACEBACK: t.Optional[str] = None
 
@@ -81,10 +81,9 @@ def connection_kwargs(params: t.Mapping[str, t.Any], application_name: str) -> d
     clash = sorted(set(extra) & set(RESERVED_CONNECT_PARAMS))
     if clash:
         raise BackupError(
-            f"connect_params must not hold {', '.join(clash)}.",
+            f"{option('connect_params')} must not hold {', '.join(clash)}.",
             code="bad_connect_params",
-            hint="Use login_host, login_port, login_user, login_password, login_db; client_encoding is"
-            " always SQL_ASCII.",
+            hint="Each of them has an option of its own; client_encoding is always SQL_ASCII.",
         )
     host = params.get("login_host") or ""
     if params.get("login_unix_socket") and host in ("", "localhost"):
@@ -152,7 +151,8 @@ class Connection:
             raise BackupError(
                 f"Cannot connect to PostgreSQL at {self.address} as {kwargs.get('user')}: {message}",
                 code="connection_failed",
-                hint="Check login_host, login_port, login_user, login_db and pg_hba.conf.",
+                hint=f"Check {option('login_host')}, {option('login_port')}, {option('login_user')},"
+                f" {option('login_db')} and pg_hba.conf.",
                 sqlstate=sqlstate,
             ) from exc
         self._connection.autocommit = True

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Starting, stopping and restarting the server of a data directory on this host.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.contro
     SHUT_DOWN_IN_RECOVERY,
     read_control,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import (
     Postmaster,
@@ -82,7 +82,7 @@ def told_by_log(log_file: t.Optional[str]) -> str:
 def _refuse_root() -> None:
     if os.geteuid() == 0:
         raise BackupError(
-            "PostgreSQL does not run as root.", code="root", hint="Use become_user with the server's user."
+            "PostgreSQL does not run as root.", code="root", hint=f"Set {option('become_user')} to the server's user."
         )
 
 
@@ -151,7 +151,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
         raise BackupError(
             f"The server on {data_directory} (process {server.pid}) was not restarted: {said}",
             code="stop_timeout",
-            hint="Its clients may hold it: try mode=fast, then mode=immediate, or a longer timeout.",
+            hint="Its clients may hold it: wait longer, or stop it in the mode fast, then immediate.",
         )
     if process is None:
         raise BackupError(
@@ -163,7 +163,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
         raise BackupError(
             f"The server on {data_directory} was restarted and does not accept connections yet: {said}",
             code="start_timeout",
-            hint="It may still be recovering: see its log, or use a longer timeout.",
+            hint="It may still be recovering: see its log, or wait longer.",
             log=log_tail(log_file),
         )
     return Restarted(process, os.path.dirname(pg_ctl), log_file)
@@ -195,7 +195,7 @@ def stop(data_directory: str, mode: str, timeout: float) -> bool:
             raise BackupError(
                 f"The server on {data_directory} (process {process.pid}) has not stopped within {timeout:g} s.",
                 code="stop_timeout",
-                hint="Its clients may hold it: try mode=fast, then mode=immediate, or a longer timeout.",
+                hint="Its clients may hold it: wait longer, or stop it in the mode fast, then immediate.",
             )
         time.sleep(0.05)
         if not os.path.exists(f"/proc/{process.pid}/cwd"):

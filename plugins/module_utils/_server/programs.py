@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Finding PostgreSQL's programs on this host.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 
 # Where the packages of Debian and of the PostgreSQL project put the programs of one major version.
 PACKAGED = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin")
@@ -39,7 +39,7 @@ def find(name: str, major: int, bin_directory: t.Optional[str] = None, pid: t.Op
     raise BackupError(
         f"There is no {name} of PostgreSQL {major} in {', '.join(places)}{': ' if found else ''}{', '.join(found)}.",
         code="programs_missing",
-        hint=f"Install the package of PostgreSQL {major} that has it, or name its directory in bin_directory.",
+        hint=f"Install the package of PostgreSQL {major} that has it, or set {option('bin_directory')}.",
     )
 
 

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The progress of recovery, and waiting for its target.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 Sources: PostgreSQL, "Recovery Information Functions", "Recovery Target" (recovery_target_action), "Hot Standby".
 """
@@ -19,7 +19,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.contro
     SHUT_DOWN_IN_RECOVERY,
     read_control,
 )
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
@@ -70,7 +70,8 @@ def _refuse_other(backend_pid: int, data_directory: str) -> None:
         raise BackupError(
             f"The server that answers is not the one on {data_directory}.",
             code="other_server",
-            hint="Set login_port and login_unix_socket, or login_host, to the restored server.",
+            hint=f"Set {option('login_port')} and {option('login_unix_socket')}, or {option('login_host')},"
+            " to the restored server.",
         )
 
 
@@ -192,7 +193,7 @@ class Waiter:
             answer = after_shutdown(self.data_directory)
             if answer is None and (self._seen or self.wait_for == "none" or now > self._began + GRACE):
                 raise BackupError(
-                    f"The server on {self.data_directory} is not running; {told_by_log(self.log_file)}",
+                    f"The server on {self.data_directory} is not running: {told_by_log(self.log_file)}",
                     code="server_gone",
                     log=log_tail(self.log_file),
                 )
@@ -215,8 +216,8 @@ class Waiter:
             where = f"it has replayed to {facts['replay_lsn']}, transactions to {facts['last_transaction_at']}."
         goal = {"target": "its recovery target", "consistent": "a consistent state"}.get(self.wait_for, "an answer")
         return BackupError(
-            f"The server has not reached {goal} within {self.timeout:g} s; {where}",
+            f"The server has not reached {goal} within {self.timeout:g} s: {where}",
             code="recovery_timeout",
-            hint="Recovery continues; check again later, or choose a longer timeout.",
+            hint=f"Recovery continues; check again later, or set a longer {option('timeout')}.",
             **facts,
         )

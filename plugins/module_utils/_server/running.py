@@ -8,7 +8,7 @@ killed is seen as long as any of its processes lives. Directories are compared b
 servers in containers too. ``postmaster.pid`` alone is not believed: after a reboot its number may be that of another
 process, and a signal would stop that one.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Settings of a running server, by ALTER SYSTEM: planned and checked as a whole, then changed.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 
 The current value is that of the configuration files, not the one that the server runs with: a value that only waits for
 a restart is not changed again. Sources: PostgreSQL, "Setting Parameters", "ALTER SYSTEM", "pg_settings" and
@@ -204,7 +204,7 @@ class Parameters:
                     f"The server at {self.connection.address} did not load its new configuration within"
                     f" {RELOAD_SECONDS:.0f} s.",
                     code="reload_failed",
-                    hint="See its log, and SELECT * FROM pg_file_settings WHERE error IS NOT NULL;",
+                    hint="See its log, and its files: SELECT * FROM pg_file_settings WHERE error IS NOT NULL;",
                 )
             time.sleep(0.02)
 

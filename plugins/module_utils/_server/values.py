@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Values of parameters: from YAML to the text that ALTER SYSTEM takes, and to one spelling that can be compared.
 
-Private to pgfleet.basebackup: no stability is promised. Source: PostgreSQL, "Parameter Names and Values".
+Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
+
+Source: PostgreSQL, "Parameter Names and Values".
 """
 
 from __future__ import annotations

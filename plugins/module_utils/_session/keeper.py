@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The session process: owns the connection in which a backup was started, from start to stop.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_session``: the session process, starting and asking it; it knows no repository.
 
 PostgreSQL, "Making a Base Backup Using the Low Level API": the session that called ``pg_backup_start`` must be
 kept until ``pg_backup_stop``. An Ansible module dies with its task, so this script is written into the backup's
@@ -323,10 +323,12 @@ class Keeper:
         if self._watchers:
             self._asked = now
         if now >= self._deadline:
-            raise SessionEnded(f"session_timeout of {self._session_timeout:.0f} s was reached.", "session_timeout")
+            raise SessionEnded(
+                f"The session reached its time limit of {self._session_timeout:.0f} s.", "session_timeout"
+            )
         if now >= self._asked + self._idle_timeout and not self._busy:
             raise SessionEnded(
-                f"No request reached the session for session_idle_timeout of {self._idle_timeout:.0f} s.",
+                f"No request reached the session for {self._idle_timeout:.0f} s.",
                 "session_idle_timeout",
             )
         if not os.path.isdir(self._directory):

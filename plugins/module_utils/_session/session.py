@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Starting the session process (``keeper.py``) and talking to it.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_session``: the session process, starting and asking it; it knows no repository.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     new_directory,
     read_json,
@@ -215,10 +215,11 @@ HINTS = {
     "connection_lost_with_slot": "See the server's log: the server ends a session whose replication slot holds more WAL"
     " than max_slot_wal_keep_size, or longer than idle_replication_slot_timeout. It may also have been a restart, an"
     " administrator or the network. Take a new backup.",
-    "pooling_proxy": "Set login_host and login_port to the server itself.",
+    "pooling_proxy": f"Set {option('login_host')} and {option('login_port')} to the server itself.",
     "42501": "pgfleet.basebackup.server_info shows the GRANT that is missing.",
     "53400": "Raise max_replication_slots and restart, or drop an unused replication slot.",
-    "session_timeout": "Raise session_timeout above the longest backup.",
-    "session_idle_timeout": "Raise session_idle_timeout above the longest step of your own between start and stop.",
+    "session_timeout": f"Raise {option('session_timeout')} above the longest backup.",
+    "session_idle_timeout": f"Raise {option('session_idle_timeout')} above your longest own step between"
+    " start and stop.",
     "role_changed": "Run it again.",
 }

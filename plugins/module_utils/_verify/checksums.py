@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The checksums of a backup's files, computed again.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
 
 from __future__ import annotations

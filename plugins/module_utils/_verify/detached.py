@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The verification as a detached process.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verific
 
 # After that many seconds without a call no task waits for the result.
 ABANDONED_SECONDS = 900.0
-
-
 LEFTOVER_SECONDS = 86400.0
 
 

@@ -8,7 +8,7 @@ Nothing is written. Every bad file is found, not only the first. What is refused
 in ``pg_wal``), a file that the manifest does not describe as this collection wrote it, and a label, map, control file
 or link to a tablespace that a restore would stumble over, whatever their checksums say.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import tim
 
 # path in backup terms, problem, msg
 BadFile = t.Dict[str, str]
-
-
 _HEADER_BYTES = 8192
-
 
 # Empty in a backup, or empty in many clusters, so that no manifest misses them; without one the server does not start
 # (initdb's list of directories).

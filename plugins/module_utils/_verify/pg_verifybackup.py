@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PostgreSQL's own judge, ``pg_verifybackup``, where it is installed.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 LARGEST_OUTPUT = 100000
-
-
 POLL_INTERVAL = 0.1
 
 

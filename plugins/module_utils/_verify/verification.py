@@ -6,7 +6,7 @@
 Nothing is written to the repository. The record of a detached verification lies in a private folder of the user below
 the temporary directory, under a name that the caller chooses; a verification that nobody asks for ends by itself.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
@@ -27,8 +27,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.wal imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, open_archive
 
 FULL, WAL = "full", "wal"
-
-
 _NAMED_IN_MESSAGE = 5
 
 
@@ -145,7 +143,7 @@ def _archive(backup: Backup, server: Server, wish: Wish) -> Archive:
         raise BackupError(
             f"The backup {backup.id} does not contain its WAL, and no archive is known.",
             code="no_archive",
-            hint="Name archive_directory or restore_command.",
+            hint=f"Set {option('archive_directory')} or {option('restore_command')}.",
         )
     return archive
 
@@ -159,7 +157,7 @@ def damage(result: t.Mapping[str, t.Any]) -> t.Optional[BackupError]:
     more = f"; and {len(bad) - _NAMED_IN_MESSAGE} more" if len(bad) > _NAMED_IN_MESSAGE else ""
     details = {name: value for name, value in result.items() if name != "warnings"}
     return BackupError(
-        f"The backup {result['backup_id']} is damaged, bad files: {len(bad)}. {named}{more}",
+        f"The backup {result['backup_id']} is damaged. Bad files: {len(bad)}: {named}{more}",
         code="damaged_backup",
         **details,
     )

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether the WAL that a backup needs is there and can be read from its start to its end.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ cannot list them. Sources: PostgreSQL, sections "Continuous Archiving and Point-
 Recovery" and "Timelines"; timelineOfPointInHistory and findNewestTimeLine of timeline.c; RestoreArchivedFile of
 xlogarchive.c for what the exit codes of ``restore_command`` mean.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.files import (
@@ -234,7 +234,7 @@ def open_archive(
             raise BackupError(
                 f"The archive {directory} is not a directory of this host.",
                 code="archive_missing",
-                hint="Mount it, or name another archive_directory or a restore_command.",
+                hint=f"Mount it, or set another {option('archive_directory')} or {option('restore_command')}.",
             )
         return DirectoryArchive(directory, size, system_identifier)
     return CommandArchive(command, size, system_identifier) if command else None

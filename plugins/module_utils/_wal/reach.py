@@ -6,7 +6,7 @@
 Sources: PostgreSQL, "Recovering Using a Continuous Archive Backup"; ReadRecord of xlogrecovery.c, for which the first
 segment that is missing or not good is the end.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Formats: xlog_internal.h (pages), xlogrecord.h (records), xact.h (``ParseCommitR
 14 to 18, 64-bit little-endian. The CRC of records is not computed. The other checks of recovery are made: page
 addresses, lengths and the link to the previous record. A torn record is therefore noticed at the first one after it.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations

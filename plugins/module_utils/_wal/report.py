@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The state of a WAL archive: its files by kind, its timelines and their gaps.
 
-Private to pgfleet.basebackup: no stability is promised. Source: PostgreSQL, section "Continuous Archiving and
-Point-in-Time Recovery"; the names are those of xlog_internal.h.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
+
+Source: PostgreSQL, section "Continuous Archiving and Point-in-Time Recovery"; the names are those of xlog_internal.h.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ An LSN is an int, a byte position in the log. A segment is an int too: the LSN d
 bytes (``pg_control_init().bytes_per_wal_segment``). ``pg_walfile_name`` is not used: it fails in recovery, and its rule
 for a position on a boundary changed in version 17 (documentation, section "Backup Control Functions").
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations
@@ -106,12 +106,16 @@ def parse_segment_header(first_bytes: bytes) -> SegmentHeader:
     Raises BackupError, code ``bad_segment``, when they are not such a header.
     """
     if len(first_bytes) < _LONG_HEADER.size:
-        raise BackupError(f"has only {len(first_bytes)} bytes, a header needs {_LONG_HEADER.size}", code="bad_segment")
+        raise BackupError(
+            f"The file has only {len(first_bytes)} bytes, a header needs {_LONG_HEADER.size}.", code="bad_segment"
+        )
     magic, flags, timeline, address, _remaining, system_identifier, segment_size, block_size = _LONG_HEADER.unpack_from(
         first_bytes
     )
     if magic >> 8 != _MAGIC_HIGH_BYTE or not flags & _LONG_HEADER_FLAG:
-        raise BackupError("does not begin with the header of a WAL segment (is it compressed?)", code="bad_segment")
+        raise BackupError(
+            "The file does not begin with the header of a WAL segment (is it compressed?).", code="bad_segment"
+        )
     return SegmentHeader(timeline, address, system_identifier, segment_size, block_size)
 
 
@@ -136,7 +140,7 @@ def check_segment(first_bytes: bytes, name: str, size: int, system_identifier: i
     elif not 0 < header.timeline <= timeline:
         problem = f"timeline {header.timeline} in the file of timeline {timeline}"
     if problem:
-        raise BackupError(f"WAL segment {name} has {problem}", code="bad_segment")
+        raise BackupError(f"WAL segment {name} has {problem}.", code="bad_segment")
 
 
 def is_segment(name: str, size: int) -> bool:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Timelines: their histories, and the WAL that lies between two positions.
 
-Private to pgfleet.basebackup: no stability is promised.
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def parse_history(text: str) -> list[HistoryEntry]:
         except (AttributeError, ValueError):
             entry = HistoryEntry(0, 0)
         if entry.timeline <= (entries[-1].timeline if entries else 0):
-            raise BackupError(f"invalid line in a timeline history: {line!r}", code="bad_history")
+            raise BackupError(f"Invalid line in a timeline history: {line!r}.", code="bad_history")
         entries = [HistoryEntry(one.timeline, min(one.end, entry.end)) for one in entries] + [entry]
     return entries
 
@@ -76,8 +76,8 @@ def wal_ranges(
     while timeline != start_timeline:
         if not ancestors:
             raise BackupError(
-                f"timeline {start_timeline}, on which the backup started, is not in the history of"
-                f" timeline {stop_timeline}, on which it ended",
+                f"Timeline {start_timeline}, on which the backup started, is not in the history of"
+                f" timeline {stop_timeline}, on which it ended.",
                 code="bad_wal_range",
             )
         ancestor, begin = ancestors.pop()
@@ -87,8 +87,8 @@ def wal_ranges(
     for part in ranges:
         if part.end < part.start:
             raise BackupError(
-                f"timeline {part.timeline} would be needed from {format_lsn(part.start)} back to"
-                f" {format_lsn(part.end)}: the start of the backup is not in the past of its end",
+                f"Timeline {part.timeline} would be needed from {format_lsn(part.start)} back to"
+                f" {format_lsn(part.end)}: the start of the backup is not in the past of its end.",
                 code="bad_wal_range",
             )
     return ranges

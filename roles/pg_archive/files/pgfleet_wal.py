@@ -15,6 +15,8 @@ recovery, where 1 would end it early and lose the later WAL.
 
 Standard library only, Python 3.8 or newer; zstd and lz4 by their commands. (PostgreSQL, "Continuous Archiving and
 Point-in-Time Recovery".)
+
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class CallbackModule(CallbackBase):
         return {key: value for key, value in content.items() if not str(key).startswith("_ansible")}
 
     def v2_runner_on_ok(self, result: t.Any) -> None:
-        """A task did well, changed or not."""
+        """A task succeeded, changed or not."""
         self._result("ok", result)
 
     def v2_runner_on_failed(self, result: t.Any, ignore_errors: bool = False) -> None:
@@ -65,7 +65,7 @@ class CallbackModule(CallbackBase):
         self._result("skipped", result)
 
     def v2_runner_on_unreachable(self, result: t.Any) -> None:
-        """A host was not reached."""
+        """A host was unreachable."""
         self._result("unreachable", result)
 
     def v2_playbook_on_stats(self, stats: t.Any) -> None:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What lies in a directory or a backup, and what must be true of it."""
+"""The files in a directory or a backup, and what must be true of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import typing as t
 from tests.harness.servers import Server
 from tests.harness.user import me, run
 
-# What stop writes, after the copy.
+# Files that stop writes, after the copy.
 WRITTEN_BY_STOP: t.Final = frozenset(("backup_label", "tablespace_map", "backup_manifest"))
 
 
 def listing(root: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Return all that lies under ``root`` with what any change of it would alter: type, mode, inode, size, mtime."""
+    """Return everything under ``root`` with the attributes that a change alters: type, mode, inode, size, mtime."""
     found: dict[str, tuple[int, ...]] = {}
     for path in (root, *root.rglob("*")):
         status = path.lstat()
@@ -29,7 +29,7 @@ def listing(root: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def files_and_directories(root: pathlib.Path) -> tuple[dict[str, int], set[str]]:
-    """Return a backup's files with their sizes and its directories, links to tablespaces followed."""
+    """Return a backup's files with their sizes, and its directories; follows links to tablespaces."""
     files, directories = {}, set()
     for directory, names, file_names in os.walk(root, followlinks=True):
         relative = os.path.relpath(directory, root)
@@ -41,7 +41,7 @@ def files_and_directories(root: pathlib.Path) -> tuple[dict[str, int], set[str]]
 
 
 def is_private(root: pathlib.Path) -> None:
-    """Require mode 0700 of every directory and 0600 of every file, and links that lead no further than the backup."""
+    """Require mode 0700 for every directory, 0600 for every file, and no link that points outside the backup."""
     for path in (root, *root.rglob("*")):
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
@@ -67,7 +67,7 @@ def manifest(data: pathlib.Path) -> dict[str, t.Any]:
 
 
 def copy_data_directory(server: Server, backup: pathlib.Path) -> None:
-    """Copy a server with cp alone, as a user's own copy step would: PGDATA to ``data``, tablespaces to their oids."""
+    """Copy a server with cp, as a user's own copy step would: PGDATA to ``data``, tablespaces to their OIDs."""
     run(["cp", "-a", server.data, backup / "data"], user=me())
     run(["mkdir", "-p", backup / "tablespaces"], user=me())
     for link in (server.data / "pg_tblspc").iterdir():
@@ -76,7 +76,7 @@ def copy_data_directory(server: Server, backup: pathlib.Path) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, t.Any]:
-    """Return a JSON file's object, {} while there is none."""
+    """Return a JSON file's object, {} if the file does not exist."""
     try:
         content: dict[str, t.Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def read_json(path: pathlib.Path) -> dict[str, t.Any]:
 
 @contextlib.contextmanager
 def untouched(*places: pathlib.Path) -> t.Iterator[None]:
-    """Require that nothing below these places is another one afterwards."""
+    """Require that nothing below these directories changes."""
     before = [listing(place) for place in places]
     yield
     for place, old in zip(places, before, strict=True):

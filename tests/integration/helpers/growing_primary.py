@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A primary whose table grows, its backups, and plays that restore or prove them."""
+"""A primary whose table grows, its backups, and plays that restore or drill them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GrowingPrimary:
         primary.sql("CREATE TABLE numbers (i int PRIMARY KEY)")
 
     def write(self, *numbers: int) -> str:
-        """Commit each number and return the LSN behind the last one."""
+        """Commit each number and return the LSN after the last one."""
         for number in numbers:
             self.primary.sql("INSERT INTO numbers VALUES (%s)", [number])
         return str(self.primary.value("SELECT pg_current_wal_insert_lsn()"))
@@ -41,7 +41,7 @@ class GrowingPrimary:
         return steps.published
 
     def archive_all(self) -> None:
-        """Finish the segment and wait for the archiver."""
+        """Switch the WAL segment and wait for the archiver."""
         archive = self.primary.archive
         assert archive is not None
         segment = self.primary.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
@@ -49,7 +49,7 @@ class GrowingPrimary:
         wait_until((archive / segment).exists, f"{segment} is archived")
 
     def record(self, backup_id: str) -> dict[str, t.Any]:
-        """Return what backup_info tells of a backup."""
+        """Return what backup_info reports about a backup."""
         (cluster,) = self.modules.ok("backup_info", proven_max_age="1h")["clusters"]
         (found,) = [one for one in cluster["backups"] if one["backup_id"] == backup_id]
         return t.cast("dict[str, t.Any]", found)
@@ -76,10 +76,10 @@ class GrowingPrimary:
 
     def start(self, playbook: str, hosts: t.Mapping[str, dict[str, t.Any]], **options: t.Any) -> RunningPlay:
         """Start one of the collection's playbooks."""
-        # A restore is for hosts that are named.
+        # The playbook requires that the hosts of a restore are named.
         options["extra_vars"] = {"pg_recover_hosts": "all", **(options.get("extra_vars") or {})}
         return start_playbook(f"playbooks/{playbook}.yml", hosts, directory=self.sandbox.root, **options)
 
     def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:
-        """Write a file of tasks, for a hook, and return its path."""
+        """Write a file of tasks for a hook and return its path."""
         return str(own_file(self.sandbox.root / f"{name}.yml", json.dumps(list(tasks)), mode=0o644))

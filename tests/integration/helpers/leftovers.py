@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What must not be left: processes, sessions, files of an unfinished backup."""
+"""What a test must not leave: processes, sessions, files of an unfinished backup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def processes() -> list[int]:
 
 
 def descriptors(pid: int) -> set[str]:
-    """Return what a process has open; nothing where it is gone or not ours to see."""
+    """Return the files that a process has open; none if it has ended or may not be inspected."""
     found = set()
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -32,7 +32,7 @@ def descriptors(pid: int) -> set[str]:
 
 
 def command_line(pid: int) -> str:
-    """Return a process's command line, '' when it is gone."""
+    """Return a process's command line, '' if it has ended."""
     try:
         return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -40,7 +40,7 @@ def command_line(pid: int) -> str:
 
 
 def left_behind(root: pathlib.Path) -> dict[int, str]:
-    """Return the processes that have to do with ``root``, by command line or open file, without PostgreSQL's."""
+    """Return the processes, except PostgreSQL's, that name ``root`` on their command line or have a file in it open."""
     found = {}
     for pid in processes():
         try:
@@ -55,14 +55,14 @@ def left_behind(root: pathlib.Path) -> dict[int, str]:
 
 
 def sessions(server: Server) -> list[tuple[t.Any, ...]]:
-    """Return pid and state of our sessions in the server."""
+    """Return pid and state of the collection's sessions in the server."""
     return server.sql(
         "SELECT pid, application_name, state FROM pg_stat_activity WHERE application_name LIKE 'pgfleet.basebackup%'"
     )
 
 
 def all_is_well(sandbox: Sandbox, repository: pathlib.Path, *servers: Server, unfinished: t.Sequence[str] = ()) -> None:
-    """Require that servers, repository and machine are as a backup, good or bad, must leave them."""
+    """Require that servers, repository and machine are as a backup must leave them, whether it succeeded or failed."""
     for server in servers:
         # mypy infers no type for a lambda with a default, which binds the loop's variable.
         wait_until(lambda server=server: not sessions(server), f"{server.name} has no session of ours", timeout=10)  # type: ignore[misc]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes to a server while something else happens."""
+"""Write load on a server during a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.harness.user import popen
 
 @contextlib.contextmanager
 def load(server: Server, *options: str) -> t.Iterator[None]:
-    """Keep pgbench (initialised before) writing to ``server``; at the return it has written something."""
+    """Keep pgbench (initialised before) writing to ``server``; yields after its first writes."""
     command = [binaries.tool(server.major, "pgbench"), "-n", "-c", "2", "-T", "120", *options]
     process = popen(command, env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -33,7 +33,7 @@ def load(server: Server, *options: str) -> t.Iterator[None]:
 
 
 def pgbench_adds_up(server: Server) -> None:
-    """Require what every transaction of pgbench keeps true: the balances and the history have the same sum."""
+    """Require the invariant of pgbench's transactions: the balances and the history have the same sum."""
     sums = server.sql(
         "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers),"
         " (SELECT sum(bbalance) FROM pgbench_branches), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
@@ -42,7 +42,7 @@ def pgbench_adds_up(server: Server) -> None:
 
 
 def spread_the_next_checkpoint(primary: Server) -> None:
-    """Let the next checkpoint that may take its time take about two seconds: a tenth for each page to write."""
+    """Make the next spread checkpoint take about two seconds: a tenth of a second for each page to write."""
     primary.conf(checkpoint_timeout="1h", checkpoint_completion_target="0.9").reload()
     primary.sql("CREATE TABLE dirty (i int)")
     primary.sql("CHECKPOINT")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Plays of the role pg_backup on hosts that share a repository, and what they reported."""
+"""Plays of the role pg_backup on hosts that share a repository, and their reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Inventory = t.Mapping[str, t.Mapping[str, t.Any]]
 class RoleHosts:
     """Hosts that share one repository, and the playbook for them.
 
-    The variables make a test fast: an immediate checkpoint, short waits.
+    Their variables make tests fast: an immediate checkpoint, short waits.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -36,7 +36,7 @@ class RoleHosts:
         self.repository = sandbox.directory("repository")
 
     def host(self, server: Server, *, tcp: bool = False, **variables: t.Any) -> dict[str, t.Any]:
-        """Return the variables of a host; ``variables`` are those of the role without ``pg_backup_``."""
+        """Return the variables of a host; ``variables`` are the role's, without the prefix ``pg_backup_``."""
         common = {
             "repository": str(self.repository),
             "fast": True,
@@ -48,7 +48,7 @@ class RoleHosts:
         return {**host_vars(server, tcp=tcp), **{f"pg_backup_{name}": value for name, value in common.items()}}
 
     def run(self, hosts: Inventory, playbook: str | list[dict[str, t.Any]] = PLAYBOOK, **options: t.Any) -> Play:
-        """Run the playbook, or another, to its end; ``options`` are those of `run_playbook`."""
+        """Run the playbook, or another one, to its end; ``options`` are those of `run_playbook`."""
         return run_playbook(playbook, hosts, directory=self.sandbox.root, **options)
 
     def start(self, hosts: Inventory, **options: t.Any) -> RunningPlay:
@@ -56,7 +56,7 @@ class RoleHosts:
         return start_playbook(PLAYBOOK, hosts, directory=self.sandbox.root, **options)
 
     def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:
-        """Write a file of tasks, for a hook, and return its path."""
+        """Write a file of tasks for a hook and return its path."""
         return str(own_file(self.sandbox.root / f"{name}.yml", json.dumps(list(tasks)), mode=0o644))
 
     def published(self, cluster: str) -> list[pathlib.Path]:
@@ -68,7 +68,7 @@ class RoleHosts:
         return _entries(self.repository / cluster / "in_progress")
 
     def one(self, cluster: str) -> pathlib.Path:
-        """Return a cluster's only backup, which is published."""
+        """Require that a cluster has one backup, a published one, and return it."""
         assert self.unfinished(cluster) == []
         (backup,) = self.published(cluster)
         return backup
@@ -79,26 +79,26 @@ def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def reached(play: Play, host: str) -> list[str]:
-    """Return the tasks that were run for ``host`` on a database host, its own or a delegate: those of our modules."""
+    """Return the tasks with the collection's modules that ran for ``host``, delegated ones included."""
     return [
         event["task"] for event in play.of(host) if event["action"].startswith(OURS) and event["outcome"] != "skipped"
     ]
 
 
 def switches(play: Play, *hosts: str) -> list[bool]:
-    """Return for each run of the handler whether it has switched."""
+    """Return for each run of the handler whether it switched WAL."""
     return [event["changed"] for host in hosts for event in play.of(host) if event["task"].endswith(HANDLER)]
 
 
 def message(play: Play, host: str) -> str:
-    """Return the last failure of ``host``, in which the role says what failed."""
+    """Return the message of the last failure of ``host``, in which the role reports what failed."""
     failures = play.of(host, "failed")
     assert failures, f"{host} did not fail: {play.stdout[-6000:]}"
     return str(failures[-1]["result"]["msg"])
 
 
 def told(play: Play, host: str) -> str:
-    """Return all messages of a host's tasks and of the turns of their loops, as one text."""
+    """Return all messages of a host's tasks and of their loop iterations, as one text."""
     results = [event["result"] for event in play.of(host) if event["outcome"] != "skipped"]
     turns = [turn for result in results for turn in [result, *result.get("results", [])]]
     return "\n".join(json.dumps(turn["msg"]) for turn in turns if "msg" in turn)
@@ -110,7 +110,7 @@ def segment(server: Server) -> int:
 
 
 class Copying:
-    """A play whose copy is held in the middle; the sparse file that it is in is gone from the server."""
+    """A play whose copy is stopped in the middle of a sparse file that the server no longer has."""
 
     def __init__(self, play: RunningPlay, backup: pathlib.Path, process: int) -> None:
         self.play = play
@@ -126,7 +126,7 @@ class Copying:
 
 @contextlib.contextmanager
 def held_copy(fleet: RoleHosts, host: str, server: Server, **variables: t.Any) -> t.Iterator[Copying]:
-    """Start the play for ``host``; give it when its copy is held by SIGSTOP and the progress was told."""
+    """Start the play for ``host``; yield it after SIGSTOP has stopped its copy and the play has shown progress."""
     big = own_file(server.data / BIG_FILE, "")
     os.truncate(big, 2 << 30)
     play = fleet.start({host: fleet.host(server, progress_interval=1, **variables)})

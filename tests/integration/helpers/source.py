@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A source with backups, and the places to which they are restored."""
+"""A source with backups, and servers to which they are restored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.helpers.steps import Steps
 
 
 class Source:
-    """A primary with an archive, its backups in ``repository``, and the places to which they are restored."""
+    """A primary with an archive, its backups in ``repository``, and servers to which they are restored."""
 
     def __init__(self, sandbox: Sandbox, major: int, **options: t.Any) -> None:
         """Start the primary with ``options`` of `Sandbox.primary`, by default with small segments."""
@@ -29,18 +29,18 @@ class Source:
 
     @property
     def archive(self) -> pathlib.Path:
-        """The archive of the present primary."""
+        """The archive of the current primary."""
         assert self.server.archive is not None
         return self.server.archive
 
     def modules(self, server: Server | None = None, **common: t.Any) -> Modules:
-        """Return the modules with the login of a server, run as the server user."""
+        """Return the modules, run as the server user, with the login of a server."""
         known = {"repository": str(self.repository), "cluster": "main"}
         archive = {"archive_directory": str(self.server.archive)} if self.server.archive else {}
         return Modules(server or self.server, as_server=True, **{**known, **archive, **common})
 
     def backup(self, backup_id: str = "one", server: Server | None = None, **start: t.Any) -> pathlib.Path:
-        """Take a whole backup, of a standby with the primary's help, and return where it is published."""
+        """Take a whole backup and return its published directory; for a standby, switch WAL on the primary."""
         source = server or self.server
         common = {"archive_directory": None}
         steps = Steps(self.modules(source, **common), source, backup_id)
@@ -54,7 +54,7 @@ class Source:
         return steps.published
 
     def archived(self, server: Server | None = None) -> None:
-        """Have all that was written so far in the archive."""
+        """Wait until all WAL written so far is archived."""
         source = server or self.server
         name = source.value("SELECT pg_walfile_name(pg_create_restore_point('end'))")
         source.sql("SELECT pg_switch_wal()")
@@ -63,13 +63,13 @@ class Source:
     # -- restores ------------------------------------------------------------------------------------------------
 
     def place(self, name: str = "copy", data: str = "data") -> Server:
-        """Return a server that is not there yet."""
+        """Return a server that does not exist yet."""
         place = _Place(self.major, name, self.sandbox.directory(name), free_port())
         place.data_name = data
         return place
 
     def options(self, place: Server, **options: t.Any) -> dict[str, t.Any]:
-        """Return the arguments for a copy beside the others; None takes one away."""
+        """Return the arguments for a copy next to the other servers; None removes an argument."""
         settings = {"unix_socket_directories": str(place.socket_directory), **options.pop("settings", {})}
         wanted = {
             "data_directory": str(place.data), "port": place.port, "restore_as": "copy", "sync": False,
@@ -78,15 +78,15 @@ class Source:
         return {name: value for name, value in wanted.items() if value is not None}
 
     def run(self, place: Server, *, check: bool = False, **options: t.Any) -> Result:
-        """Run the module, whatever comes of it."""
+        """Run the module and return its result, failed or not."""
         return self.modules().run("backup_restore", check=check, **self.options(place, **options))
 
     def restored(self, place: Server, *, check: bool = False, **options: t.Any) -> Result:
-        """Restore, which must succeed."""
+        """Restore and require success."""
         return self.modules().ok("backup_restore", check=check, **self.options(place, **options))
 
     def refused(self, place: Server, *codes: str, **options: t.Any) -> Result:
-        """Require that nothing but these reasons stands against it, in check mode too, and that nothing is touched."""
+        """Require a refusal for exactly these reasons, also in check mode, and that nothing is touched."""
         before = self._idle()
         planned = self.run(place, check=True, **options)
         answer = self.run(place, **options)
@@ -104,7 +104,7 @@ class Source:
         return answer
 
     def _idle(self) -> dict[str, tuple[int, ...]]:
-        """Return what lies in the sandbox, but for what running servers and their archivers write."""
+        """Return the files of the sandbox, except those that running servers and their archivers write."""
         lively = {server.directory for server in self.sandbox.servers if server.running} | {self.sandbox.root}
         lively |= {server.archive for server in self.sandbox.servers if server.running and server.archive}
         names = tuple(f"{path}/" for path in lively - {self.sandbox.root})
@@ -114,7 +114,7 @@ class Source:
         }
 
     def started(self, place: Server) -> Server:
-        """Start what was restored and wait until its recovery has ended."""
+        """Start the restored server and wait until its recovery has ended."""
         if place not in self.sandbox.servers:
             self.sandbox.servers.append(place)
         place.start()
@@ -128,7 +128,7 @@ class Source:
 
     @contextlib.contextmanager
     def copy(self, name: str = "copy", **options: t.Any) -> t.Iterator[Server]:
-        """Give a restored and recovered copy, stopped in the end."""
+        """Yield a restored and recovered copy; stop it at the end."""
         place = self.place(name)
         self.restored(place, **options)
         yield self.started(place)
@@ -136,7 +136,7 @@ class Source:
 
 
 class _Place(Server):
-    """A server whose data directory has any name."""
+    """A server whose data directory can have any name."""
 
     data_name = "data"
 
@@ -147,10 +147,10 @@ class _Place(Server):
 
 
 def numbers(server: Server) -> set[int]:
-    """Return what the table ``numbers`` holds."""
+    """Return the rows of the table ``numbers``."""
     return {number for (number,) in server.sql("SELECT n FROM numbers")}
 
 
 def directory(path: pathlib.Path) -> pathlib.Path:
-    """Make a directory of the server user with its parents."""
+    """Create a directory of the server user with its parents."""
     return own_directory(path)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hosts that are reached by ssh, set up as the README says, and plays on them."""
+"""Hosts reached by ssh, set up as the README describes, and plays on them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SshHosts:
     """The fleet, its servers, and plays on them."""
 
     def __init__(self, sandbox: Sandbox, hosts: Fleet) -> None:
-        """Make db1 and db2 database hosts as the README says."""
+        """Set up db1 and db2 as database hosts as the README describes."""
         self.sandbox = sandbox
         self.fleet = hosts
         self.plays: list[RunningPlay] = []
@@ -78,7 +78,7 @@ class SshHosts:
         return list(host.path(f"{REPOSITORY}/{host.name}/{state}").glob("*"))
 
     def published(self, host: Host, play: Play) -> pathlib.Path:
-        """Require that a play has published the only backup of ``host``, and return it."""
+        """Require that a play has published one backup of ``host``, its only one, and return it."""
         assert play.stats[host.name]["failures"] == play.stats[host.name]["unreachable"] == 0, play.stdout[-8000:]
         (backup,) = self.backups(host)
         assert result(play, host, "backup_publish")["backup_id"] == backup.name
@@ -86,7 +86,7 @@ class SshHosts:
 
     @contextlib.contextmanager
     def held_copy(self, server: HostServer, play: RunningPlay) -> t.Iterator[pathlib.Path]:
-        """Hold the copy that ``play`` makes of ``server`` in its middle, and give the unfinished backup."""
+        """Stop the copy that ``play`` makes of ``server`` in the middle, and yield the unfinished backup."""
 
         def running() -> tuple[pathlib.Path, int] | None:
             assert play.process.poll() is None, play.stdout
@@ -124,7 +124,7 @@ class SshHosts:
         wait_until(lambda: not self.fleet.ssh_processes(), "no ssh is left")
 
     def leaks(self) -> str:
-        """Return the command line of a process that shows the password in it or in its environment, '' for none."""
+        """Return the command line of a process with the password in it or in its environment, '' if there is none."""
         for part in (self.db1, self.db2, self.fleet.controller):
             for pid, line in part.processes().items():
                 with contextlib.suppress(OSError):
@@ -136,12 +136,12 @@ class SshHosts:
         """Return the files of the hosts, and the output and results of ``play``, that hold the password."""
         places = [self.db1.upper, self.db2.upper, play.output, play.directory / "events.jsonl"]
         done = run(["grep", "-rlF", PASSWORD, *places], user=me(), check=False)
-        # Status 2: a file has vanished meanwhile.
+        # Status 2: a file vanished during the search.
         assert done.returncode in (1, 2) or done.stdout
         return done.stdout
 
     def is_well(self) -> None:
-        """Require that hosts, servers and repositories are as a backup, good or bad, must leave them."""
+        """Require that hosts, servers and repositories are as a backup must leave them, whether it succeeds or not."""
         for server in (self.primary, self.standby):
             host = server.host
             # mypy infers no type for a lambda with a default, which binds the loop's variable.

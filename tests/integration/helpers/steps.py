@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One backup step by step: the modules in order, in check mode too, and a copy caught in the middle."""
+"""One backup step by step: the modules in order, also in check mode, and a copy stopped in the middle."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.harness.user import own_file
 from tests.integration.helpers.files import listing, read_json
 from tests.integration.helpers.leftovers import descriptors, processes
 
-# How soon a copy must have stopped after its session was lost, in seconds.
+# Seconds within which a copy must stop after its session was lost.
 STOPS_WITHIN: t.Final = 2.0
-# A name that a relation could have, in the database that every version has.
+# A name that a relation could have, in a database that exists in every version.
 BIG_FILE: t.Final = "base/1/99999999"
 
 
 class Background:
-    """A module that runs in a process of its own, as a task does, and can be killed like one."""
+    """A module that runs in its own process, as a task does, and can be killed like one."""
 
     def __init__(self, work: t.Callable[[], Result]) -> None:
         context = multiprocessing.get_context("fork")
@@ -51,12 +51,12 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether the module has not ended yet."""
+        """Whether the module is still running."""
         return self._process.is_alive()
 
 
 class Steps:
-    """The modules for one backup, in the order in which they are used."""
+    """The modules for one backup, in the order of use."""
 
     def __init__(self, modules: Modules, server: Server, backup_id: str = "one") -> None:
         self.modules = modules
@@ -67,19 +67,19 @@ class Steps:
         self.published = self.cluster / "backups" / backup_id
 
     def run(self, name: str, **arguments: t.Any) -> Result:
-        """Run a module for this backup, whatever comes of it."""
+        """Run a module for this backup and return its result, failed or not."""
         return self.modules.run(name, backup_id=self.id, **arguments)
 
     def ok(self, name: str, **arguments: t.Any) -> Result:
-        """Run a module for this backup, which must succeed."""
+        """Run a module for this backup and require success."""
         return self.modules.ok(name, backup_id=self.id, **arguments)
 
     def fails(self, name: str, **arguments: t.Any) -> Result:
-        """Run a module for this backup, which must fail with a message."""
+        """Run a module for this backup and require that it fails with a message."""
         return self.modules.fails(name, backup_id=self.id, **arguments)
 
     def start(self, **arguments: t.Any) -> Result:
-        """Start, with an immediate checkpoint unless told otherwise."""
+        """Start, by default with an immediate checkpoint."""
         return self.ok("backup_start", **{"fast": True, **arguments})
 
     def archived(self, stop: Result, **arguments: t.Any) -> dict[str, t.Any]:
@@ -93,7 +93,7 @@ class Steps:
         return proof
 
     def finish(self, archiver: Modules | None = None) -> Result:
-        """Go on after start: copy what is not copied yet, stop, wait and publish; return the stop's answer.
+        """Finish a started backup: copy the rest, stop, wait and publish; return the result of the stop.
 
         ``archiver`` has the login of the primary when a standby is backed up.
         """
@@ -112,7 +112,7 @@ class Steps:
 
     @property
     def state(self) -> dict[str, t.Any]:
-        """What the session process has written down."""
+        """The record of the session process."""
         return read_json(self.work / "session" / "state.json")
 
     @property
@@ -122,18 +122,18 @@ class Steps:
 
     @property
     def progress(self) -> dict[str, t.Any]:
-        """What the copy has written down."""
+        """The record of the copy."""
         return read_json(self.work / "copy" / "progress.json")
 
     def copy_processes(self) -> list[int]:
-        """Return the processes that hold the lock of a running copy: the one that leads first."""
+        """Return the processes that hold the lock of a running copy, the leader first."""
         lock = str(self.work / "lock")
         holders = [pid for pid in processes() if pid != os.getpid() and lock in descriptors(pid)]
         return sorted(holders, key=lambda pid: pid != self.progress.get("pid"))
 
     @contextlib.contextmanager
     def copying(self, size: int = 8 << 30, **arguments: t.Any) -> t.Iterator[Background]:
-        """Give a copy in the middle of a sparse file of ``size`` bytes, which the source loses at the end."""
+        """Yield a copy in the middle of a sparse file of ``size`` bytes; the source loses the file at the end."""
         big = self.big_file(size)
         copy = Background(lambda: self.run("backup_copy", **arguments))
         try:
@@ -143,14 +143,14 @@ class Steps:
             big.unlink()
 
     def big_file(self, size: int) -> pathlib.Path:
-        """Make the large file in the data directory and return it."""
+        """Create the large file in the data directory and return its path."""
         path = own_file(self.server.data / BIG_FILE, "")
         os.truncate(path, size)
         return path
 
     @contextlib.contextmanager
     def stopped_processes(self) -> t.Iterator[list[int]]:
-        """Hold the copy's processes by SIGSTOP."""
+        """Stop the copy's processes with SIGSTOP and yield their process ids."""
         group = os.getpgid(self.copy_processes()[0])
         os.killpg(group, signal.SIGSTOP)
         try:
@@ -160,7 +160,7 @@ class Steps:
                 os.killpg(group, signal.SIGCONT)
 
     def stops_soon(self, copy: Background) -> Result:
-        """Require that a copy whose session was lost just now stops in time and its module fails; return its result."""
+        """Require that a copy that just lost its session stops in time and that its module fails; return its result."""
         begun = time.monotonic()
         result = copy.result()
         assert time.monotonic() - begun < STOPS_WITHIN
@@ -169,7 +169,7 @@ class Steps:
         return result
 
     def void(self) -> None:
-        """Require that the backup is refused by every further step and removed by abort."""
+        """Require that every further step refuses the backup and that abort removes it."""
         if self.progress.get("state") != "done":
             assert self.fails("backup_copy")["msg"]
         assert self.fails("backup_stop")["msg"]
@@ -197,7 +197,7 @@ def restores(sandbox: Sandbox, steps: Steps, primary: Server, name: str = "resto
 
 
 class Predictor:
-    """Modules in check mode, each of which must leave the repository as it is."""
+    """Modules in check mode, which must not change the repository."""
 
     def __init__(self, modules: Modules, backup_id: str) -> None:
         self._modules = modules
@@ -205,7 +205,7 @@ class Predictor:
         self._repository = pathlib.Path(modules.common["repository"])
 
     def __call__(self, name: str, changed: bool, **arguments: t.Any) -> Result:
-        """Run ``name`` for the backup in check mode, require the prediction ``changed``, and return the result."""
+        """Run ``name`` for the backup in check mode, require that it predicts ``changed``, and return the result."""
         before = listing(self._repository)
         result = self._modules.ok(name, check=True, **{**self._handle, **arguments})
         assert result["changed"] is changed, f"{name} predicted {result}"

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who works on an unfinished backup: claims, and what a look tells in each state."""
+"""Which run works on an unfinished backup: claims, and what a look reports in each state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.helpers.processes import held_by_another_process
 
 @pytest.fixture
 def backup(tmp_path: pathlib.Path) -> Backup:
-    """A backup that nobody works on."""
+    """A backup that no run works on."""
     one = make_backup(make_cluster(tmp_path))
     os.unlink(one.file("owner.json"))
     return one
@@ -59,7 +59,7 @@ def test_claim_of_another(backup: Backup) -> None:
 
 
 def test_claim_without_a_name(backup: Backup) -> None:
-    """Modules used by hand renew the time, and check nothing."""
+    """Modules without a run id renew the time but check nothing."""
     _work.claim(backup, None)
     assert set(owner_of(backup)) == {"seen"}
     _work.claim(backup, "one")
@@ -68,7 +68,7 @@ def test_claim_without_a_name(backup: Backup) -> None:
 
 
 def test_claims_at_once(backup: Backup) -> None:
-    """They replace the same file: none may fail, and none may leave a mixture."""
+    """Concurrent claims replace the same file: none may fail, and none may leave a mixture."""
     children = []
     for number in range(4):
         pid = os.fork()
@@ -102,7 +102,7 @@ def test_claim_with_a_damaged_record(backup: Backup) -> None:
 
 @pytest.mark.parametrize("state", ["stopped", "complete", "failed"])
 def test_look_at_recorded_states(tmp_path: pathlib.Path, state: str) -> None:
-    """No session is asked for: the record is the truth from the stop on."""
+    """No session is asked: after the stop the record alone counts."""
     activity = _work.look(make_backup(make_cluster(tmp_path), state=state, error="why"))
     assert (activity.state, activity.reason, activity.owner, activity.locked) == (state, "why", "me", False)
     assert (activity.stopped_at is None) == (state == "failed")
@@ -124,7 +124,7 @@ def test_look_at_a_session_that_ended(backup: Backup) -> None:
 
 
 def test_look_at_a_session_that_does_not_answer(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lives, since it holds its lock: it must not be cleaned up."""
+    """A session that holds its lock is alive and must not be cleaned up."""
     ask = Session.ask
     monkeypatch.setattr(Session, "ask", lambda self, action, renew: ask(self, action, renew, seconds=0.1))
     with held_by_another_process(backup.file("session", "lock")):
@@ -133,7 +133,7 @@ def test_look_at_a_session_that_does_not_answer(backup: Backup, monkeypatch: pyt
 
 
 def test_lock_is_looked_at_first(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run starts its session and lets go of the lock during a look: that must not look like a dead backup."""
+    """A run that starts its session and releases the lock during a look must not pass for a dead backup."""
     steps: list[str] = []
     monkeypatch.setattr(Backup, "is_worked_on", lambda self: steps.append("lock") or True)
     monkeypatch.setattr(_work, "_session_state", lambda *args: steps.append("session") or ("failed", ""))
@@ -148,14 +148,14 @@ def test_look_at_something_damaged(backup: Backup) -> None:
 
 
 def test_session_of_another_host(backup: Backup) -> None:
-    """It cannot be asked, so it counts as alive until its lease must have ended."""
+    """A session on another host cannot be asked: it counts as alive until its lease must have expired."""
     edit(backup, host="elsewhere")
     _work.claim(backup, "one")
     assert _work.look(backup)[:2] == ("running", "")
     assert not _work.look(backup).here
     write(backup, "owner.json", {"owner": "one", "since": 1.0, "seen": time.time() - 3700})
     assert _work.look(backup).state == "failed"
-    # A copy that goes on is heard of too.
+    # A running copy renews it too.
     write(backup, "copy/progress.json", {"state": "running", "percent": 1.0})
     assert _work.look(backup).state == "running"
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A copy that the user made: brought into shape, refused when it is none, and stopped again after a crash."""
+"""A copy that the user made: normalised, refused if incomplete, and stopped again after a crash."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ START TIMELINE: 1
 
 
 class Live:
-    """A made-up cluster with a tablespace, and what a user's step copies of it."""
+    """A cluster of small files with a tablespace, and the copy that a user's step makes of it."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self.data, self.space = root / "live", root / "space"
@@ -77,7 +77,7 @@ class Live:
         shutil.copytree(self.space, backup / "tablespaces" / "16385", symlinks=True)
 
     def listing(self) -> dict[str, bytes]:
-        """Return all that the server has, links and contents."""
+        """Return all files and links of the server with their contents."""
         found = {}
         for path in sorted([*self.data.rglob("*"), *self.space.rglob("*")]):
             found[str(path)] = (
@@ -105,7 +105,7 @@ def take_over(live: Live, backup: pathlib.Path, at_start: frozenset[bytes] | Non
 
 
 def refusal(live: Live, backup: pathlib.Path, at_start: frozenset[bytes] | None = None) -> BackupError:
-    """Return why the copy is refused; the server must have kept everything."""
+    """Return why the copy is refused; require that the server's files did not change."""
     before = live.listing()
     with pytest.raises(BackupError) as caught:
         take_over(live, backup, at_start)
@@ -114,7 +114,7 @@ def refusal(live: Live, backup: pathlib.Path, at_start: frozenset[bytes] | None 
 
 
 def test_shape(live: Live, backup: pathlib.Path) -> None:
-    """What PostgreSQL leaves out is gone, links lead into the backup, modes are ours."""
+    """Files that PostgreSQL excludes are removed, links point into the backup, modes are those of a backup."""
     before = live.listing()
     live.copy(backup)
     (backup / "data" / "base" / "stray").symlink_to("/etc")
@@ -164,7 +164,7 @@ def test_missing_file(live: Live, backup: pathlib.Path, name: str) -> None:
     error = refusal(live, backup)
     assert error.code == "copy_not_whole"
     assert ("2600" if "tablespaces" in name else "base/5/1") in error.msg
-    # A file that was not there before the start is created again by replay.
+    # Replay creates a file again that did not exist before the start.
     take_over(live, backup, frozenset())
 
 
@@ -177,7 +177,7 @@ def test_missing_tablespace(live: Live, backup: pathlib.Path, name: str) -> None
 
 
 def test_link_to_the_live_cluster(live: Live, backup: pathlib.Path) -> None:
-    """Pruning would follow it and delete the server's WAL."""
+    """Pruning would follow the link and delete the server's WAL."""
     (backup / "data").symlink_to(live.data)
     (backup / "tablespaces").mkdir()
     (backup / "tablespaces" / "16385").symlink_to(live.space)
@@ -185,7 +185,7 @@ def test_link_to_the_live_cluster(live: Live, backup: pathlib.Path) -> None:
 
 
 def test_link_to_a_snapshot(live: Live, backup: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """The published backup would be a link to what the administrator removes tomorrow."""
+    """The published backup would be a link to a snapshot that the administrator may remove."""
     (tmp_path / "snapshot").mkdir()
     live.copy(tmp_path / "snapshot")
     (backup / "data").symlink_to(tmp_path / "snapshot" / "data")
@@ -211,17 +211,17 @@ def test_link_to_a_live_tablespace(live: Live, backup: pathlib.Path) -> None:
 
 
 def test_hard_links(live: Live, backup: pathlib.Path) -> None:
-    """As `cp -al` makes them: the server would go on writing into the backup."""
+    """With hard links, as `cp -al` makes them, the server would keep writing into the backup."""
     shutil.copytree(live.data, backup / "data", symlinks=True, copy_function=os.link)
     shutil.copytree(live.space, backup / "tablespaces" / "16385", symlinks=True)
     assert refusal(live, backup).code == "not_a_copy"
 
 
-# --- stopping such a backup ---
+# --- stopping a backup with such a copy ---
 
 
 class Stopping:
-    """A backup whose session has been asked for; the session's answers are the test's."""
+    """A backup whose session is replaced by the test's answers."""
 
     def __init__(self, live: Live, tmp_path: pathlib.Path) -> None:
         self.live = live
@@ -246,7 +246,7 @@ class Stopping:
         pathlib.Path(self.backup.file("session", "state.json")).write_text(json.dumps(self.record))
 
     def stop_session(self) -> None:
-        """Do what the session process does at a stop."""
+        """Record what the session process records at a stop."""
         self.record.update(
             state="stopped",
             stop_lsn="0/2000120",
@@ -295,7 +295,7 @@ def test_stop(stopping: Stopping) -> None:
 def test_control_file_that_asks_for_more(
     stopping: Stopping, monkeypatch: pytest.MonkeyPatch, needed: int, code: str
 ) -> None:
-    """Recovery of a standby's backup ends where its pg_control says, and WAL is proven up to the stop only."""
+    """Recovery of a standby's backup must reach its pg_control's minimum, but WAL is proven only up to the stop."""
     monkeypatch.setitem(globals(), "LABEL", LABEL.replace(b"primary", b"standby"))
     (stopping.live.data / "global" / "pg_control").write_bytes(control_file(state=5, min_recovery_point=needed))
     if not code:
@@ -307,7 +307,7 @@ def test_control_file_that_asks_for_more(
 
 
 def test_killed_after_the_stop(stopping: Stopping) -> None:
-    """The control file is not copied again: a newer one may ask for WAL beyond the end, which nobody would prove."""
+    """The control file is not copied again: a newer one may need WAL after the stop, which is never proven."""
     before = control_file(filler=b"before the stop")
     (stopping.live.data / "global" / "pg_control").write_bytes(before)
 

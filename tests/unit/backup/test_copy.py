@@ -37,7 +37,7 @@ VERSION_DIRECTORY = "PG_18_202506291"
 
 
 class Bench:
-    """A made-up cluster with a tablespace, a place for its backup, and the calls under test."""
+    """A cluster of small files with a tablespace, a directory for its backup, and the calls under test."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self.data = root / "live"
@@ -357,7 +357,7 @@ def test_a_lost_session_stops_the_copy_inside_a_file(bench: Bench, algorithm: st
     with pytest.raises(BackupError) as caught:
         bench.copy(algorithm=algorithm, check=check)
     assert caught.value.code == "session_lost"
-    assert time.monotonic() - lost[0] < 1  # killed and reaped; freeing the pages of the file is not waited for
+    assert time.monotonic() - lost[0] < 1  # killed and reaped; does not wait until the file's pages are freed
     assert b"base/5/huge" not in bench.journalled()
 
 
@@ -467,7 +467,7 @@ def test_killed_and_run_again(bench: Bench, delay: float) -> None:
     time.sleep(delay)
     process.kill()
     process.wait()
-    process.stdout.read()  # ends when the orphaned workers have ended, too
+    process.stdout.read()  # also waits for the orphaned workers
     process.stdout.close()
     finished = bench.journalled()
     result = bench.copy()
@@ -522,7 +522,7 @@ def test_the_control_file(bench: Bench) -> None:
     assert target.read_bytes() == control()
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert (file.path, file.size, file.checksum) == (b"global/pg_control", 8192, sha(control()))
-    # An earlier run's control file is older than files copied by the next one.
+    # The control file of an earlier run is older than the files that the next run copies.
     bench.copy()
     assert not target.exists()
 

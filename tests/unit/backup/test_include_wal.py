@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Including the WAL: what is copied, what is not, and a crash at every step of it."""
+"""Including the WAL: what is copied, what is not, and a crash at every step."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def name_of(segment: int, timeline: int = 1) -> str:
 
 
 def content_of(segment: int, timeline: int = 1) -> bytes:
-    """Return a segment whose bytes are its header and garbage, as a recycled one is behind its end."""
+    """Return a segment of its header and garbage, as a recycled one has after its end."""
     first = segment_header(timeline, segment * SIZE, SYSTEM, SIZE)
     return first + bytes([segment + 1]) * (SIZE - len(first))
 
 
 @pytest.fixture(autouse=True)
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk, nor for a server that is not there."""
+    """Do not wait for the disk, nor for a server that does not exist."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     monkeypatch.setattr(_include, "PAUSE", 0)
 
@@ -89,7 +89,7 @@ def test_names_contents_and_marks(tmp_path: pathlib.Path, source: pathlib.Path) 
 
 @pytest.mark.parametrize("used", [40, 8192, SIZE - 1, SIZE])
 def test_what_lies_behind_the_end_is_left_out(tmp_path: pathlib.Path, source: pathlib.Path, used: int) -> None:
-    """Of the segment that the end lies in, and of none before it."""
+    """Only of the segment that contains the end, not of earlier ones."""
     target = tmp_path / "target"
     digests = include(source, target, name_of(2), name_of(3), end=3 * SIZE + used)
     assert (target / name_of(2)).read_bytes() == content_of(2)
@@ -104,7 +104,7 @@ def test_removed(tmp_path: pathlib.Path, source: pathlib.Path) -> None:
 
 
 def test_bad_files(tmp_path: pathlib.Path, source: pathlib.Path) -> None:
-    """What its name does not say is not included."""
+    """A file whose content does not match its name is not included."""
     (source / name_of(5)).write_bytes(content_of(6))
     (source / name_of(6)).write_bytes(content_of(6)[:-1])
     (source / name_of(7)).write_bytes(segment_header(1, 7 * SIZE, SYSTEM + 1, SIZE) + bytes(SIZE))
@@ -115,7 +115,7 @@ def test_bad_files(tmp_path: pathlib.Path, source: pathlib.Path) -> None:
 
 
 class Meanwhile:
-    """Do something to the source when the first piece has been read, as often as told."""
+    """Change the source after the first piece of a file has been read, ``times`` times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, what: t.Callable[[], object], times: int) -> None:
         self.left = times
@@ -134,7 +134,7 @@ class Meanwhile:
 def test_recycled_while_it_is_read(
     tmp_path: pathlib.Path, source: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server renames it and writes other WAL to it: what was read is not to be trusted."""
+    """The server renames the file and writes other WAL to it, so the bytes already read cannot be trusted."""
     Meanwhile(monkeypatch, lambda: os.rename(source / name_of(2), source / name_of(8)), 1)
     refused(source, tmp_path / "target", name_of(2), "wal_removed")
 
@@ -142,7 +142,7 @@ def test_recycled_while_it_is_read(
 def test_replaced_while_it_is_read(
     tmp_path: pathlib.Path, source: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A standby that goes over to its archive replaces the file; the second look finds it whole."""
+    """A standby that switches to its archive replaces the file; the second attempt finds it whole."""
 
     def replace() -> None:
         (source / "RECOVERYXLOG").write_bytes(content_of(2))
@@ -157,7 +157,7 @@ def test_replaced_while_it_is_read(
 
 
 def test_crash_anywhere(tmp_path: pathlib.Path, source: pathlib.Path) -> None:
-    """A file under its own name is whole; the next call goes on, even where the server has removed what is included."""
+    """A file with its final name is whole; the next call continues, even if the server has removed the included WAL."""
     names = (name_of(2), name_of(3), HISTORY)
 
     def prepare(folder: pathlib.Path) -> pathlib.Path:

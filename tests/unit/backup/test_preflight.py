@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything that would stop a backup, with what cures it."""
+"""Every problem that would stop a backup, with its hint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RIGHTS = ("backup_start", "backup_stop", "switch_wal", "pg_read_all_settings", "
 
 @pytest.fixture
 def info(tmp_path: pathlib.Path) -> dict[str, t.Any]:
-    """A server that is ready, and its data directory."""
+    """A server without problems, and its data directory."""
     data = tmp_path / "pg"
     (data / "global").mkdir(parents=True)
     (data / "global" / "pg_control").write_bytes(control_file())
@@ -61,7 +61,7 @@ def info(tmp_path: pathlib.Path) -> dict[str, t.Any]:
 
 
 def codes(problems: list[dict[str, str]]) -> list[str]:
-    """Return their codes; each tells what is wrong and what to do."""
+    """Return the codes of the problems; require that each has a message and a hint."""
     for one in problems:
         assert set(one) == {"code", "msg", "hint"}
         assert one["msg"].endswith((".", "!"))
@@ -74,7 +74,7 @@ def test_ready(info: dict[str, t.Any]) -> None:
     assert _preflight.problems_of_backup({**info, "role": "standby"}) == []
 
 
-# A change of the server, what it does to a backup of it, and to a standby's backup of which it is the primary.
+# A change of the server, the problems of a backup of it, and those of a backup of its standby.
 TABLE: list[tuple[dict[str, t.Any], list[str], list[str]]] = [
     ({"pooling_proxy": True}, ["pooling_proxy"], []),
     ({"wal_level": "minimal"}, ["wal_level_minimal"], []),
@@ -109,14 +109,14 @@ def test_table(info: dict[str, t.Any], change: dict[str, t.Any], backup: list[st
     server = changed(info, change)
     assert codes(_preflight.problems_of_backup(server)) == backup
     assert codes(_preflight.problems_of_primary(server)) == primary
-    # Where the archive itself is looked into, the server's archiver and the right to ask it do not matter.
+    # If the archive itself is read, the server's archiver and the right to query it do not matter.
     archiving = ("archiv", "no_privilege_pg_monitor")
     for judge, expected in ((_preflight.problems_of_backup, backup), (_preflight.problems_of_primary, primary)):
         wanted = [code for code in expected if not code.startswith(archiving)]
         assert codes(judge(server, external_archive=True)) == wanted
 
 
-# A change of the server, and what it does to a backup that shall include its WAL, and to one that shall not care.
+# A change of the server, the problems of a backup with wal=include, and those with wal=none.
 INCLUDE: list[tuple[dict[str, t.Any], list[str], list[str]]] = [
     ({}, [], []),
     ({"archiving.mode": "off", "privileges.pg_monitor": False}, [], []),
@@ -162,7 +162,7 @@ def test_hints_are_exact(info: dict[str, t.Any]) -> None:
         assert fact in failing["msg"]
 
 
-# --- the files are those of the server ---
+# --- the files belong to the server ---
 
 
 def pid_file(info: dict[str, t.Any], text: str) -> None:
@@ -205,7 +205,7 @@ def test_unreadable_tablespace(info: dict[str, t.Any]) -> None:
 
 
 def test_unknown_data_directory(info: dict[str, t.Any]) -> None:
-    """The role may not read the setting, which is a problem of its own."""
+    """The role may not read the setting, which is a separate problem."""
     server = changed(info, {"data_directory": None, "privileges.pg_read_all_settings": False})
     assert codes(_preflight.problems_of_backup(server)) == ["no_privilege_pg_read_all_settings"]
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Publishing: what the proof must cover, and a crash at every step of it."""
+"""Publishing: what the proof must cover, and a crash at every step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.unit.helpers.processes import held_by_another_process
 
 @pytest.fixture(autouse=True)
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk: what a test lets crash is a process."""
+    """Do not wait for the disk: the tests crash processes, not machines."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -36,7 +36,7 @@ def backup(tmp_path: pathlib.Path) -> Backup:
 
 
 def refused(backup: Backup, given: dict[str, t.Any] | None) -> BackupError:
-    """Return why ``given`` is no proof; nothing may be published then."""
+    """Return why ``given`` is not a proof; require that nothing is published."""
     with pytest.raises(BackupError) as caught:
         _publish.publish(backup, given)
     assert backup.cluster.published() == []
@@ -76,12 +76,12 @@ def test_a_file_is_not_proven(backup: Backup, given: list[str]) -> None:
     ],
 )
 def test_no_proof_at_all(backup: Backup, given: dict[str, t.Any]) -> None:
-    """A name inside some text is not a name in a list, and the catalogue shows how it was proven."""
+    """A name within a text is not a name in a list, and the catalogue shows how the WAL was proven."""
     assert refused(backup, {**proof(), **given}).code == "bad_proof"
 
 
 def test_no_proof(backup: Backup) -> None:
-    """Only a backup that was started to need none is published without one, or one that has been proven."""
+    """Without a proof only a backup with wal=none, or one proven earlier, is published."""
     error = refused(backup, None)
     assert (error.code, error.details["missing"]) == ("wal_not_proven", [SEGMENT])
     edit(backup, state="complete", wal_proof=proof())

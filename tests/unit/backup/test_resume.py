@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which unfinished backup a run goes on with, which is somebody else's, and which is cleaned up."""
+"""Which unfinished backup a run continues, which belongs to another run, and which is cleaned up."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def cluster(tmp_path: pathlib.Path) -> Cluster:
 
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str]]:
-    """The states of the made-up sessions, by backup; without one it is gone."""
+    """The states of the fake sessions, by backup; a session without one has ended."""
     states: dict[str, tuple[str, str]] = {}
     monkeypatch.setattr(_work, "_session_state", lambda backup, *rest: states.get(backup.id, ("failed", "It is gone.")))
     return states
 
 
 def heard_of(backup: Backup, owner: str | None, seconds_ago: float) -> None:
-    """Write down which run works on a backup and when it was last heard of."""
+    """Record which run works on a backup and when it last renewed its claim."""
     seen = time.time() - seconds_ago
     content = {"owner": owner, "since": seen, "seen": seen}
     pathlib.Path(backup.file("owner.json")).write_text(json.dumps(content))
@@ -67,7 +67,7 @@ def copying(backup: Backup) -> None:
 
 
 def ids(choice: Unfinished) -> tuple[str | None, str | None, list[str]]:
-    """Return what is gone on with, what is somebody else's, and what is dead."""
+    """Return the backup to continue, the one of another run, and the dead ones."""
     return (
         choice.backup.id if choice.backup else None,
         choice.busy[0].id if choice.busy else None,
@@ -92,10 +92,10 @@ def test_nothing(cluster: Cluster, sessions: Sessions) -> None:
     [
         ("one", 100, None, False, "continue"),
         ("one", 1, None, False, "busy"),
-        # Its own name: the run itself, again.
+        # The same run id: the run itself, again.
         ("me again", 1, None, False, "continue"),
         (None, 100, None, False, "continue"),
-        # A process works on it; only the copy needs no run to go on.
+        # A process works on it; only a copy continues without a run.
         ("one", 100, "lock", False, "busy"),
         ("me again", 1, "lock", False, "busy"),
         ("one", 100, "lock", True, "continue"),
@@ -123,10 +123,10 @@ def test_takeover(
     with t.cast("t.ContextManager[t.Any]", holder):
         taken = (("b1", None, []), (None, "b1", []))[expected == "busy"]
         assert choose(cluster) == taken
-        # Who does not want to go on never does; who is not patient never waits.
+        # resume=False never continues; patient=False never waits.
         assert choose(cluster, resume=False) == (None, "b1", [])
         assert choose(cluster, resume=False, patient=False) == (None, None, [])
-        # Another data directory's backup under the same name: a primary's and its standby's.
+        # A backup of another data directory in the same cluster: a primary and its standby.
         assert choose(cluster, source="/srv/other") == (None, "b1", [])
         assert choose(cluster, source="/srv/pg") == taken
 
@@ -134,7 +134,7 @@ def test_takeover(
 def test_dead(cluster: Cluster, sessions: Sessions) -> None:
     backup = make_backup(cluster)
     assert choose(cluster) == (None, None, ["b1"])
-    # Whoever holds its lock may be about to start its session.
+    # The process that holds its lock may be about to start its session.
     with held_by_another_process(backup.file("lock")):
         assert choose(cluster) == (None, "b1", [])
     edit(backup, host="elsewhere")
@@ -155,7 +155,7 @@ def test_dead_beside_alive(cluster: Cluster, sessions: Sessions) -> None:
     [
         ("stopped", 7200, 100, (None, None, ["b1"])),
         ("stopped", 100, 100, ("b1", None, [])),
-        # Somebody waits for it, or it only has to be renamed.
+        # Another run waits for it, or it only has to be renamed.
         ("stopped", 7200, 1, (None, "b1", [])),
         ("complete", 7200, 100, ("b1", None, [])),
     ],
@@ -177,7 +177,7 @@ def test_outdated(
         ("include", "stopped", 100, False, ("b1", None, [])),
         # Its WAL is proven.
         ("archive", "complete", 100, False, ("b1", None, [])),
-        # Somebody works on it, or its copy runs.
+        # Another run works on it, or its copy is running.
         ("archive", "running", 1, False, (None, "b1", [])),
         ("archive", "running", 100, True, (None, "b1", [])),
     ],
@@ -282,7 +282,7 @@ def test_cleaning(cluster: Cluster, sessions: Sessions, launched: list[Backup]) 
 def test_cleaning_spares_what_somebody_has_gone_on_with(
     cluster: Cluster, sessions: Sessions, launched: list[Backup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the decision and the cleaning lies the start, which may take a checkpoint."""
+    """The start happens between the decision and the cleaning, and may wait for a checkpoint."""
     backup = make_backup(cluster, "old", state="stopped", stop={"stopped_at": 1.0})
     heard_of(backup, "one", 100)
     call = start(cluster, max_age=60.0)

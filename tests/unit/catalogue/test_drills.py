@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What drills have shown: recorded once, the newest ten kept, told by the catalogue, and never lost by a crash."""
+"""Results of drills: recorded once, the newest ten kept, reported by the catalogue, never lost by a crash."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.unit.helpers.crashes import crashes
 
 @pytest.fixture(autouse=True)
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk: what a test lets crash is a process."""
+    """Do not wait for the disk: the tests crash processes, not machines."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -44,7 +44,7 @@ def drill(age: float = 0, ok: bool = True) -> Drill:
 
 
 def entry(backup: Backup, proven_max_age: float | None = None) -> dict[str, t.Any]:
-    """Return what the catalogue tells of the backup's cluster."""
+    """Return the catalogue's entry for the backup's cluster."""
     repository = Repository(backup.cluster.repository.path, read_only=True)
     (one,) = catalogue(repository, "main", None, None, proven_max_age)
     return one
@@ -86,7 +86,7 @@ def test_catalogue(tmp_path: pathlib.Path) -> None:
     _proven.record(backup, good)
     _proven.record(backup, bad)
     one = entry(backup, 200)
-    # What failed today does not take back what was shown before; both are told.
+    # A later failure does not revoke an earlier success; both are reported.
     assert [one["backups"][0][name] for name in names] == [good.at, "me on db", "data 100", drill_result(bad)]
     assert one["proven_recently"] is True
     assert [backup["proven_recently"] for backup in one["backups"]] == [True, False]
@@ -95,7 +95,7 @@ def test_catalogue(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("drills", [1, {"at": 1}, [1, None], [{"at": "yesterday", "ok": True}]])
 def test_nonsense_in_the_record(tmp_path: pathlib.Path, drills: t.Any) -> None:
-    """It is damage like any other, and does not stop the list."""
+    """A bad record is damage like any other, and does not stop the listing."""
     backup = published(tmp_path)
     edit(backup, drills=drills)
     one = entry(backup, 60)
@@ -116,7 +116,7 @@ def test_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_crash_anywhere(tmp_path: pathlib.Path) -> None:
-    """The record is the old or the new one, and the backup stays published."""
+    """The record is either the old or the new one, and the backup stays published."""
     one = drill()
     found = set()
     for where, backup in crashes(tmp_path, published, lambda backup: _proven.record(backup, one)):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue: what is there is told, what is damaged is told too, and nothing is changed."""
+"""The catalogue lists every backup, reports damaged ones, and changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def published(cluster: Cluster, name: str, age: float, **more: t.Any) -> Backup:
 
 
 def entry(cluster: Cluster, max_age: float | None = None, identifier: str | None = None) -> dict[str, t.Any]:
-    """Return what the catalogue tells of the cluster."""
+    """Return the catalogue's entry for the cluster."""
     repository = Repository(cluster.repository.path, read_only=True)
     (one,) = _catalogue.catalogue(repository, cluster.name, max_age, identifier)
     return one
@@ -51,7 +51,7 @@ def test_empty(cluster: Cluster) -> None:
 
 
 def test_published(cluster: Cluster) -> None:
-    # Names do not tell the order, times do.
+    # The order follows the times, not the names.
     published(cluster, "a", 100)
     published(cluster, "b", 300)
     one = entry(cluster, max_age=150)
@@ -73,7 +73,7 @@ def test_published(cluster: Cluster) -> None:
 
 
 def test_a_clock_that_was_set_back(cluster: Cluster) -> None:
-    """A backup from the future does not keep new ones away for ever."""
+    """A backup from the future does not prevent new ones forever."""
     published(cluster, "a", -1000)
     assert entry(cluster, max_age=60)["fresh"] is False
 
@@ -140,7 +140,7 @@ def test_unfinished(cluster: Cluster) -> None:
 
 
 def test_published_during_the_look(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is seen in one place or the other; in neither, a second backup would be taken."""
+    """The backup is seen in one directory or the other; if it were in neither, a second one would be taken."""
     make_backup(cluster, "b1", state="complete")
     for name in ("_unfinished", "_published"):
         real = getattr(_catalogue, name)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state of an archive: gaps by their names, odd files by their kind, backups by how far they go."""
+"""The state of an archive: gaps by name, odd files by kind, backups by how far they can recover."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def put(folder: pathlib.Path, timeline: int, *numbers: int) -> None:
-    """Archive segments in each of which one transaction ends, and nothing else."""
+    """Archive segments, in each of which exactly one transaction ends."""
     wal = Wal(first=min(numbers), timeline=timeline)
     for number in range(min(numbers), max(numbers) + 1):
         wal.commit(number)
@@ -44,7 +44,7 @@ def put(folder: pathlib.Path, timeline: int, *numbers: int) -> None:
 
 
 def history(folder: pathlib.Path, timeline: int, *entries: tuple[int, int]) -> None:
-    """Archive the history of a timeline; a switch is given as segment number, and is in its middle."""
+    """Archive the history of a timeline; a switch is in the middle of the given segment."""
     lines = [f"{parent}\t{_wal.format_lsn(number * SIZE + SIZE // 2)}\tx\n" for parent, number in entries]
     (folder / _wal.history_name(timeline)).write_text("".join(lines))
 
@@ -87,7 +87,7 @@ def test_long_gap(folder: pathlib.Path) -> None:
 
 
 def test_switch_is_no_gap(folder: pathlib.Path) -> None:
-    """Timeline 2 begins in segment 5, which the old one never archives; and the old primary may go on."""
+    """Timeline 2 begins in segment 5, which the old one never archives; the old primary may also continue."""
     put(folder, 1, 3, 4)
     put(folder, 2, 5, 6)
     history(folder, 2, (1, 5))
@@ -100,20 +100,20 @@ def test_switch_is_no_gap(folder: pathlib.Path) -> None:
 
 
 def test_gap_before_a_switch(folder: pathlib.Path) -> None:
-    """It is told once, though two timelines descend from it."""
+    """The gap is reported once, though two timelines branch off after it."""
     put(folder, 1, 3)
     put(folder, 2, 6, 7)
     put(folder, 3, 6)
     history(folder, 2, (1, 6))
     history(folder, 3, (1, 6))
     assert gaps(folder) == {1: [(name(1, 3), name(2, 6), [name(1, 4), name(1, 5)])], 2: [], 3: []}
-    # A longer one on the old timeline itself is another.
+    # A longer gap on the old timeline itself counts separately.
     put(folder, 1, 8)
     assert [missing for _after, _before, missing in gaps(folder)[1]] == [
         [name(1, 4), name(1, 5), name(1, 6), name(1, 7)], [name(1, 4), name(1, 5)],
     ]  # fmt: skip
     (folder / name(1, 8)).unlink()
-    # What was expired from the beginning is no gap.
+    # Segments expired at the beginning are not a gap.
     (folder / name(1, 3)).unlink()
     assert gaps(folder) == {2: [], 3: []}
 
@@ -191,7 +191,7 @@ def test_growth(folder: pathlib.Path) -> None:
     assert answer["bytes_per_hour"] == 5 * SIZE
     assert answer["newest"] == name(1, 8)
     assert answer["newest_age_seconds"] == pytest.approx(10, abs=5)
-    # Younger than the window: half an hour, in which the oldest was the first to come.
+    # An archive younger than the window: it spans half an hour, and its oldest file opens that span.
     for number in (3, 4):
         (folder / name(1, number)).unlink()
     assert info(folder)["bytes_per_hour"] == pytest.approx(2 * 4 * SIZE, rel=0.3)
@@ -204,7 +204,7 @@ def test_growth(folder: pathlib.Path) -> None:
 
 
 def published(tmp_path: pathlib.Path, number: int, timeline: int = 1, **more: t.Any) -> Backup:
-    """Publish a backup that starts and ends in one segment, behind its transaction."""
+    """Publish a backup that starts and ends in one segment, after its transaction."""
     cluster = Cluster(make_cluster(tmp_path).repository, "main")
     content = {
         "server": {"wal_segment_size": SIZE},
@@ -227,7 +227,7 @@ def test_backup(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     backup = published(tmp_path, 4)
     answer = told(folder, backup)
     assert (answer["wal"], answer["missing"], answer["timeline"], answer["problem"]) == ("present", [], 1, None)
-    # In the last segment, its switch is the last record.
+    # In the last segment the switch is the last record.
     assert answer["recoverable_until_lsn"] == _wal.format_lsn(6 * SIZE + 80)
     assert answer["recoverable_until"] == "2026-05-28T20:26:40.000004Z"
     (folder / name(1, 5)).unlink()
@@ -255,7 +255,7 @@ def test_backup_with_its_wal_or_none(folder: pathlib.Path, tmp_path: pathlib.Pat
 
 
 def test_backup_that_a_new_timeline_left_behind(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """The old primary was backed up after the promotion of another: its own timeline is what can be recovered."""
+    """An old primary backed up after another's promotion: only its own timeline can be recovered."""
     put(folder, 1, 3, 4, 5, 6)
     put(folder, 2, 4)
     history(folder, 2, (1, 4))

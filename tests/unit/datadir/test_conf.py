@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Configuration files: what the server's scanner takes and refuses, includes, and settings that must not be lower."""
+"""Configuration files: what the server's scanner accepts, includes, and settings that must not be lower."""
 
 from __future__ import annotations
 

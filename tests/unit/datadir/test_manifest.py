@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""backup_manifest: written byte for byte as the server does, read with everything that can be wrong with it."""
+"""backup_manifest: written byte for byte as the server does, read with every kind of damage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BODY = f"""\
 
 
 def sealed(body: str) -> bytes:
-    """Return a manifest whose checksum is right, whatever is wrong with the rest."""
+    """Return a manifest with the right checksum for this content."""
     data = body.encode("utf-8", "surrogatepass")
     return data + b'"Manifest-Checksum": "%s"}\n' % hashlib.sha256(data).hexdigest().encode()
 
@@ -117,7 +117,7 @@ def test_every_flipped_byte_and_every_truncation_is_refused() -> None:
     for position in range(len(good)):
         damaged = bytearray(good)
         damaged[position] ^= 0x20
-        # A checksum may be written in capitals.
+        # Upper-case hexadecimal digits are allowed.
         if bytes(damaged).lower() != good.lower() or position < len(BODY.encode()):
             with pytest.raises(ValueError):
                 _manifest.parse_manifest(bytes(damaged))
@@ -278,7 +278,7 @@ def test_no_hash() -> None:
 
 
 class SlowCrc32c:
-    """What the library's class does, in pure Python."""
+    """The library's class in pure Python."""
 
     def __init__(self) -> None:
         self.data = b""

@@ -1,9 +1,9 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rules of what a backup leaves out, per version, over small made-up data directories.
+"""The exclusion rules of a backup, per version, on small data directories.
 
-That these are the server's rules is shown by tests/integration/test_pure_against_server.py.
+tests/integration/test_pure_against_server.py shows that these are the server's rules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CATALOG = 202506291
 
 @pytest.fixture
 def data(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The least that a data directory has."""
+    """A minimal data directory."""
     root = tmp_path / "data"
     for name in ("base/1", "base/5", "global", "pg_wal/archive_status", "pg_tblspc", "pg_notify"):
         (root / name).mkdir(parents=True)
@@ -255,7 +255,7 @@ def test_special_files_are_reported(data: pathlib.Path) -> None:
     (data / "directory").symlink_to("base")
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(os.path.relpath(data / "socket"))
-    # Names that are left out are not worth a report.
+    # Excluded names are not reported.
     (data / "postmaster.pid").symlink_to("/nonexistent")
     os.mkfifo(data / "pgsql_tmp_fifo")
     found = scan(data)
@@ -343,7 +343,7 @@ def test_what_vanishes_is_skipped(data: pathlib.Path, monkeypatch: pytest.Monkey
     real = os.scandir
 
     class Vanishing:
-        """A directory entry that is gone when it is looked at."""
+        """A directory entry that disappears before its status is read."""
 
         def __init__(self, entry: t.Any) -> None:
             self.name, self.path = entry.name, entry.path
@@ -372,7 +372,7 @@ def test_what_vanishes_is_skipped(data: pathlib.Path, monkeypatch: pytest.Monkey
 
 
 def test_the_data_directory_itself_may_not_vanish(data: pathlib.Path) -> None:
-    with pytest.raises(BackupError, match=r"cannot read .*/nowhere/pg_tblspc: No such file") as caught:
+    with pytest.raises(BackupError, match=r"Cannot read .*/nowhere/pg_tblspc: No such file") as caught:
         scan(data / "nowhere")
     assert caught.value.code == "unreadable"
     assert caught.value.details["path"].endswith("nowhere/pg_tblspc")
@@ -397,7 +397,7 @@ def test_other_errors_are_fatal_and_named(
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(BackupError, match=r"cannot read .*: Permission denied") as caught:
+    with pytest.raises(BackupError, match=r"Cannot read .*: Permission denied") as caught:
         scan(data)
     assert caught.value.details["path"] == str(broken)
 
@@ -423,6 +423,6 @@ def test_a_large_database_takes_no_longer_a_file(data: pathlib.Path) -> None:
     put(data, "base/5/1_init", *(f"base/5/{number}" for number in range(1, 5001)))
     begun = time.perf_counter()
     found = scan(data)
-    # It takes a twentieth of this; a rule that looks at all files for each file takes far more.
+    # It takes a twentieth of this; a quadratic rule takes far more.
     assert time.perf_counter() - begun < 1
     assert len(found.files) == 1 + 1 + 4999

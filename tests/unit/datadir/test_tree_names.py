@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rules of what a backup leaves out, as far as they are about names alone."""
+"""The exclusion rules of a backup that depend on names only."""
 
 from __future__ import annotations
 

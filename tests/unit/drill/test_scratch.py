@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The scratch directory of a drill: what is not ours stays, and what a crash leaves is removed by the next run."""
+"""The scratch directory of a drill: other files stay, and the next run removes the remains of a crash."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tests.unit.helpers.processes import held_by_another_process
 
 @pytest.fixture(autouse=True)
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk: what a test lets crash is a process."""
+    """Do not wait for the disk: the tests crash processes, not machines."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
 def sockets() -> t.Iterator[pathlib.Path]:
-    """A directory with a short path: that of a test may be too long for a socket."""
+    """A directory with a short path: a test's own may be too long for a socket."""
     with tempfile.TemporaryDirectory(prefix="pgd-", dir="/tmp") as path:
         yield pathlib.Path(path)
 
 
 def restored(scratch: Scratch) -> None:
-    """Put into it what a restore does; the tablespace of the source lies outside."""
+    """Fill the directory as a restore does; the tablespace of the source is outside."""
     for name in ("data/global", "data/pg_tblspc", "tablespaces/16385"):
         pathlib.Path(scratch.file(*name.split("/"))).mkdir(parents=True)
     for name in ("data/global/pg_control", "data/tablespace_map", "tablespaces/16385/1"):
@@ -74,7 +74,7 @@ def test_a_later_run_takes_over(tmp_path: pathlib.Path, sockets: pathlib.Path) -
     scratch.make("second", "me", str(sockets))
     assert not os.path.exists(scratch.data)
     assert len(list(sockets.iterdir())) == 1
-    # The first one, should it wake up, leaves it alone.
+    # If the first run resumes, it leaves the directory alone.
     assert scratch.remove("first") is False
     assert scratch.remove("second") is True
 
@@ -106,7 +106,7 @@ def test_not_ours(tmp_path: pathlib.Path, sockets: pathlib.Path, what: str) -> N
 
 @pytest.mark.parametrize("socket", ["precious", "pgdrill.precious"])
 def test_a_socket_directory_that_is_not_ours(tmp_path: pathlib.Path, sockets: pathlib.Path, socket: str) -> None:
-    """Somebody else may have the name by now, or a link lies there."""
+    """Another user may have taken the name, or there may be a link."""
     scratch = Scratch(str(tmp_path), "main")
     scratch.make("mine", "me", str(sockets))
     other = tmp_path / "other"
@@ -120,7 +120,7 @@ def test_a_socket_directory_that_is_not_ours(tmp_path: pathlib.Path, sockets: pa
 
 
 def test_a_restore_that_goes_on_is_ended(tmp_path: pathlib.Path, sockets: pathlib.Path) -> None:
-    """Its process outlives the run; it would write into what is being removed."""
+    """The restore's process outlives the run and would write into the directory during its removal."""
     scratch = Scratch(str(tmp_path), "main")
     scratch.make("first", "me", str(sockets))
     work = pathlib.Path(scratch.file("data", "pgfleet_restore"))

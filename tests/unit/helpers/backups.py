@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A repository with a cluster, and backups in it with all that may lie in one."""
+"""A repository with a cluster, and backups with every file that a backup may contain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_cluster(folder: pathlib.Path, name: str = "main") -> Cluster:
 
 
 def metadata(state: str = "started", **more: t.Any) -> dict[str, t.Any]:
-    """Return what ``backup.json`` holds in the given state; ``more`` changes parts of it."""
+    """Return the content of ``backup.json`` in the given state; ``more`` replaces parts of it."""
     now = time.time()
     content: dict[str, t.Any] = {
         "schema": SCHEMA,
@@ -89,23 +89,23 @@ def metadata(state: str = "started", **more: t.Any) -> dict[str, t.Any]:
 
 
 def record_of(content: t.Mapping[str, t.Any]) -> BackupRecord:
-    """Return the record that has this content."""
+    """Return the record with this content."""
     return parse_backup(json.dumps(content).encode(), content["backup_id"], content["cluster"], "of a test")
 
 
 def content_of(backup: Backup) -> dict[str, t.Any]:
-    """Return what is in ``backup.json``, unchecked."""
+    """Return the content of ``backup.json``, unchecked."""
     content: dict[str, t.Any] = json.loads(pathlib.Path(backup.file("backup.json")).read_text())
     return content
 
 
 def edit(backup: Backup, **changes: t.Any) -> None:
-    """Change ``backup.json`` as anybody could, sensible or not."""
+    """Change ``backup.json`` without any check."""
     pathlib.Path(backup.file("backup.json")).write_text(json.dumps({**content_of(backup), **changes}))
 
 
 def proof(*names: str) -> dict[str, t.Any]:
-    """Return what ``wal_archived`` would have proven."""
+    """Return a proof as ``wal_archived`` returns it."""
     return {
         "archived": list(names or (SEGMENT,)),
         "method": "server",
@@ -116,7 +116,7 @@ def proof(*names: str) -> dict[str, t.Any]:
 
 
 def make_backup(cluster: Cluster, backup_id: str = "b1", state: str = "started", **more: t.Any) -> Backup:
-    """Return an unfinished backup with all that may lie in one, and no process behind it."""
+    """Return an unfinished backup with every file that it may contain, but without a process."""
     content = {**metadata(state, **more), "backup_id": backup_id, "cluster": cluster.name}
     backup = cluster.new_backup(record_of(content))
     for name, content in CONTENTS.items():
@@ -126,7 +126,7 @@ def make_backup(cluster: Cluster, backup_id: str = "b1", state: str = "started",
     return backup
 
 
-# A backup's files, and those of the work on it.
+# The backup's files, and those of the processes that work on it.
 CONTENTS: t.Final = {
     "data/PG_VERSION": "18\n",
     "data/backup_label": "label",

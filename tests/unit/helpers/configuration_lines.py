@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lines of configuration files; the integration tests ask servers what they make of them."""
+"""Lines of configuration files; integration tests compare them with what real servers read."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ CATALOG: t.Final = 202506291
 def control_file(
     state: int = 6, min_recovery_point: int = 0, identifier: int = int(IDENTIFIER), filler: bytes = b""
 ) -> bytes:
-    """Return a control file with a good CRC; ``filler`` makes one differ from another."""
+    """Return a control file with a valid CRC; different ``filler`` bytes make different files."""
     content = bytearray(8192)
     struct.pack_into("<QIII", content, 0, identifier, 1800, CATALOG, state)
     struct.pack_into("<Q", content, 136, min_recovery_point)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A crash at every step of a piece of work: as an exception, and as a SIGKILL."""
+"""Crash a function at every step: by an exception, and by SIGKILL."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import signal
 import typing as t
 from unittest import mock
 
-# What a process does to a file system; between any two of them it can die.
+# Calls that change a file system; a process can die between any two of them.
 STEPS: t.Final = ("open", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod")
 T = t.TypeVar("T")
 
 
 class Crash(BaseException):
-    """The end of a process, seen from inside: nothing may handle it but ``finally``."""
+    """The end of a process, seen from inside: only ``finally`` may handle it."""
 
 
 @contextlib.contextmanager
 def crash_at(step: int, crash: t.Callable[[], t.Any]) -> t.Iterator[None]:
-    """Call ``crash`` instead of the ``step``-th call, counted from 1, that touches the file system."""
+    """Call ``crash`` instead of the ``step``-th call, counted from 1, that changes the file system."""
     count = itertools.count(1)
 
     def wrap(function: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
@@ -74,9 +74,9 @@ def is_killed(work: t.Callable[[], t.Any], step: int) -> bool:
 def crashes(
     root: pathlib.Path, prepare: t.Callable[[pathlib.Path], T], work: t.Callable[[T], t.Any]
 ) -> t.Iterator[tuple[str, T]]:
-    """Yield what ``work`` leaves of what ``prepare`` made, for a crash at each of its steps.
+    """Yield the result of ``prepare`` after a crash of ``work`` on it, once for each of its steps.
 
-    Each step is tried twice: as an exception, after which ``finally`` still runs, and as a SIGKILL.
+    Each step crashes twice: by an exception, after which ``finally`` still runs, and by SIGKILL.
     """
     for crash in (is_ended, is_killed):
         for step in itertools.count(1):

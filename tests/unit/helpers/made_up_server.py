@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A made-up psycopg2 that does what a test says, and a session process that uses it."""
+"""A fake psycopg2 that follows a test's script, and a session process that uses it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.helpers.processes import processes_with, wait_until
 PASSWORD = "t0psecret"
 
 
-# The driver's folder: `script` says what happens, `log` is what was asked, `wire` is the connection's descriptor.
+# The driver's folder: `script` sets what happens, `log` records the queries, `wire` is the connection's descriptor.
 PSYCOPG2 = """\
 import json, os, time
 
@@ -130,7 +130,7 @@ def connect(**arguments):
 
 
 class Case:
-    """One session process with its made-up server."""
+    """One session process with its fake server."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -140,12 +140,12 @@ class Case:
         self.session = Session(str(folder / "session"))
 
     def script(self, *on: list[t.Any], **script: t.Any) -> None:
-        """Say what happens; ``on`` are lists of a part of a query, what happens then, and arguments of that."""
+        """Set what happens; each item of ``on`` is a part of a query, the action it triggers, and its arguments."""
         (self.server / "script.new").write_text(json.dumps({"on": on, **script}))
         os.rename(self.server / "script.new", self.server / "script")
 
     def launch(self, *on: list[t.Any], orders: dict[str, t.Any] | None = None, **script: t.Any) -> Session:
-        """Start it with this :meth:`script` and these changes of its orders."""
+        """Start the session process with this :meth:`script` and these changes to its orders."""
         self.script(*on, **script)
         self.session.launch(
             {
@@ -162,34 +162,34 @@ class Case:
         return self.session
 
     def go(self) -> None:
-        """Let a query that blocks end."""
+        """Let a blocking query end."""
         (self.server / "go").touch()
 
     def wire(self, said: bytes) -> None:
         """Make the connection readable."""
         handle = os.open(self.server / "wire", os.O_RDWR | os.O_NONBLOCK)
         os.write(handle, said)
-        # Open until it is read: the last one out takes it along.
+        # Kept open until it is read: closing the last descriptor would discard the data.
         wait_until(lambda: not self.session.alive() or said == b"notice", "the end of the session")
         os.close(handle)
 
     def log(self) -> list[list[t.Any]]:
-        """Return what the server was asked."""
+        """Return the queries that the server received."""
         return [json.loads(line) for line in (self.server / "log").read_text().splitlines()]
 
     def was_asked(self, what: str) -> bool:
-        """Tell whether a query with ``what`` in it, or ``connect``, has reached the server."""
+        """Whether a query with ``what`` in it, or ``connect``, has reached the server."""
         if what == "connect":
             return (self.server / "arguments").exists()
         return (self.server / "log").exists() and any(what in query for query, _parameters in self.log())
 
     def ended(self) -> dict[str, t.Any]:
-        """Wait for the end of the process and return its last words."""
+        """Wait for the end of the process and return its final record."""
         wait_until(lambda: not self.session.alive(), "the end of the session")
         wait_until(lambda: not processes_with(str(self.folder)), "the end of the process")
         assert not os.path.exists(self.folder / "session" / "socket")
         return self.session.ask("status")
 
     def in_state(self, state: str) -> None:
-        """Wait until the session says so."""
+        """Wait until the session reports this state."""
         wait_until(lambda: self.session.ask("status", renew=False)["state"] == state, state)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write-ahead log made up record by record (xlog_internal.h, xlogrecord.h, xact.h), in segments of 1 MB."""
+"""Write-ahead log built record by record (xlog_internal.h, xlogrecord.h, xact.h), in segments of 1 MB."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EPOCH_US: t.Final = 946684800 * 1000000
 
 
 class Wal:
-    """A log that begins at the segment FIRST and ends at ``at``. Each writing method returns its record's LSN."""
+    """A log that begins at the segment FIRST and ends at ``at``. Each method that writes returns its record's LSN."""
 
     def __init__(self, magic: int = 0xD116, timeline: int = 1, first: int = FIRST) -> None:
         self.magic = magic
@@ -34,11 +34,11 @@ class Wal:
 
     @property
     def last(self) -> int:
-        """The last segment with something in it."""
+        """The last segment that is not empty."""
         return max(self.segments)
 
     def segment(self, number: int) -> bytes:
-        """Return a whole segment, with zeros behind the end."""
+        """Return a whole segment, with zeros after the end."""
         return bytes(self.segments[number])
 
     def _page(self, remaining: int, flags: int = 0) -> None:
@@ -91,7 +91,7 @@ class Wal:
         return self.record(1, operation | flags, xid, parts + marker + data)
 
     def commit(self, xid: int, prepared: int = 0, parts: bytes = b"", lists: int = 0, padding: int = 0) -> int:
-        """Commit a transaction, one microsecond after the last end of one."""
+        """Commit a transaction, one microsecond after the previous one ended."""
         return self._end(0x30 if prepared else 0x00, xid, prepared, parts, lists, padding)
 
     def abort(self, xid: int, prepared: int = 0) -> int:
@@ -105,7 +105,7 @@ class Wal:
         return self.record(0, 0x70, 0, bytes([255, len(data)]) + data)
 
     def other(self, length: int) -> int:
-        """Write a record of ``length`` bytes behind its header, which are not to be looked at."""
+        """Write a record with ``length`` bytes after its header, which a reader must ignore."""
         return self.record(10, 0x00, 3, b"\xa5" * length)
 
     def switch(self) -> int:
@@ -115,7 +115,7 @@ class Wal:
         return lsn
 
     def unfinished(self, xid: int, pages: int) -> int:
-        """Write of a commit what a crash after the ``pages``-th page leaves, and what the server writes then."""
+        """Write the part of a commit left by a crash after its ``pages``-th page, and what the server writes next."""
         keep = self.previous
         wanted = (self.at // PAGE + pages) * PAGE
         lsn = self.commit(xid, padding=wanted + PAGE - self.at)
@@ -128,7 +128,7 @@ class Wal:
         return lsn
 
     def fill(self, lsn: int) -> None:
-        """Write other records up to ``lsn`` exactly, a multiple of 8 behind a page's header."""
+        """Write other records exactly up to ``lsn``, a multiple of 8 after a page's header."""
         if self.at % PAGE == 0:
             self._page(0)
         while self.at + 4096 < lsn:
@@ -153,7 +153,7 @@ def segment_header(
 
 
 def empty_segment(number: int, timeline: int = 1, address: int = -1) -> bytes:
-    """Return a WAL segment of 1 MB with nothing but its header."""
+    """Return a WAL segment of 1 MB with only its header."""
     return segment_header(timeline, number * SIZE if address < 0 else address, NUMBER, SIZE).ljust(SIZE, b"\0")
 
 
@@ -163,7 +163,7 @@ def segment_name(number: int, timeline: int = 1) -> str:
 
 
 def put(folder: pathlib.Path, wal: Wal, timeline: int = 1, numbers: t.Iterable[int] | None = None) -> list[str]:
-    """Archive what is complete of a log; return the names."""
+    """Archive the segments of a log; return their names."""
     names = []
     for number in wal.segments if numbers is None else numbers:
         names.append(segment_name(number, timeline))

@@ -19,7 +19,7 @@ T = t.TypeVar("T")
 
 @contextlib.contextmanager
 def held_by_another_process(path: str | pathlib.Path) -> t.Iterator[int]:
-    """Have a child hold the flock on ``path``; gives its process id."""
+    """Hold the flock on ``path`` in a child process; yields its process id."""
     ready_read, ready_write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -41,7 +41,7 @@ def held_by_another_process(path: str | pathlib.Path) -> t.Iterator[int]:
 
 
 def wait_until(condition: t.Callable[[], T], what: str, seconds: float = 10.0) -> T:
-    """Ask again and again until the answer is true, and return it."""
+    """Poll until the answer is true, and return it."""
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A published backup made up of a few small files."""
+"""A published backup of a few small files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ START TIMELINE: 1
 
 
 class Published:
-    """A published backup of a cluster with a tablespace whose location is no UTF-8."""
+    """A published backup of a cluster with a tablespace whose location is not valid UTF-8."""
 
     def __init__(self, folder: pathlib.Path, backup_id: str = "b1", **more: t.Any) -> None:
         self.cluster = make_cluster(folder)

@@ -62,7 +62,7 @@ DEFAULTS: t.Final[dict[str, t.Any]] = {
 
 
 class Reporter:
-    """A worker's line that keeps what it is told."""
+    """A worker's channel that records what it receives."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -78,7 +78,7 @@ class Reporter:
 def in_this_process(
     work: t.Sequence[t.Sequence[t.Any]], function: t.Callable[..., None], jobs: int, check: t.Callable[[], None]
 ) -> t.Iterator[Report]:
-    """Do what workers would do."""
+    """Do the work of the workers in this process."""
     for batch in work:
         check()
         reporter = Reporter()
@@ -87,7 +87,7 @@ def in_this_process(
 
 
 class Case:
-    """A published backup, and a place to restore it to."""
+    """A published backup, and a directory to restore it to."""
 
     def __init__(self, folder: pathlib.Path, published: Published, **params: t.Any) -> None:
         self.published = published
@@ -104,15 +104,15 @@ class Case:
         }
 
     def plan(self, **params: t.Any) -> Plan:
-        """Return the plan with other arguments."""
+        """Return the plan, with these arguments replaced."""
         return make(self.published.cluster, {**self.params, **params})
 
     def refusals(self, **params: t.Any) -> list[str]:
-        """Return the codes of what stands against it."""
+        """Return the codes of the refusals."""
         return [one.code for one in self.plan(**params).refusals]
 
     def restore(self, **params: t.Any) -> dict[str, t.Any]:
-        """Restore in this process, without the detached one."""
+        """Restore in this process, not in the detached one."""
         plan = self.plan(**params)
         assert not plan.refusals, plan.refusals
         if plan.is_done:
@@ -120,7 +120,7 @@ class Case:
         return self.carry_out(plan)
 
     def carry_out(self, plan: Plan) -> dict[str, t.Any]:
-        """Do what a plan says."""
+        """Carry out a plan."""
         aside = prepare(plan)
         work = Restore(plan, aside, lambda: None, lambda _bytes, _files: None)
         work.write_request()
@@ -130,7 +130,7 @@ class Case:
 
     @property
     def startable(self) -> bool:
-        """Whether a server would start there."""
+        """Whether a server would start in the data directory."""
         return (self.data / "global/pg_control").exists()
 
     @property
@@ -139,7 +139,7 @@ class Case:
         return bool(read_record(os.fsencode(self.data)))
 
     def is_restored(self) -> None:
-        """Require that everything is where it belongs, and nothing else is there."""
+        """Require that every file is in its place and that there are no others."""
         assert self.startable
         assert self.done
         wanted = {}
@@ -162,7 +162,7 @@ class Case:
         assert (self.data / "recovery.signal").exists()
 
     def old_cluster(self) -> dict[str, bytes]:
-        """Make what a damaged cluster has left, and return its files that are not archived."""
+        """Create the remains of a damaged cluster, and return its WAL files that are not archived."""
         published = self.published.files
         files = {path[5:]: content for path, content in published.items() if path.startswith("data/")}
         files.update({
@@ -191,7 +191,7 @@ class Case:
 
 
 def chosen(published: Published) -> t.Callable[..., _candidate.Choice]:
-    """Return a choice that always falls on this backup."""
+    """Return a choice that always selects this backup."""
 
     def choose(_cluster: t.Any, _backup_id: t.Any, target: _target.Target, _archive_: t.Any) -> _candidate.Choice:
         path = _path.Path(1, [])
@@ -202,7 +202,7 @@ def chosen(published: Published) -> t.Callable[..., _candidate.Choice]:
 
 
 def killed(root: pathlib.Path, prepare: t.Callable[[pathlib.Path], Case]) -> t.Iterator[Case]:
-    """Yield what a restore leaves that is killed at each of its steps."""
+    """Yield the state after a restore was killed, once for each of its steps."""
     for step in itertools.count(1):
         folder = root / str(step)
         folder.mkdir()

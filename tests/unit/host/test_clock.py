@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Times as text: in UTC whatever the host's time zone."""
+"""Times as text: in UTC, whatever the host's time zone."""
 
 from __future__ import annotations
 

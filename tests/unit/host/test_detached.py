@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Detached work: it outlives its caller, holds its lock, and says how it ended, however it ended."""
+"""Detached work: it outlives its caller, holds its lock, and always records how it ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Work = t.Callable[[Recorder], t.Mapping[str, t.Any]]
 
 
 class Restoring(Job):
-    """A job that does what it is given."""
+    """A job that runs a given function."""
 
     noun = "restore"
     verb = "restoring"
@@ -43,7 +43,7 @@ class Restoring(Job):
 
 
 class Bench:
-    """A job and a way to begin it; its work may wait for ``go``."""
+    """A job and methods to begin it; its work can wait for ``go``."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder / "job"
@@ -82,7 +82,7 @@ def failure(bench: Bench, seconds: float = 10) -> BackupError:
 
 
 def test_from_begin_to_end(bench: Bench) -> None:
-    """Its progress is told while it runs and its result at the end; it is nobody's child and holds the lock."""
+    """The job reports progress and then its result; it is detached from the caller and holds the lock."""
     assert bench.job.read() == {}
     bench.launch(bench.waiting)
     assert bench.job.wait(0.05) is None
@@ -109,7 +109,7 @@ def test_from_begin_to_end(bench: Bench) -> None:
 
 
 def test_no_descriptor_is_kept(bench: Bench, tmp_path: pathlib.Path) -> None:
-    """Neither the task's output, which would keep the task waiting, nor files that it has open."""
+    """Neither the task's output, which would keep the task waiting, nor its open files."""
 
     def work(recorder: Recorder) -> dict[str, t.Any]:
         found = set()
@@ -126,7 +126,7 @@ def test_no_descriptor_is_kept(bench: Bench, tmp_path: pathlib.Path) -> None:
 
 
 def test_failure(bench: Bench) -> None:
-    """Message, code, hint and details arrive; "path" would make Ansible add the state of that file to the result."""
+    """Message, code, hint and details arrive; for "path" Ansible would add the state of that file to the result."""
 
     def work(recorder: Recorder) -> dict[str, t.Any]:
         raise BackupError("disk is full", code="disk_full", hint="Buy one.", free=5, path="/srv/x")
@@ -136,7 +136,7 @@ def test_failure(bench: Bench) -> None:
     assert error.msg == "The restore of the directory /srv failed: disk is full"
     assert (error.code, error.hint, error.details["free"]) == ("disk_full", "Buy one.", 5)
     assert "path" not in error.details
-    # Another attempt begins with a record of its own.
+    # Another attempt begins with its own record.
     bench.go.touch()
     bench.launch(bench.waiting)
     assert bench.job.wait(10) is not None
@@ -160,7 +160,7 @@ def test_killed(bench: Bench) -> None:
 
 
 def test_somebody_else_holds_the_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work that begins is given the time to say so, anything else is not mistaken for it."""
+    """Beginning work gets time to record itself; another process that holds the lock is not mistaken for it."""
     monkeypatch.setattr(_job, "BEGIN_SECONDS", 0.1)
     bench.job.make_folder()
     with held_by_another_process(bench.job.lock):
@@ -172,7 +172,7 @@ def test_somebody_else_holds_the_lock(bench: Bench, monkeypatch: pytest.MonkeyPa
 
 
 def test_last_words_of_the_one_before(bench: Bench) -> None:
-    """While somebody holds the lock a failure on record is not the last word."""
+    """While another process holds the lock, a recorded failure is not final."""
     bench.launch(lambda recorder: {"x": 1 / 0})
     failure(bench)
     with held_by_another_process(bench.job.lock):
@@ -194,7 +194,7 @@ def test_lock_elsewhere(tmp_path: pathlib.Path) -> None:
 
 
 def test_steps(bench: Bench) -> None:
-    """The first call begins, the next ones join; the result is found by each later call and begins nothing."""
+    """The first call begins, the next ones join; later calls find the result and begin nothing."""
     first = bench.job.step(0.05)
     assert (first.result, first.began, first.record["state"]) == (None, True, "running")
     other = Restoring(str(bench.folder), lambda recorder: {"files": 0})
@@ -221,7 +221,7 @@ def test_failed_work_is_begun_again(bench: Bench) -> None:
 
 
 def test_refused_before_it_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then nothing is made; and another's work is not joined."""
+    """A refused call creates nothing and does not join another call's work."""
 
     def refuse() -> None:
         raise BackupError("no", code="refused")
@@ -238,7 +238,7 @@ def test_refused_before_it_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_another_call_was_faster(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It began between the look and the lock: its work is joined."""
+    """The other call began between the look and the lock: its work is joined."""
     other = Restoring(str(bench.folder), lambda recorder: {"files": 0})
     begin = other.prepare
 
@@ -256,7 +256,7 @@ def test_another_call_was_faster(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_call_has_done_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It began and ended between the look and the lock: nothing is begun again."""
+    """The other call began and ended between the look and the lock: nothing begins again."""
     other = Restoring(str(bench.folder), lambda recorder: {"files": 0})
     begin = other.prepare
 
@@ -273,7 +273,7 @@ def test_another_call_has_done_it(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_folder_that_is_removed_at_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its record is gone with it; the result is kept elsewhere."""
+    """The record is removed with the folder; the result is kept elsewhere."""
     kept = bench.folder.parent / "kept"
 
     def work(recorder: Recorder) -> dict[str, t.Any]:

@@ -55,7 +55,7 @@ def test_what_is_no_object(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_replaced(tmp_path: pathlib.Path, durable: bool) -> None:
-    """The new content has the mode that was asked for, whatever the old file and the umask had."""
+    """The new content has the requested mode, whatever the old file's mode and the umask."""
     path = tmp_path / "x"
     path.write_text("old")
     path.chmod(0o644)
@@ -70,7 +70,7 @@ def test_replaced(tmp_path: pathlib.Path, durable: bool) -> None:
 
 
 def test_not_replaced(tmp_path: pathlib.Path) -> None:
-    """A block that fails leaves the old content, and nothing of the new one."""
+    """A block that fails leaves the old content, and no part of the new one."""
     path = os.fsencode(tmp_path) + b"/x"
     _files.write_bytes(path, b"old")
     with pytest.raises(ZeroDivisionError):
@@ -88,7 +88,7 @@ def test_a_link_is_not_followed(tmp_path: pathlib.Path) -> None:
 
 
 def test_directories(tmp_path: pathlib.Path) -> None:
-    """They are private whatever the umask; one that exists is left as it is."""
+    """New directories are private whatever the umask; an existing one is left unchanged."""
     before = os.umask(0)
     try:
         _files.make_directory(str(tmp_path / "a"))

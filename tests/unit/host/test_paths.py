@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which directory is the same, which path lies in which, where mounts are."""
+"""Which paths are the same directory, which path contains which, where mounts are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import pa
 
 
 def test_the_same_directory(tmp_path: pathlib.Path) -> None:
-    """Whatever path leads to it; what cannot be looked at is the same as nothing, itself included."""
+    """Any path to a directory is the same; a path that cannot be read equals none, not even itself."""
     (tmp_path / "link").symlink_to(tmp_path)
     here = _paths.identity(str(tmp_path))
     assert _paths.same(here, _paths.identity(os.fsencode(tmp_path / "link")))

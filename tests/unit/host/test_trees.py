@@ -14,7 +14,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import tr
 
 @pytest.fixture
 def tree(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A tree with a link to a directory beside it."""
+    """A tree with a link to a directory outside."""
     (tmp_path / "tree" / "a" / "b").mkdir(parents=True)
     (tmp_path / "tree" / "a" / "b" / "file").write_text("12345")
     (tmp_path / "other").mkdir()
@@ -31,7 +31,7 @@ def test_walked(tree: pathlib.Path) -> None:
 
 
 def test_flushed(tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file and directory once; what a link leads to is not part of the tree."""
+    """Each file and directory once; a link's target is not part of the tree."""
     log = tree.parent / "log"
 
     def note(path: bytes) -> None:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role pg_backup decides and reports, from made-up results of its modules."""
+"""What the role pg_backup decides and reports, given results of its modules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def server(role: str = "primary", **more: t.Any) -> dict[str, t.Any]:
 
 
 def entry(**more: t.Any) -> dict[str, t.Any]:
-    """Return what backup_info tells of the cluster."""
+    """Return backup_info's entry for the cluster."""
     fresh = {"fresh": True, "newest": "b9", "newest_age_seconds": 5400.0, "unfinished": []}
     return {"clusters": [{**fresh, **more}]}
 
@@ -51,7 +51,7 @@ FACTS: t.Final[dict[str, t.Any]] = {
 
 
 def decide(**more: t.Any) -> dict[str, t.Any]:
-    """Return the answer for a host ``db``; what is not said is the state at the begin."""
+    """Return the decision for a host ``db``; the defaults are the state at the start of the role."""
     return BackupRun({**FACTS, **more}).answer()
 
 
@@ -88,7 +88,7 @@ def test_needs_the_primary(wal: str, role: str, needs: bool) -> None:
     ("include", "running", "standby", False, False),
 ])  # fmt: skip
 def test_needs_the_archive_and_the_switch(wal: str, state: str, role: str, waits: bool, switches: bool) -> None:
-    """By the WAL that the backup was started with; what is complete is proven."""
+    """The backup's own wal mode counts; a complete backup is already proven."""
     answer = decide(start=started(state, wal=wal), server=server(role))
     assert (answer["needs_archive"], answer["needs_switch"]) == (waits, switches)
 
@@ -101,7 +101,7 @@ def test_in_hand() -> None:
 
 
 def test_archiver() -> None:
-    """The primary's for a standby that does not archive itself; else the host's own."""
+    """The primary's archiver for a standby that does not archive itself; otherwise the host's own."""
     own = {"delegate": "db", "login_host": "", "login_port": 5432, "login_unix_socket": ""}
     theirs = {name: PRIMARY[name] for name in own}
     assert decide()["archiver"] == own
@@ -112,7 +112,7 @@ def test_archiver() -> None:
 
 
 def test_paths_come_from_the_variables() -> None:
-    """A module's result has the directory too, but Ansible masks in it whatever equals the password."""
+    """A module's result also has the directory, but Ansible masks any part of it that equals the password."""
     begun = decide(start=started(directory="/********/in_progress/b1"))
     handle = {"repository": "/srv", "cluster": "main", "owner": "me run 2", "backup_id": "b1"}
     assert begun["handle"] == {**handle, "directory": "/srv/main/in_progress/b1"}
@@ -142,7 +142,7 @@ def test_plan_of_a_primary() -> None:
 
 
 def test_plan_of_a_standby_with_problems() -> None:
-    """Those of the primary count, what is unfinished is described, what has failed is not in the way."""
+    """The primary's problems count; unfinished backups are described; failed ones do not matter."""
     catalogue = entry(fresh=False, unfinished=[UNFINISHED, {**UNFINISHED, "backup_id": "old", "state": "failed"}])
     answer = decide(server=server("standby", problems=[PROBLEM]), catalogue=catalogue,
                     primary={**PRIMARY, "name": "", "problems": [{**PROBLEM, "code": "not_primary"}]})  # fmt: skip
@@ -170,7 +170,7 @@ def test_plan_without_the_archive(wal: str, text: str) -> None:
 
 
 def test_refusal() -> None:
-    """A primary that cannot be used; but what was begun is not given up because of it."""
+    """A primary that cannot be used is refused, but a backup already begun is not given up for it."""
     wrong = {**PRIMARY, "problems": [PROBLEM]}
     standby = server("standby")
     assert "It does not exist. Create it." in decide(server=standby, primary=wrong)["refusal"]
@@ -192,7 +192,7 @@ STOP: t.Final = {"stop_lsn": "0/3000000"}
     (started(skipped_busy=True), {}, False),
 ])  # fmt: skip
 def test_gives_up(start: dict[str, t.Any], stop: dict[str, t.Any], gives_up: bool) -> None:
-    """Only a backup that is void without its session: one that is stopped waits for the next run."""
+    """The role gives up only a backup that is void without its session: a stopped one waits for the next run."""
     assert decide(start=start, stop=stop, **FAILED)["gives_up"] is gives_up
 
 
@@ -213,13 +213,13 @@ def test_failure(more: dict[str, t.Any], outcome: str) -> None:
 
 
 def test_failure_of_the_handler() -> None:
-    """ansible-core 2.18 does not tell a rescue about it, later ones do."""
+    """ansible-core 2.18 does not report it to a rescue, later versions do."""
     switch = {"failed": True, "msg": "permission denied for function pg_switch_wal"}
     text = decide(start=started(), stop=STOP, switch=switch)["failure"]["msg"]
     assert 'failed at "Switch WAL on the primary": permission denied for function pg_switch_wal It is' in text
 
 
 def test_facts_of_the_role() -> None:
-    """The role gives what is asked for, all of it and no more."""
+    """The role passes exactly the facts that the code reads."""
     path = pathlib.Path(__file__).resolve().parents[3] / "roles" / "pg_backup" / "vars" / "main.yml"
     assert set(yaml.safe_load(path.read_text())["__pg_backup_facts"]) == set(FACTS)

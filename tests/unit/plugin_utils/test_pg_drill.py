@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role pg_drill decides and reports, from made-up results of its modules."""
+"""What the role pg_drill decides and reports, given results of its modules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def decide(**more: t.Any) -> dict[str, t.Any]:
 
 
 def checks(**more: t.Any) -> list[tuple[str, t.Any, str]]:
-    """Return what each check has found."""
+    """Return the finding of each check."""
     return [(one["name"], one["ok"], one["msg"]) for one in decide(**more)["result"]["checks"]]
 
 
@@ -65,7 +65,7 @@ def test_fresh() -> None:
 
 
 def test_target() -> None:
-    """A target that is named switches the default one off."""
+    """An explicit target replaces the default one."""
     assert decide()["recovery_target"] == "immediate"
     assert decide(other_targets=["", "0/5", "", ""])["recovery_target"] == ""
 
@@ -108,7 +108,7 @@ def test_plan() -> None:
 
 
 def test_plan_that_is_stopped() -> None:
-    """By a module that failed as a whole, or by the reasons of the restore."""
+    """A failed module stops the plan, and so do the restore's refusals."""
     failure = {"code": "not_a_scratch", "msg": "It is another's.", "hint": "Choose a different one."}
     plan = decide(scratch=failure, restore={"skipped": True})["plan"]
     assert "cannot be restored in /drills." in plan[0]
@@ -137,7 +137,7 @@ def test_all_checks() -> None:
     ("auto", {"rc": 1, "stdout": "", "stderr": "could not open extension control file"}, None, "is not installed"),
 ])  # fmt: skip
 def test_amcheck(wanted: str, result: dict[str, t.Any], ok: t.Any, msg: str) -> None:
-    """A program that is not there has found nothing: neither corruption nor that there is none."""
+    """A missing program proves nothing: neither corruption nor its absence."""
     (found,) = checks(amcheck_wanted=wanted, amcheck=result)
     assert (found[1], msg in found[2]) == (ok, True), found
 
@@ -195,6 +195,6 @@ def test_result_of_a_failure() -> None:
 
 
 def test_facts_of_the_role() -> None:
-    """The role gives what is asked for, all of it and no more."""
+    """The role passes exactly the facts that the code reads."""
     path = pathlib.Path(__file__).resolve().parents[3] / "roles" / "pg_drill" / "vars" / "main.yml"
     assert set(yaml.safe_load(path.read_text())["__pg_drill_facts"]) == set(FACTS)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role pg_recover decides and reports, from made-up results of its modules."""
+"""What the role pg_recover decides and reports, given results of its modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECOVERY: t.Final = {"reached": "promoted", "replay_lsn": "0/5", "timeline": 2, 
 
 
 def planned(*refusals: dict[str, str], **more: t.Any) -> dict[str, t.Any]:
-    """Return what backup_restore answers in check mode."""
+    """Return a result of backup_restore in check mode."""
     plan = {"bytes": 7, "refusals": list(refusals), "recoverable_until": "12:00"}
     return {"backup_id": "b2", "why": "the newest", "target": "latest", "plan": plan, "changed": True, **more}
 
@@ -49,7 +49,7 @@ def decide(**more: t.Any) -> dict[str, t.Any]:
     ("", "b4", ""),
 ])  # fmt: skip
 def test_where_it_goes(named: str, backup_id: str, directory: str) -> None:
-    """To the directory that is named, else to that of the server the backup was taken from."""
+    """To the named directory, else to that of the server the backup was taken from."""
     answer = decide(data_directory=named, backup_id=backup_id, catalogue=CATALOGUE)
     assert answer["data_directory"] == directory
     assert answer["log_file"] == f"{directory}/startup.log"
@@ -68,7 +68,7 @@ def test_log_file() -> None:
 
 
 def test_running_server_is_no_refusal() -> None:
-    """The role stops it."""
+    """A running server is no reason to refuse: the role stops it."""
     assert decide(plan=planned(RUNNING_THERE))["refusal"] == ""
     assert decide(plan=planned(RUNNING_THERE, REFUSAL))["refusal"] == "It is not empty. Use delta."
 
@@ -96,7 +96,7 @@ def test_changed(plan: dict[str, t.Any], restore: dict[str, t.Any], check: bool,
     ({"restore": {"changed": True}, "process": {"was_running": True}}, True),
 ])  # fmt: skip
 def test_to_start(more: dict[str, t.Any], starts: bool) -> None:
-    """What was restored, and what an earlier run did not start; not what shut down at its target."""
+    """A restored server, and one that an earlier run did not start; not one that shut down at its target."""
     assert decide(**more)["to_start"] is starts
 
 
@@ -128,7 +128,7 @@ def test_who_starts_it(more: dict[str, str], by: str) -> None:
 
 
 def test_left_to_do() -> None:
-    """Only what has failed, each with its cure."""
+    """Only failed steps, each with its hint."""
     assert decide(forget={"skipped": True}, switch={})["left"] == []
     assert decide(forget={"pending_restart": []}, switch={"segment": "0"})["left"] == []
     forget, switch = decide(forget={"msg": "No right."}, switch={"msg": "No such function."})["left"]
@@ -167,7 +167,7 @@ def test_result_of_check_mode() -> None:
     ({"begun": True, "plan": planned(REFUSAL)}, False, "Nothing was touched."),
 ])  # fmt: skip
 def test_failure(more: dict[str, t.Any], changed: bool, outcome: str) -> None:
-    """In which state the data directory is; a restore that has begun fails with its progress."""
+    """The message gives the state of the data directory; a restore that has begun reports its progress."""
     facts = {"failed_task": "Restore the files", "failed_result": {"msg": "Why."}, **more}
     result = decide(**facts)["failure"]
     assert f'of the cluster main to /data failed at "Restore the files": Why. {outcome}' in result["msg"]
@@ -180,6 +180,6 @@ def test_failure_before_the_place_is_known() -> None:
 
 
 def test_facts_of_the_role() -> None:
-    """The role gives what is asked for, all of it and no more."""
+    """The role passes exactly the facts that the code reads."""
     path = pathlib.Path(__file__).resolve().parents[3] / "roles" / "pg_recover" / "vars" / "main.yml"
     assert set(yaml.safe_load(path.read_text())["__pg_recover_facts"]) == set(FACTS)

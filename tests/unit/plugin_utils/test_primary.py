@@ -19,7 +19,7 @@ def server(role: str, identifier: str = "7", mode: str = "on") -> dict[str, t.An
 
 
 def facts(**more: t.Any) -> dict[str, t.Any]:
-    """Return what the role knows on the standby ``b`` of a play with the hosts a, b and c."""
+    """Return the role's facts on the standby ``b`` of a play with the hosts a, b and c."""
     return {
         "host": "b",
         "server": server("standby")["__pg_backup_server"],
@@ -45,7 +45,7 @@ def login(found: dict[str, t.Any]) -> tuple[t.Any, ...]:
 
 
 def test_host_of_the_play() -> None:
-    """The primary with the same system identifier, by its own login; another cluster's is none."""
+    """The primary with the same system identifier, by its own login; another cluster's is no candidate."""
     theirs = {**server("primary"), "pg_backup_login_port": 6000}
     found = find(facts(), hostvars(a=theirs, c=server("primary", "8")))
     assert login(found) == ("a", "", 6000, "/run/postgresql")
@@ -54,7 +54,7 @@ def test_host_of_the_play() -> None:
 
 
 def test_hosts_that_were_not_looked_at() -> None:
-    """A host whose look failed, or that is of another batch, is no candidate."""
+    """A host whose query failed, or that is in another batch, is not a candidate."""
     found = find(facts(), hostvars(a={"__pg_backup_server": {"failed": True, "msg": "No route."}}))
     assert found["find_primary"] is True
 
@@ -66,7 +66,7 @@ def test_two_primaries() -> None:
 
 
 def test_named_host_of_the_inventory() -> None:
-    """It need not be in the play, and it wins over the play's primary."""
+    """A named host need not be in the play, and it takes precedence over the play's primary."""
     theirs = {"pg_backup_login_host": "10.0.0.4", "pg_backup_login_unix_socket": ""}
     found = find(facts(primary_named="d", primary_is_host=True), hostvars(a=server("primary"), d=theirs))
     assert login(found) == ("d", "10.0.0.4", 5432, "")
@@ -86,14 +86,14 @@ def test_named_host_of_the_inventory() -> None:
     ],
 )
 def test_named_address(text: str, host: str, port: int) -> None:
-    """It is reached from the standby's host, over TCP."""
+    """A named address is reached from the standby's host, over TCP."""
     found = find(facts(primary_named=text), hostvars())
     assert login(found) == ("b", host, port, "")
     assert found["name"] == text
 
 
 def test_upstream() -> None:
-    """The standby is asked first, by its own login, and then the server that it named is the primary."""
+    """The standby is asked first, by its own login; the server that it names is the primary."""
     ask = find(facts(), hostvars())
     assert (login(ask), ask["purpose"], ask["find_primary"]) == (("b", "", 5432, "/run/postgresql"), "backup", True)
     assert (ask["name"], ask["problems"]) == ("", [])
@@ -119,7 +119,7 @@ def test_primary_that_does_not_answer(named: str, answer: dict[str, t.Any], msg:
 
 
 def test_address_that_contains_the_password() -> None:
-    """Ansible masks it in the answer; the switch would go to an address that does not exist."""
+    """Ansible masks the password in the result, so the switch would go to an address that does not exist."""
     answer = {"primary": {"login_host": "********-1.example", "login_port": 5432, "problems": []}}
     (problem,) = find(facts(primary_answer=answer), hostvars())["problems"]
     assert problem["code"] == "primary_unknown"

@@ -29,12 +29,12 @@ from tests.unit.helpers.crashes import crash_at, crashes
 
 @pytest.fixture(autouse=True)
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk: what a test lets crash is a process."""
+    """Do not wait for the disk: the tests crash processes, not machines."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def test_content_is_durable_before_it_counts(tmp_path: pathlib.Path) -> None:
-    """The order that a power cut does not forgive: content, then name, then the name's directory."""
+    """A power cut requires this order: content, then name, then the name's directory."""
     order: list[str] = []
     names: dict[int, str] = {}
     real_open, real_fsync, real_rename = os.open, os.fsync, os.rename
@@ -89,7 +89,7 @@ def _complete(folder: pathlib.Path) -> Cluster:
 
 @pytest.mark.parametrize("full", [False, True], ids=["room", "disk full"])
 def test_remove_after_a_crash_anywhere(tmp_path: pathlib.Path, full: bool) -> None:
-    """What is half removed can never be published, and the next removal ends it."""
+    """A half-removed backup can never be published, and the next removal finishes the work."""
     disk = disk_full if full else contextlib.nullcontext
 
     def work(cluster: Cluster) -> None:
@@ -107,7 +107,7 @@ def test_remove_after_a_crash_anywhere(tmp_path: pathlib.Path, full: bool) -> No
 
 
 def _could_be_published(backup: Backup) -> bool:
-    """Whether publish would take it: see _publish.refuse_unproven."""
+    """Whether publish would accept the backup: see _publish.refuse_unproven."""
     try:
         return backup.load().state == "complete" and os.path.isfile(backup.file("data", "backup_label"))
     except BackupError:
@@ -116,7 +116,7 @@ def _could_be_published(backup: Backup) -> bool:
 
 @contextlib.contextmanager
 def disk_full() -> t.Iterator[None]:
-    """Refuse every file that would have to be written."""
+    """Fail every write to a file."""
 
     def refuse(path: str, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
@@ -126,7 +126,7 @@ def disk_full() -> t.Iterator[None]:
 
 
 def test_start_after_a_crash_anywhere(tmp_path: pathlib.Path) -> None:
-    """A directory without its metadata has a name, is nobody's backup, and can be removed."""
+    """A directory without its metadata has a name, belongs to no run, and can be removed."""
 
     def work(cluster: Cluster) -> None:
         with cluster.lock():
@@ -153,7 +153,7 @@ def test_first_use_after_a_crash_anywhere(tmp_path: pathlib.Path) -> None:
 
 
 def test_first_use_by_two_at_once(tmp_path: pathlib.Path) -> None:
-    """Another run makes the same directory between the look and the making."""
+    """Another run creates the same directory between the check and the creation."""
     (tmp_path / "repository").mkdir(mode=0o700)
     cluster = Repository(str(tmp_path / "repository")).cluster("main")
     real = os.mkdir
@@ -169,7 +169,7 @@ def test_first_use_by_two_at_once(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("first", ["publish", "remove"])
 def test_remove_and_publish_at_once(tmp_path: pathlib.Path, first: str) -> None:
-    """Between any two steps of one the other begins: the backup is whole and published, or it is not published."""
+    """One begins between any two steps of the other: the backup is whole and published, or not published."""
     work = {"publish": Backup.publish, "remove": Backup.remove}
     second = work.pop("remove" if first == "publish" else "publish")
     outcomes = set()
@@ -178,7 +178,7 @@ def test_remove_and_publish_at_once(tmp_path: pathlib.Path, first: str) -> None:
         folder.mkdir()
         cluster = _complete(folder)
         begun: list[None] = []
-        with _another_process(lambda: second(cluster.get("b1"))) as begin:  # noqa: B023  # called in this turn
+        with _another_process(lambda: second(cluster.get("b1"))) as begin:  # noqa: B023  # called in this iteration
             with crash_at(step, lambda: begun.append(begin())):  # noqa: B023
                 with contextlib.suppress(BackupError, OSError):
                     work[first](Backup(cluster, "b1", published=False))
@@ -194,9 +194,9 @@ def test_remove_and_publish_at_once(tmp_path: pathlib.Path, first: str) -> None:
 
 @contextlib.contextmanager
 def _another_process(work: t.Callable[[], t.Any]) -> t.Iterator[t.Callable[[], None]]:
-    """Give a function that has another process do ``work``.
+    """Yield a function that runs ``work`` in another process.
 
-    It returns when the work is done or has waited for something for a moment. The process is forked before anything is
+    The function returns when the work is done or has waited for a moment. The process is forked before anything is
     locked, since it would inherit the lock.
     """
     go_read, go_write = os.pipe()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The layout of a plain backup: where each path lies, and what lies there."""
+"""The layout of a plain backup: where each path is, and what it contains."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def layout(tmp_path: pathlib.Path) -> PlainLayout:
 
 
 def test_link(layout: PlainLayout) -> None:
-    """It leads to the tablespace wherever the backup lies."""
+    """The link leads to the tablespace wherever the backup is."""
     assert os.path.samefile(layout.link(16384), layout.tablespace(16384))
     assert not os.path.isabs(os.readlink(layout.link(16384)))
 
 
 def test_walks(layout: PlainLayout) -> None:
-    """Links are not followed, and are neither files nor directories."""
+    """Links are not followed and count as neither files nor directories."""
     assert {(path, place, size) for path, place, size in layout.files()} == {
         (path, layout.place(path), size)
         for size, path in enumerate((b"base/5/1259", b"pg_tblspc/16386/5/1", b"pg_tblspc/16384/5/2"))
@@ -68,7 +68,7 @@ def test_nothing_is_empty(tmp_path: pathlib.Path) -> None:
 
 
 def test_unreadable(layout: PlainLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a way to report it, it must not pass for empty."""
+    """An unreadable directory must not pass for empty if there is no callback to report it."""
     real = os.scandir
 
     def scandir(path: bytes) -> object:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Records: each damage is refused and named by its field, and what is written is read back as it was."""
+"""Records: every damage is refused and named by its field, and a written record reads back unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPECIAL: t.Final = {"path": "base/link", "kind": "symlink", "target": "/elsewher
 
 
 def changed(content: t.Any, path: str, value: t.Any) -> None:
-    """Change, or remove, the value of which ``path`` is the way, with dots."""
+    """Change or remove the value at ``path``, written with dots."""
     *parents, last = path.split(".")
     for name in parents:
         content = content[int(name) if name.isdigit() and isinstance(content, list) else name]
@@ -35,7 +35,7 @@ def changed(content: t.Any, path: str, value: t.Any) -> None:
 
 
 def whole() -> dict[str, t.Any]:
-    """Return the content of a record that has everything."""
+    """Return the content of a record with every field."""
     content = metadata("complete", wal="include", wal_proof={"sha256": {SEGMENT: "a" * 64}}, drills=[DRILL])
     content["copy"]["special_files"] = [SPECIAL]
     content["stop"]["tablespaces"] = {"16385": "/srv/space"}
@@ -142,7 +142,7 @@ DAMAGES: t.Final[dict[str, list[t.Any]]] = {
 
 
 def named(path: str) -> str:
-    """Return how a message writes the way to a field."""
+    """Return the path of a field as messages write it."""
     names = path.replace(f".{SEGMENT}", f"[{SEGMENT}]").replace(".16385", "[16385]").split(".")
     return "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in names)[1:]
 
@@ -160,7 +160,7 @@ def test_damage_is_named(path: str) -> None:
 
 
 def test_every_field_has_its_damages() -> None:
-    """A field that is added and not checked fails here."""
+    """A new field without a check fails here."""
 
     def ways(content: t.Any, path: str = "") -> t.Iterator[str]:
         if isinstance(content, (dict, list)):
@@ -212,7 +212,7 @@ def test_not_a_record(data: bytes) -> None:
     [(1, "old_schema"), (3, "newer_schema"), (0, "damaged"), ("2", "damaged"), (True, "damaged"), (2.0, "damaged")],
 )
 def test_schema(schema: t.Any, code: str) -> None:
-    """It is looked at before anything else: other versions have other fields."""
+    """The schema is checked first: other versions have other fields."""
     for kind, parse in (
         ("backup", lambda data: _file.parse_backup(data, "b1", "main", "/srv/b1")),
         ("cluster", lambda data: _file.parse_cluster(data, "/srv/main")),
@@ -232,7 +232,7 @@ def test_cluster(identifier: t.Any) -> None:
     assert _file.parse_cluster(data, "/srv/main").system_identifier == IDENTIFIER
 
 
-# --- what is written is read ---
+# --- a written record can be read ---
 
 
 @pytest.mark.parametrize("state", ["started", "stopped", "complete"])
@@ -266,7 +266,7 @@ def test_paths_that_are_not_utf8() -> None:
 
 
 def test_life_of_a_record() -> None:
-    """As the modules change it, from the start to the publishing."""
+    """The record as the modules change it, from the start to publishing."""
     stopped = record_of(metadata("stopped"))
     started = stopped._replace(state="started", outcome=None)
     assert record_of(json.loads(_file.write_backup(started))) == started

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The repository: what it refuses, and locks across processes."""
+"""The repository: what it refuses, and its locks across processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.unit.helpers.processes import held_by_another_process
 
 @pytest.fixture(autouse=True)
 def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk: what a test lets crash is a process."""
+    """Do not wait for the disk: the tests crash processes, not machines."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -102,7 +102,7 @@ def test_world_writable_repository(tmp_path: pathlib.Path, mode: int) -> None:
 
 
 def test_repository_of_another_user(tmp_path: pathlib.Path) -> None:
-    """In a child that gives up its rights: the tests may run as root, who may write everywhere."""
+    """In a child process without root's privileges: the tests may run as root, who can write anywhere."""
     place = tmp_path / "repository"
     place.mkdir(mode=0o755)
     place.chmod(0o755)
@@ -130,7 +130,7 @@ def test_repository_of_another_user(tmp_path: pathlib.Path) -> None:
 
 
 def test_repository_inside_the_cluster(tmp_path: pathlib.Path) -> None:
-    """However the two are spelt: through links on either side."""
+    """However the two paths are written, with links in either of them."""
     data = tmp_path / "data"
     (data / "backups").mkdir(parents=True, mode=0o700)
     (tmp_path / "data2").mkdir(mode=0o700)
@@ -141,7 +141,7 @@ def test_repository_inside_the_cluster(tmp_path: pathlib.Path) -> None:
         for directory in (data, tmp_path / "other", data / "." / "base" / ".."):
             with refused("repository_inside_cluster"):
                 Repository(str(path)).cluster("main").refuse_inside([b"/nowhere", os.fsencode(directory)])
-    # A common beginning of the name is not a common directory.
+    # A common prefix of the names is not a common directory.
     other = Repository(str(tmp_path / "data2")).cluster("main")
     other.refuse_inside([os.fsencode(data), os.fsencode(data / "backups")])
     (tmp_path / "data2" / "main").symlink_to(data)
@@ -163,7 +163,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: pathlib.Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-# --- whose cluster ---
+# --- the cluster's identity ---
 
 
 def test_other_cluster(cluster: Cluster) -> None:
@@ -185,7 +185,7 @@ def test_new_cluster_is_anybodys(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", '{"schema": 2}', "\udcff"])
 def test_damaged_cluster(cluster: Cluster, content: str) -> None:
-    """It stops everything that depends on whose cluster it is."""
+    """Damage stops everything that depends on the cluster's identity."""
     pathlib.Path(cluster.path, "cluster.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     for look in (cluster.system_identifier, lambda: cluster.refuse_other(IDENTIFIER), lambda: cluster.prepare("1")):
         with refused("damaged_cluster"):

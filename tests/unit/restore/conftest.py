@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A published backup and a place to restore it to."""
+"""A published backup and a directory to restore it to."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def published(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Publis
     made.content["server"]["catalog_version"] = 202506291
     made.save()
     monkeypatch.setattr(_planner, "choose_backup", chosen(made))
-    # The tests may run as root, whom PostgreSQL refuses.
+    # The tests may run as root, which PostgreSQL refuses.
     monkeypatch.setattr(_places, "is_root", lambda: False)
     monkeypatch.setattr(_running, "running_servers", list)
-    # Hundreds of restores; a crash at a flush is tried all the same.
+    # Fast enough for hundreds of restores; a crash at a flush is still tested.
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     for module in (_copy, _restore_copy):
         monkeypatch.setattr(module, "run_workers", in_this_process)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of a backup is restored, and damage that is found before anything is touched."""
+"""Which files of a backup are restored, and damage found before anything is touched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_corrupt_file(case: Case) -> None:
 
 
 def test_corrupt_small_file(case: Case) -> None:
-    """What is not copied but read is verified before anything is touched."""
+    """Files that are read, not copied, are verified before anything is touched."""
     place = case.published.path / "data/global/pg_control"
     place.write_bytes(place.read_bytes()[:-1] + b"\xff")
     plan = case.plan()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copying: what is kept, what is reused."""
+"""Copying: what is kept and what is reused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_modes(case: Case) -> None:
 
 
 def test_hard_link_is_replaced(case: Case) -> None:
-    """Another tree's file would change with the server's."""
+    """Otherwise the file in the other tree would change with the server's."""
     case.old_cluster()
     other = case.folder / "other"
     os.link(case.data / "base/5/2600", other)
@@ -62,7 +62,7 @@ def test_hard_link_is_replaced(case: Case) -> None:
 
 @pytest.mark.parametrize("same_boot", [True, False])
 def test_journal(case: Case, monkeypatch: pytest.MonkeyPatch, same_boot: bool) -> None:
-    """What is copied is not read again, unless a crash of the machine may have lost what was not flushed."""
+    """Copied files are not read again, unless a crash of the machine may have lost data not yet flushed."""
 
     def dies(_self: Restore) -> None:
         raise BackupError("Killed.", code="copy_killed")

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The collector of findings: the order of refusals, and what a look that fails leaves."""
+"""The collector of findings: the order of refusals, and the effect of a look that fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The layout of a restored cluster: where each path lies, and what a survey finds."""
+"""The layout of a restored cluster: where each path is, and what a survey finds."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_survey(layout: Layout, tmp_path: pathlib.Path) -> None:
 
 
 def test_a_link_in_the_place_of_a_directory(layout: Layout, tmp_path: pathlib.Path) -> None:
-    """It is removed, never what it leads to."""
+    """The link is removed, never its target."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("x")
@@ -89,9 +89,9 @@ def test_a_link_in_the_place_of_a_directory(layout: Layout, tmp_path: pathlib.Pa
     assert not os.path.islink(place)
     os.rmdir(place)
     os.symlink(outside, place)
-    remove(place)
+    remove(place, is_directory=False)
     assert (outside / "file").exists()
-    remove(place)
+    remove(place, is_directory=False)
     layout.make_link(place, b"/srv/a")
     layout.make_link(place, b"/srv/b")
     assert os.readlink(place) == b"/srv/b"
@@ -101,7 +101,7 @@ def test_what_cannot_be_removed(layout: Layout) -> None:
     place = layout.data + b"/file"
     pathlib.Path(os.fsdecode(place)).write_text("x")
     with pytest.raises(BackupError) as caught:
-        remove(place + b"/x")
+        remove(place + b"/x", is_directory=False)
     assert caught.value.code == "unwritable"
 
 
@@ -124,3 +124,13 @@ def test_where_pg_wal_is(tmp_path: pathlib.Path) -> None:
     (tmp_path / "wal").mkdir()
     (tmp_path / "data/pg_wal").symlink_to(tmp_path / "wal")
     assert wal_directory(data) == os.fsencode(tmp_path / "wal")
+
+
+def test_a_link_that_became_a_directory_is_not_removed(tmp_path: pathlib.Path) -> None:
+    place = tmp_path / "linked"
+    place.mkdir()
+    (place / "file").touch()
+    with pytest.raises(BackupError) as caught:
+        remove(os.fsencode(place), is_directory=False)
+    assert caught.value.code == "unwritable"
+    assert (place / "file").exists()

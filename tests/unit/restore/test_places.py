@@ -15,7 +15,7 @@ from tests.unit.helpers.restores import VERSION, Case
 
 
 def test_a_file_in_the_place(case: Case) -> None:
-    """What is no directory is told as such, and only so."""
+    """A file in place of the data directory has exactly these refusals, each with a hint."""
     case.data.write_bytes(b"x")
     refusals = {one.code: one.hint for one in case.plan().refusals}
     assert list(refusals) == ["not_a_directory", "not_empty"]
@@ -60,7 +60,7 @@ def test_waldir(case: Case) -> None:
     assert sorted(os.listdir(waldir)) == ["archive_status", "summaries"]
     (waldir / segment_name(40)).write_bytes(b"x")
     assert case.refusals(waldir=str(waldir), delta=True, force=True) == []
-    # A link that is there stays.
+    # An existing link stays.
     case.restore(delta=True)
     assert os.readlink(case.data / "pg_wal") == str(waldir)
     assert sorted(os.listdir(waldir)) == ["archive_status", "summaries"]

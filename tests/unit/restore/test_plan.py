@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The plan is data: nothing changes it, and what it refuses is not carried out."""
+"""The plan is data: nothing changes it, and a plan with refusals is not carried out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.helpers.restores import Case
 
 
 def parts(plan: Plan) -> dict[str, t.Any]:
-    """Return a copy of all that a plan holds."""
+    """Return a copy of all parts of a plan."""
     found = {one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)}
     choice = found.pop("choice")._asdict()
     backup, record = choice.pop("backup"), choice.pop("record")

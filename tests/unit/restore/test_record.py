@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What restores record in a data directory, and what that directory then is."""
+"""What restores record in a data directory, and which state that gives it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Restores of a made-up backup: killed at every step and continued, what is kept and removed."""
+"""Restores of a small backup: killed at every step and continued, what is kept and removed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def saved(case: Case) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("way", ["empty", "delta", "replace"])
 def test_killed_at_every_step(tmp_path: pathlib.Path, published: Published, way: str) -> None:
-    """In between it is what it was, or cannot be started; the same call goes on, and loses no WAL."""
+    """After a kill it is unchanged or cannot start; the same call continues the restore, and no WAL is lost."""
     root = tmp_path / "crashes"
     root.mkdir()
     wal: dict[str, bytes] = {}
@@ -69,7 +69,7 @@ def test_killed_at_every_step(tmp_path: pathlib.Path, published: Published, way:
 
 
 def test_links_are_not_followed(case: Case) -> None:
-    """Neither for writing nor for removing."""
+    """Links are followed neither for writing nor for removing."""
     case.old_cluster()
     outside = case.folder / "outside"
     (outside / "5").mkdir(parents=True)

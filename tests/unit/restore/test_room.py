@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Room on the file systems: what is counted where."""
+"""Space on the file systems: what counts against which."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def layout(tmp_path: pathlib.Path) -> Layout:
 
 
 def test_one_file_system(layout: Layout, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is overwritten makes room; WAL that is moved within the file system needs none."""
+    """Overwritten files free space; WAL moved within the file system needs none."""
     monkeypatch.setattr(os, "statvfs", lambda _place: types.SimpleNamespace(f_bavail=5, f_frsize=MB))
     files = (found(b"a", 3 * MB), found(b"pg_tblspc/1/" + VERSION + b"/b", 2 * MB), found(b"pg_wal/c", MB))
     survey = Survey({b"a": Existing(MB, 0o600, True)}, [])

@@ -40,7 +40,7 @@ def test_copy_of_the_directory_does_not_count(case: Case) -> None:
 
 
 def test_detached(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the module calls it: predicted, done, done already, forced only by another task."""
+    """As the module calls it: predicted, done, already done, forced only by another task."""
     predicted = Run(case.params).predict()
     assert (predicted["changed"], predicted["restorable"]) == (True, True)
     assert not case.data.exists()

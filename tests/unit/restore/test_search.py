@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The WAL searched for the record at which recovery stops, without a backup."""
+"""The search in the WAL for the record at which recovery stops, without a backup."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_transaction(log: Log) -> None:
 
 
 def test_an_earlier_search_is_continued(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From an older backup on, only the WAL before the newer one is read."""
+    """A search from an older backup reads only the WAL before the newer one."""
     searched: Searched = {}
     later = log.commits[51]
     assert log.search(later).by_content(xid(42), searched) is None
@@ -104,7 +104,7 @@ def test_an_earlier_search_is_continued(log: Log, monkeypatch: pytest.MonkeyPatc
     assert search.by_content(xid(99), {1: (later, None)}) is None
     assert log.path(later // SIZE).name in read
     assert log.path(later // SIZE + 1).name not in read
-    # What was found from there on counts where nothing comes before.
+    # A record found by the earlier search counts if there is none before it.
     assert search.by_content(xid(99), {1: (later, found)}) == found
 
 
@@ -133,7 +133,7 @@ def test_the_end_of_a_record(log: Log) -> None:
     blind = Search(command, Path(1, []), START, SIZE, None)
     assert blind.end_of_record(log.commits[31]) == log.commits[31] + 1
     assert blind.end_of_record(log.wal.at) == 0
-    # A switch is the last record of its segment: the next one is in another.
+    # A switch is the last record of its segment: the next record is in another one.
     switched = log.commits[21] - SIZE // 2
     assert blind.end_of_record(switched) > log.commits[21]
 

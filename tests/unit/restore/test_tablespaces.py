@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where tablespaces go."""
+"""Where tablespaces are restored to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_mappings_that_are_refused(wanted: dict[str, str]) -> None:
 
 
 def test_a_tablespace_half_set_aside(tmp_path: pathlib.Path) -> None:
-    """The link leads to the new directory already, the files lie in the old one."""
+    """The link already leads to the new directory, while the files are in the old one."""
     place = os.fsencode(tmp_path)
     assert place_of(place + b"/replaced-1", b"PG_18") == place
     os.makedirs(place + b"/replaced-1/PG_18")
@@ -55,7 +55,7 @@ def test_a_tablespace_half_set_aside(tmp_path: pathlib.Path) -> None:
 
 
 def test_tablespaces_of_a_lost_data_directory(case: Case) -> None:
-    """With delta or replace they are taken, unless a cluster on this host has them."""
+    """With delta or replace they are reused, unless a cluster on this host has them."""
     case.old_cluster()
     case.data.rename(case.folder / "source")
     assert case.refusals() == ["tablespace_not_empty"]
@@ -78,7 +78,7 @@ def test_running_tablespace(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_tablespace_that_the_backup_does_not_have_yet(case: Case) -> None:
-    """Replay may create it again, in an empty directory; what lies there is moved, not deleted."""
+    """Replay may create it again and needs an empty directory; existing files are moved, not deleted."""
     case.old_cluster()
     late = case.folder / "late"
     (late / VERSION).mkdir(parents=True)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The archive script: what may be lost or replaced (nothing), and what its exit codes tell the server."""
+"""The archive script: no file may be lost or replaced, and its exit codes mean the right thing to the server."""
 
 from __future__ import annotations
 
@@ -50,28 +50,28 @@ wal = _load()
 
 
 def segment(name: str = NAME, size: int = SIZE, seed: bytes = b"wal") -> bytes:
-    """Return a file that begins as the segment ``name`` does, partly random so that it does not compress away."""
+    """Return a file with the header of the segment ``name``, partly random so that it does not compress well."""
     number = int(name[8:16], 16) * ((1 << 32) // size) + int(name[16:], 16)
     head = struct.pack("=HHIQI4xQII", 0xD110, 2, int(name[:8], 16), number * size, 0, 7, size, 8192)
     return (head + (seed * (size // len(seed) + 1))[: size // 2] + os.urandom(size))[:size]
 
 
 def zstd(content: bytes) -> bytes:
-    """Return compressed content, with its checksum at the end; of no use where the command is missing."""
+    """Return compressed content with its checksum at the end; nonsense if the command is missing."""
     if shutil.which("zstd") is None:
         return b"nonsense"
     return subprocess.run(["zstd", "-qc"], input=content, stdout=subprocess.PIPE, check=True).stdout
 
 
 def flipped(content: bytes, at: int) -> bytes:
-    """Return content with one bit changed, after all that can be decompressed: only a checksum tells."""
+    """Return content with one bit changed at ``at``, which only a checksum detects there."""
     changed = bytearray(content)
     changed[at] ^= 1
     return bytes(changed)
 
 
 class Place:
-    """An archive, a server's pg_wal with one segment in it, and where the server wants files restored."""
+    """An archive, a server's pg_wal with one segment, and the path to which the server restores files."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.archive = folder / "archive"
@@ -90,13 +90,13 @@ class Place:
         return int(wal.main(["restore", str(self.archive), name, str(self.target)]))
 
     def names(self) -> list[str]:
-        """Return what lies in the archive, without the lock."""
+        """Return the names in the archive, without the lock."""
         return sorted(set(os.listdir(self.archive)) - {".pgfleet_wal.lock"})
 
 
 @pytest.fixture
 def place(tmp_path: pathlib.Path) -> Place:
-    """An empty archive and a segment."""
+    """An empty archive and one segment."""
     return Place(tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_there_and_back(place: Place, compress: str) -> None:
     assert stored.stat().st_mode & 0o777 == 0o600
     assert (stored.stat().st_size < SIZE) is (compress != "none")
     assert (place.get(), place.target.read_bytes()) == (0, place.content)
-    # The same again, however it is compressed, is no news; other content is refused.
+    # The same content again, in any compression, succeeds; other content is refused.
     before = stored.stat()
     for other in ALL:
         assert place.put(other) == 0
@@ -138,7 +138,7 @@ def test_strange_names_are_not_stored(place: Place, name: str) -> None:
 
 
 def test_exit_codes_of_restore(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    """1 is the end of the WAL. Everything else that is wrong must stop the recovery: above 125."""
+    """1 means the end of the WAL. Every other error must stop the recovery: above 125."""
     assert (place.get(), place.get(HISTORY), capfd.readouterr().err) == (1, 1, "")
     assert not place.target.exists()
     archive = place.archive
@@ -176,7 +176,7 @@ def test_exit_codes_of_restore(place: Place, capfd: pytest.CaptureFixture[str]) 
         ["restore", "--x", "a", "b", "c"],
     ):
         assert wal.main(arguments) > 125
-    # The archiver, for its part, would be restarted without a word in pg_stat_archiver.
+    # Such a code would restart the archiver without a failure in pg_stat_archiver.
     for arguments in ([], ["archive"], ["archive", str(archive / "not mounted"), str(place.source), NAME]):
         assert wal.main(arguments) == 1
 
@@ -198,7 +198,7 @@ def test_what_other_programs_stored(place: Place) -> None:
 
 @pytest.fixture
 def crash_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a process die at link and write, too, and do not wait for the disk."""
+    """Let a process also die at link and write, and do not wait for the disk."""
     monkeypatch.setattr(crashing, "STEPS", (*crashing.STEPS, "link", "fdopen"))
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
@@ -206,7 +206,7 @@ def crash_points(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("crash_points")
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 def test_crash_anywhere(tmp_path: pathlib.Path, compress: str, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing or the whole under the name; the next try succeeds and leaves nothing else."""
+    """The name has no file or the whole one; the next attempt succeeds and leaves no other file."""
     if not links:
         monkeypatch.setattr(os, "link", _no_links)
     outcomes = set()
@@ -215,7 +215,7 @@ def test_crash_anywhere(tmp_path: pathlib.Path, compress: str, links: bool, monk
         outcomes.add(there)
         assert place.get() == (0 if there else 1), where
         assert len(place.names()) <= 2, where
-        # Another file comes first, as when another server has archived this one meanwhile.
+        # Another file is archived first, as if another server had archived this one.
         if there:
             assert place.put(compress) == 0
             other = "0000000100000002000000FF"
@@ -232,7 +232,7 @@ def _no_links(source: str, target: str) -> None:
 
 
 def test_durable_before_it_counts(place: Place) -> None:
-    """The order that a power cut does not forgive: content, then name, then the name's directory."""
+    """A power cut requires this order: content, then name, then the name's directory."""
     order: list[str] = []
     real_link, real_fsync = os.link, os.fsync
 
@@ -248,13 +248,13 @@ def test_durable_before_it_counts(place: Place) -> None:
         assert place.put() == 0
         assert order == [".pgfleet_wal.host.tmp", "link", "archive"]
         order.clear()
-        # Stored already, but perhaps only in memory: the crash came before the flush.
+        # Already stored, but perhaps only in memory: the crash came before the flush.
         assert place.put() == 0
         assert order == [NAME, "archive"]
 
 
 def test_appeared_meanwhile(place: Place) -> None:
-    """A host that the lock does not reach stores the same name: its file stays."""
+    """A host outside the lock's reach stores the same name: its file stays."""
     real_link = os.link
 
     def beaten(source: str, target: str) -> None:
@@ -267,7 +267,7 @@ def test_appeared_meanwhile(place: Place) -> None:
 
 
 def test_two_archivers_of_one_file(tmp_path: pathlib.Path, compress: str) -> None:
-    """A primary and a standby with archive_mode=always, many times: both succeed, one file, nothing else."""
+    """A primary and a standby with archive_mode=always, many times: both succeed and leave exactly one file."""
     place = Place(tmp_path)
     command = [sys.executable, "-I", str(SCRIPT), "archive", "--compress", compress, str(place.archive)]
     for _round in range(2):
@@ -286,7 +286,7 @@ def test_lock_held_for_long(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
 
 @needs_zstd
 def test_killed_while_zstd_goes_on(place: Place) -> None:
-    """What an orphan still writes is not the next one's file."""
+    """A process orphaned by a kill does not write into the file of the next attempt."""
     fifo = place.source.with_name("slow")
     os.mkfifo(fifo)
     command = [sys.executable, "-I", str(SCRIPT), "archive", "--compress", "zstd", str(place.archive), str(fifo), NAME]
@@ -305,7 +305,7 @@ def test_killed_while_zstd_goes_on(place: Place) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
 def test_full_disk(tmp_path: pathlib.Path, compress: str) -> None:
-    """Nothing under the name, nothing left behind; with room again it goes on."""
+    """No file under the name and no remains; with space again archiving succeeds."""
     place = Place(tmp_path)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "none", str(place.archive)], check=True)
     try:
@@ -327,7 +327,7 @@ def test_missing_program(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_oldest_python(place: Place) -> None:
-    """The whole way with the oldest interpreter at hand, isolated as the server runs it."""
+    """Archive and restore with the oldest interpreter found, isolated as the server runs it."""
     found = sorted(pathlib.Path("~").expanduser().glob(".pyenv/versions/3.8.*/bin/python3"))
     python = str(found[0]) if found else sys.executable
     run = [python, "-I", str(SCRIPT)]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The proof that WAL is archived: the server's rule with made-up answers, and files in every shape."""
+"""The proof that WAL is archived: the server's rule on given answers, and files in every form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HISTORY = "00000002.history"
 
 
 class MadeUpServer:
-    """What the two directories of a server hold, and how far it has written: three questions are known."""
+    """The content of a server's two directories, and its write position; it answers three queries."""
 
     def __init__(self, files: t.Iterable[str], status: t.Iterable[str], current: str = "0/500028") -> None:
         self.files, self.status, self.current = set(files), set(status), current
@@ -67,7 +67,7 @@ class MadeUpServer:
         (".ready", True, False),
         (".ready", False, False),
         (None, True, False),
-        # Recycled, which the server does only after it was archived.
+        # Recycled, which happens only after archiving.
         (None, False, True),
     ],
 )
@@ -79,11 +79,11 @@ def test_decision(name: str, status: str | None, present: bool, archived: bool) 
 
 @pytest.mark.parametrize("role", ["primary", "standby"])
 def test_the_future_is_not_archived(role: str) -> None:
-    """Segments that are not written yet are in no list either, as recycled ones are."""
+    """Segments not yet written are in no list, and neither are recycled ones."""
     server = MadeUpServer([], [], current="0/300000")
     wanted = [*NAMES, HISTORY, "00000003.history", "000000030000000000000001"]
     assert server.missing(wanted, role=role, mode="always") == [*NAMES[3:], "00000003.history", wanted[-1]]
-    # Exactly on the boundary the segment before is finished; a byte less and it is not.
+    # At the boundary the previous segment is finished; one byte earlier it is not.
     assert MadeUpServer([], [], current="0/2FFFFF").missing(NAMES[:3], role=role, mode="always") == [NAMES[2]]
 
 
@@ -94,14 +94,14 @@ def test_a_standby_that_has_received_nothing() -> None:
 
 
 def test_status_of_an_unfinished_segment() -> None:
-    """A file of the future that is already there, and even one that says done, is not believed."""
+    """A file for a later segment does not count, even if its status is done."""
     server = MadeUpServer(NAMES, [name + ".done" for name in NAMES], current="0/400000")
     assert server.missing(NAMES) == NAMES[4:]
 
 
 @pytest.mark.parametrize("then, archived", [(".done", True), (".ready", False), (None, True)])
 def test_between_two_looks(then: str | None, archived: bool) -> None:
-    """Ready at the first look, at the second done, still ready, or done and recycled."""
+    """Ready at the first look; done, still ready, or done and recycled at the second."""
     name = NAMES[1]
     server = MadeUpServer([name], [name + ".ready"])
 
@@ -111,7 +111,7 @@ def test_between_two_looks(then: str | None, archived: bool) -> None:
 
     server.later = change
     missing = server.missing([name])
-    # What was waiting counts as missing until done is seen: the next look decides.
+    # A segment that was ready counts as missing until its status is done: the next look decides.
     assert missing == ([] if then == ".done" else [name])
     server.later = lambda: None
     assert server.missing([name]) == ([] if archived else [name])
@@ -123,7 +123,7 @@ def test_order_is_kept() -> None:
 
 
 def test_who_cannot_tell() -> None:
-    """With archive_mode=off nothing has a status, and what is recycled would pass for archived."""
+    """With archive_mode=off no segment has a status, and a recycled one would pass for archived."""
     server = MadeUpServer([], [])
     with pytest.raises(BackupError) as caught:
         server.missing(NAMES[:1], mode="off")
@@ -146,13 +146,13 @@ def test_waiting() -> None:
 
 
 def segment(number: int = 3, timeline: int = 2, identifier: int = int(IDENTIFIER), size: int = SIZE) -> bytes:
-    """Return a WAL segment with a good header."""
+    """Return a WAL segment with a valid header."""
     header = struct.pack("<HHIQI4xQII", 0xD116, 0x0002, timeline, number * SIZE, 0, identifier, size, 8192)
     return header.ljust(SIZE, b"\0")
 
 
 def command(name: str) -> t.Callable[[bytes], bytes]:
-    """Return the function that compresses with this command; skip the test where it is not installed."""
+    """Return the function that compresses with this command; skip the test if it is not installed."""
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
     return lambda content: subprocess.run([name, "-qc"], input=content, stdout=subprocess.PIPE, check=True).stdout
@@ -160,7 +160,7 @@ def command(name: str) -> t.Callable[[bytes], bytes]:
 
 @pytest.fixture(params=["", ".gz", ".xz", ".bz2", ".zst", ".lz4"])
 def shape(request: pytest.FixtureRequest) -> tuple[str, t.Callable[[bytes], bytes]]:
-    """A file's ending, and what makes its content."""
+    """A file name's suffix, and the function that makes the content."""
     makers: dict[str, t.Callable[[bytes], bytes]] = {
         "": lambda content: content,
         ".gz": gzip.compress,
@@ -189,7 +189,7 @@ def test_good_segment(tmp_path: pathlib.Path, shape: Shape) -> None:
 
 
 def test_segment_that_is_still_being_written(tmp_path: pathlib.Path, shape: Shape) -> None:
-    """Cut anywhere, it is missing and no error: it may be whole at the next look."""
+    """A truncated segment is missing, not an error: it may be whole at the next look."""
     suffix, make = shape
     content = make(segment())
     for length in (0, 1, 10, len(content) // 2, len(content) - 1):
@@ -211,7 +211,7 @@ def test_segment_that_is_still_being_written(tmp_path: pathlib.Path, shape: Shap
     ],
 )
 def test_segment_of_something_else(tmp_path: pathlib.Path, shape: Shape, content: bytes) -> None:
-    """This will not become right by waiting."""
+    """Waiting cannot correct a foreign segment."""
     suffix, make = shape
     (tmp_path / (NAMES[3] + suffix)).write_bytes(make(content))
     with pytest.raises(BackupError) as caught:
@@ -226,7 +226,7 @@ def test_damaged_compression(tmp_path: pathlib.Path, shape: Shape) -> None:
     content = bytearray(make(os.urandom(1000) + segment()[1000:]))
     content[len(content) // 2 :: 7] = bytes(len(content[len(content) // 2 :: 7]))
     (tmp_path / (NAMES[3] + suffix)).write_bytes(content)
-    # Damaged or, where the damage is not noticed, no segment; never an archived one, never a traceback.
+    # Damaged or, if the damage is not noticed, not a segment; never archived, never a traceback.
     with contextlib.suppress(BackupError):
         assert missing(tmp_path, NAMES[3]) == [NAMES[3]]
 
@@ -259,7 +259,7 @@ def test_history(tmp_path: pathlib.Path, shape: Shape) -> None:
 
 
 def test_long_history(tmp_path: pathlib.Path) -> None:
-    """Hundreds of failovers do not fit into one page."""
+    """The history of hundreds of failovers does not fit into one page."""
     lines = [f"{number}\t0/{number:X}000000\tno recovery target specified\n" for number in range(1, 255)]
     (tmp_path / "000000FF.history").write_text("".join(lines))
     assert missing(tmp_path, "000000FF.history") == []

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finding PostgreSQL's programs, with scripts that say which version they are."""
+"""Finding PostgreSQL's programs, with scripts that print a version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 
 
 def program(folder: pathlib.Path, text: str, name: str = "pg_ctl") -> str:
-    """Make a program that answers --version with ``text``, and return its directory."""
+    """Create a program that answers --version with ``text``, and return its directory."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\necho '{text}'\n")
     (folder / name).chmod(0o755)
@@ -25,7 +25,7 @@ def program(folder: pathlib.Path, text: str, name: str = "pg_ctl") -> str:
 
 @pytest.fixture(autouse=True)
 def _no_packages(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL is installed below the test's own directory only."""
+    """Find no PostgreSQL outside the test's own directory."""
     monkeypatch.setattr(_programs, "PACKAGED", (f"{tmp_path}/package-{{}}",))
     monkeypatch.setenv("PATH", f"{tmp_path}/path:/usr/bin:/bin")
 
@@ -39,7 +39,7 @@ def test_version(tmp_path: pathlib.Path, version: str) -> None:
 
 
 def test_order(tmp_path: pathlib.Path) -> None:
-    """The running server's directory, PATH, the directories of packages; a program of another version is passed."""
+    """The running server's directory, PATH, the packages' directories; programs of another version are skipped."""
     packaged = program(tmp_path / "package-18", "pg_ctl (PostgreSQL) 18.1")
     assert _programs.find("pg_ctl", 18) == f"{packaged}/pg_ctl"
     path = program(tmp_path / "path", "pg_ctl (PostgreSQL) 17.2")
@@ -51,7 +51,7 @@ def test_order(tmp_path: pathlib.Path) -> None:
     with subprocess.Popen([tmp_path / "own" / "postgres", "60"]) as server:
         try:
             assert _programs.find("pg_ctl", 18, pid=server.pid) == f"{own}/pg_ctl"
-            # As an upgrade of the package does.
+            # As a package upgrade does.
             os.unlink(tmp_path / "own" / "postgres")
             assert _programs.find("pg_ctl", 18, pid=server.pid) == f"{own}/pg_ctl"
         finally:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Running servers and mounts, with a process that only looks like a server."""
+"""Running servers and mounts, with a process that imitates a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.helpers.processes import wait_until
 
 @pytest.fixture
 def data(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A data directory with a tablespace whose location is no UTF-8, and a link in the place of pg_wal."""
+    """A data directory with a tablespace whose location is not valid UTF-8, and with pg_wal as a link."""
     made = tmp_path / "data"
     (made / "pg_tblspc").mkdir(parents=True)
     (made / "PG_VERSION").write_text("18\n")
@@ -35,7 +35,7 @@ def data(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def process(tmp_path: pathlib.Path, data: pathlib.Path) -> t.Iterator[int]:
-    """A process named postgres that works there."""
+    """A process named postgres whose working directory is this data directory."""
     program = tmp_path / "postgres"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     running = subprocess.Popen([program, "60"], cwd=data)
@@ -65,7 +65,7 @@ def test_running(tmp_path: pathlib.Path, data: pathlib.Path, process: int) -> No
 
 
 def test_not_running(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """A stale postmaster.pid, with the number of a living process, is not a server."""
+    """A stale postmaster.pid with the id of a living process is not a server."""
     (data / "postmaster.pid").write_text(f"{os.getpid()}\n")
     _live.refuse_running(os.fsencode(data))
     assert _live.tablespaces_of(os.fsencode(tmp_path / "absent")) == {}
@@ -73,7 +73,7 @@ def test_not_running(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
 
 
 def test_main_process(data: pathlib.Path, process: int) -> None:
-    """postmaster.pid tells the status; the server is found without it as well."""
+    """postmaster.pid gives the status; the server is also found without it."""
     found = _live.find_server(str(data))
     assert found == _live.Postmaster(process, "", True)
     (data / "postmaster.pid").write_text(f"{process}\n{data}\n1\n5432\n/tmp\n\n\nready   \n")
@@ -83,7 +83,7 @@ def test_main_process(data: pathlib.Path, process: int) -> None:
 
 
 def test_main_process_was_killed(data: pathlib.Path, process: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of it still is in the way of a restore, but is no server to talk to."""
+    """Its remaining children still prevent a restore, but do not form a server."""
     monkeypatch.setattr(_live, "_words", lambda _pid: [b"postgres: checkpointer "])
     assert _live.find_server(str(data)) == _live.Postmaster(process, "", False)
     assert _live.main_process(str(data)) is None
@@ -94,7 +94,7 @@ def test_main_process_was_killed(data: pathlib.Path, process: int, monkeypatch: 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
 def test_another_accounts_process(data: pathlib.Path, process: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that cannot be seen may be the server only when it is one, of the owner of the data directory."""
+    """A process that cannot be inspected may be the server only if it is a postgres of the data directory's owner."""
     (data / "postmaster.pid").write_text(f"{process}\n")
     real = os.stat
 
@@ -116,7 +116,7 @@ def test_another_accounts_process(data: pathlib.Path, process: int, monkeypatch:
 
 
 def test_unknown_directories_are_not_the_same(data: pathlib.Path) -> None:
-    """A server with links that cannot be followed has nothing in common with a directory that does not exist."""
+    """A server with unreadable links shares nothing with a directory that does not exist."""
     server = _live.Running(1, b"/elsewhere", None, {b"relative": None}, None)
     assert _live.server_in(os.fsencode(data / "absent"), [server]) is None
     known = _live.Running(1, b"/elsewhere", (1, 2), {})
@@ -124,7 +124,7 @@ def test_unknown_directories_are_not_the_same(data: pathlib.Path) -> None:
 
 
 def test_another_account(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, process: int) -> None:
-    """Of its processes only the command line is seen."""
+    """Only the command line of its processes can be read."""
 
     def denied(_path: bytes) -> os.stat_result:
         raise PermissionError
@@ -148,7 +148,7 @@ def test_another_account(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, pr
 def test_command_line(words: list[bytes], expected: bytes) -> None:
     command = ["/bin/sh", "-c", "echo; read word", *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        # A process has its command line a moment after it has begun.
+        # A process gets its command line a moment after its start.
         assert running.stdout
         assert running.stdout.readline()
         assert _live._named_directory(running.pid) == expected

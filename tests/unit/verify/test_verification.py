@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Verification of a made-up backup: what real servers seldom do, and what must not stop the look at the rest."""
+"""Verification of a small backup: cases rare on real servers, and damage that must not end the verification."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_undamaged(published: Published, tmp_path: pathlib.Path) -> None:
 
 
 def test_each_bad_file_once(published: Published) -> None:
-    """A damaged label is not also one of a wrong size; the look goes on behind every file."""
+    """A damaged label is not also reported for its size; verification continues after every file."""
     data = published.path / "data"
     (data / "backup_label").write_bytes(b"\xef\xbb\xbf" + published.files["data/backup_label"])
     (data / "PG_VERSION").write_bytes(b"17\n")
@@ -67,7 +67,7 @@ def test_each_bad_file_once(published: Published) -> None:
     "target, problem", [(None, "missing"), ("/srv/live", "link"), ("../../tablespaces/1", "link"), ("", "link")]
 )
 def test_links_to_tablespaces(published: Published, target: str | None, problem: str) -> None:
-    """A link that leads elsewhere would have the restored server write to a live tablespace."""
+    """With a link that points elsewhere the restored server would write to a live tablespace."""
     link = published.path / "data/pg_tblspc/16385"
     link.unlink()
     if target:
@@ -96,7 +96,7 @@ def test_surplus_link(published: Published) -> None:
     ],
 )
 def test_control_file(tmp_path: pathlib.Path, standby: bool, made: bytes, good: bool) -> None:
-    """What the server would refuse at the end of recovery is refused though its checksum is right."""
+    """A control file that the server would refuse at the end of recovery is refused, though its checksum is right."""
     published = Published(tmp_path, standby=standby, control=made)
     assert published.quick() == (set() if good else {("global/pg_control", "damaged")})
 
@@ -121,7 +121,7 @@ def test_manifest_of_another_backup(published: Published, tmp_path: pathlib.Path
     ids=str,
 )
 def test_metadata(published: Published, changes: dict[str, t.Any]) -> None:
-    """Without sound metadata nothing that follows from it is told."""
+    """Without valid metadata nothing derived from it is reported."""
     published.content.update(changes)
     published.save()
     assert ("backup.json", "damaged") in published.bad("quick", "full", "wal")
@@ -141,7 +141,7 @@ def test_metadata_of_a_newer_version(published: Published) -> None:
 
 
 def test_what_cannot_be_read(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad disk does not end the look either, and is told from a missing file."""
+    """A read error does not end the verification either, and differs from a missing file."""
     real = os.scandir
 
     def scandir(path: t.Any) -> t.Any:
@@ -150,7 +150,7 @@ def test_what_cannot_be_read(published: Published, monkeypatch: pytest.MonkeyPat
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    # The files in it are there, and nobody knows what they are.
+    # The directory contains files that cannot be listed.
     assert published.quick() == {(path, "unreadable") for path in ("base/5", "base/5/1259", "base/5/2600")}
 
 
@@ -172,7 +172,7 @@ SEGMENTS: t.Final = ("000000010000000000000020", "000000020000000000000021", "00
 
 
 def test_missing_history(tmp_path: pathlib.Path) -> None:
-    """It is as needed as the segments: without it the checkpoint is not found."""
+    """The history is as necessary as the segments: without it the server does not find the checkpoint."""
     published = Published(tmp_path, ranges=TWO_TIMELINES)
     archive = tmp_path / "archive"
     archive.mkdir()
@@ -211,7 +211,7 @@ def test_included_history(tmp_path: pathlib.Path) -> None:
 
 
 def test_archive_that_is_not_there(published: Published) -> None:
-    """A wrong argument is not a damaged backup."""
+    """A wrong archive argument is not a damaged backup."""
     for wish, code in (({}, "no_archive"), ({"archive_directory": "/nowhere"}, "archive_missing")):
         with pytest.raises(BackupError) as caught:
             published.verify("wal", **wish)
@@ -229,7 +229,7 @@ def test_archive_that_cannot_be_unpacked(
 
 
 def test_disagreement(published: Published, tmp_path: pathlib.Path) -> None:
-    """What PostgreSQL's own program refuses is not called good."""
+    """A backup that pg_verifybackup refuses is not called good."""
     tool = tmp_path / "pg_verifybackup"
     tool.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo "pg_verifybackup (PostgreSQL) 18.6" && exit\necho "no: $*"\nexit 1\n'
@@ -246,7 +246,7 @@ def test_disagreement(published: Published, tmp_path: pathlib.Path) -> None:
 
 
 def test_which_one(tmp_path: pathlib.Path) -> None:
-    """The latest is the one that ended last, whatever its name, and whether or not it is whole."""
+    """The latest backup is the one that ended last, whatever its name, even if it is damaged."""
     with pytest.raises(BackupError) as caught:
         _verify_job.chosen(make_cluster(tmp_path), "latest")
     assert caught.value.code == "no_backup"
@@ -267,7 +267,7 @@ def test_which_one(tmp_path: pathlib.Path) -> None:
 
 
 def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An expired backup is not called damaged."""
+    """A backup removed during its verification is not called damaged."""
 
     def check() -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -280,7 +280,7 @@ def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch
 
 
 def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checksums that cannot be computed are no checksums that hold."""
+    """Checksums that cannot be computed do not count as verified."""
     look = _verify.Look(published.backup, published.backup.load())
     files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in look.files]
     monkeypatch.setattr(_host_checksums, "crc32c", None)
@@ -290,12 +290,12 @@ def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatc
 
 
 def test_message(published: Published) -> None:
-    """It names the first few; the list has them all."""
+    """The message names the first few files; the list has them all."""
     for number in range(8):
         (published.path / f"data/base/5/{number}").touch()
     error = _verify_job.damage(published.verify("quick"))
     assert error is not None
     assert error.code == "damaged_backup"
-    assert "b1 is damaged, bad files: 8. base/5/0: " in error.msg
+    assert "b1 is damaged. Bad files: 8: base/5/0: " in error.msg
     assert error.msg.endswith("and 3 more")
     assert len(error.details["bad_files"]) == 8

@@ -31,7 +31,7 @@ from tests.unit.helpers.made_up_wal import FIRST, NUMBER, SIZE, Wal, directory_a
 
 @pytest.fixture(params=["directory", "command"])
 def archive(request: pytest.FixtureRequest, tmp_path: pathlib.Path, wal: Wal) -> Archive:
-    """The same archive, looked into and asked."""
+    """The same archive, read as a directory and through a command."""
     put(tmp_path, wal)
     (tmp_path / "00000002.history").write_text("1\t0/350000\twhy\n")
     if request.param == "directory":
@@ -85,7 +85,7 @@ def test_open(tmp_path: pathlib.Path) -> None:
 
 @pytest.fixture
 def odd(tmp_path: pathlib.Path) -> pathlib.Path:
-    """An archive in a folder with a name that nobody wants."""
+    """An archive in a folder with an awkward name."""
     folder = tmp_path / "100% 'it\"s' $HOME"
     folder.mkdir()
     return folder
@@ -118,7 +118,7 @@ def test_restore_command(
         assert fetch(command, name, tmp_path) == 0
         assert got.read_bytes() == wal.segment(FIRST + number)
     assert fetch(command, "00000002.history", tmp_path) == 1
-    # What is there and cannot be had, or an archive that is not mounted, must not look like the end of the WAL.
+    # An unreadable file, or an archive that is not mounted, must not pass for the end of the WAL.
     (tmp_path / "wal" / "RECOVERYXLOG").unlink()
     got.mkdir()
     (got / names[0]).mkdir()
@@ -135,7 +135,7 @@ def test_restore_command(
 
 
 def test_restore_command_of_the_role(tmp_path: pathlib.Path, odd: pathlib.Path) -> None:
-    """Where the role has put its script, this is asked."""
+    """The command uses the role's script if it is installed."""
     script = tmp_path / _archive.SCRIPT
     script.write_text("import sys; print(sys.argv[1:]); sys.exit(9)")
     command = restore_command(DirectoryArchive(f"{odd}/", SIZE, NUMBER))

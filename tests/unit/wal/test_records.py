@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Records in made-up WAL: every way to lie across pages and segments, and every way to end."""
+"""Records in generated WAL: every way to span pages and segments, and every way to end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_kinds() -> None:
 @pytest.mark.parametrize("major", [14, 18])
 @pytest.mark.parametrize("flags", range(1 << 5))
 def test_transaction_that_was_prepared(major: int, flags: int) -> None:
-    """Its number lies behind lists that are there or not."""
+    """The transaction's id comes after optional lists."""
     wal = Wal(magic={14: 0xD10D, 18: 0xD118}[major])
     wal.commit(1, prepared=4711, lists=flags)
     assert [event.xid for event in events(wal)] == [4711]
@@ -61,7 +61,7 @@ def test_parts_before_the_data(parts: bytes) -> None:
 
 
 def test_every_position() -> None:
-    """A record at each distance from the end of a page and of a segment: header and body are cut anywhere."""
+    """A record at each distance from the end of a page and of a segment: header and body split at every offset."""
     for fill in range(8192 - 24 - 200, 8192 - 24, 8):
         for base in (0, SIZE - 8192):
             wal = Wal()
@@ -87,13 +87,13 @@ def test_records_longer_than_segments() -> None:
     assert 0 < (found[0].last_lsn or 0) < long
     assert found[5].events[0].lsn == crossing
     assert [one.stops_at for one in found[:-1]] == [None] * 5
-    # Begun in the middle, the rest of the long record is skipped.
+    # A reader that begins in the middle skips the rest of the long record.
     assert [event.xid for event in events(wal, FIRST + 2)] == [2, 3, 4]
     assert [event.xid for event in events(wal, FIRST + 4)] == [4]
 
 
 def test_switch() -> None:
-    """The rest of the segment is zeros, and the next begins where it would anyway."""
+    """Zeros fill the rest of the segment, and the next record begins in the next segment."""
     wal = Wal()
     wal.commit(1)
     switch = wal.switch()
@@ -105,7 +105,7 @@ def test_switch() -> None:
 
 @pytest.mark.parametrize("before_end", [8, 16])
 def test_switch_whose_header_crosses(before_end: int) -> None:
-    """It ends the segment in which it ends."""
+    """The switch finishes the segment in which its header ends."""
     wal = Wal()
     wal.fill((FIRST + 1) * SIZE - before_end)
     switch = wal.switch()
@@ -116,7 +116,7 @@ def test_switch_whose_header_crosses(before_end: int) -> None:
 
 
 def test_end_of_wal() -> None:
-    """Zeros, in whatever place they begin; the pages of an older segment; a link that leads elsewhere."""
+    """Zeros, wherever they begin; the pages of an older segment; a previous-record link that points elsewhere."""
     wal = Wal()
     wal.commit(1)
     end = wal.at
@@ -148,7 +148,7 @@ def test_end_of_wal() -> None:
 
 @pytest.mark.parametrize("pages", [1, 2, SIZE // 8192 - 1, SIZE // 8192, SIZE // 8192 + 3])
 def test_record_that_a_crash_left_unfinished(pages: int) -> None:
-    """What was written of it is forgotten at the page that says so; the next record follows the last complete one."""
+    """The page flagged so discards the partial record; the next record follows the last complete one."""
     wal = Wal()
     wal.commit(1)
     wal.unfinished(2, pages)
@@ -159,7 +159,7 @@ def test_record_that_a_crash_left_unfinished(pages: int) -> None:
 
 
 def test_lost_continuation() -> None:
-    """The next segment neither continues the record nor says that it is to be forgotten."""
+    """The next segment neither continues the record nor discards it."""
     wal = Wal()
     wal.commit(1)
     lsn = wal.other(SIZE)
@@ -170,7 +170,7 @@ def test_lost_continuation() -> None:
 
 
 def test_continuation_of_nothing() -> None:
-    """The segment before ends with its last record, and this one says that there is more of it."""
+    """The previous segment ends with a complete record, but this one claims to continue it."""
     wal = Wal()
     wal.fill((FIRST + 1) * SIZE)
     other = Wal()
@@ -184,7 +184,7 @@ def test_no_segment() -> None:
     with pytest.raises(BackupError) as caught:
         list(scan_segments([(FIRST, bytes(SIZE))], SIZE))
     assert caught.value.code == "bad_segment"
-    # Another place's segment has nothing for this one.
+    # A segment of another position provides nothing for this one.
     wal = Wal()
     wal.commit(1)
     (only,) = scan_segments([(FIRST + 1, wal.segment(FIRST))], SIZE)

@@ -128,7 +128,7 @@ def test_parse_history() -> None:
 
 
 def test_parse_history_of_a_timeline_left_before_it_began() -> None:
-    """Recovery along timeline 2 that stops while it is on timeline 1 makes timeline 3 begin there."""
+    """Recovery along timeline 2 that stops on timeline 1 starts timeline 3 there."""
     history = _timelines.parse_history("1\t0/5000000\n2\t0/3000148\n")
     assert history == [HistoryEntry(1, 0x3000148), HistoryEntry(2, 0x3000148)]
     ranges = _timelines.wal_ranges(1, 0x2000028, 3, 0x4000000, history)
@@ -149,7 +149,7 @@ def test_parse_history_of_a_timeline_left_before_it_began() -> None:
     ],
 )
 def test_parse_history_refuses(text: str) -> None:
-    with pytest.raises(BackupError, match="invalid line") as caught:
+    with pytest.raises(BackupError, match="Invalid line") as caught:
         _timelines.parse_history(text)
     assert caught.value.code == "bad_history"
 
@@ -179,11 +179,11 @@ def test_wal_ranges(start_timeline: int, start: int, stop_timeline: int, stop: i
 @pytest.mark.parametrize(
     "start_timeline, start, stop_timeline, stop, message",
     [
-        (3, 50, 6, 400, "timeline 3, on which the backup started, is not in the history of timeline 6"),
-        (7, 50, 6, 400, "timeline 7, on which"),
-        (5, 301, 6, 400, "timeline 5 would be needed from 0/12D back to 0/12C"),
-        (5, 250, 6, 299, "timeline 6 would be needed from 0/12C back to 0/12B"),
-        (6, 400, 6, 399, "timeline 6 would be needed from 0/190 back to 0/18F"),
+        (3, 50, 6, 400, "Timeline 3, on which the backup started, is not in the history of timeline 6"),
+        (7, 50, 6, 400, "Timeline 7, on which"),
+        (5, 301, 6, 400, "Timeline 5 would be needed from 0/12D back to 0/12C"),
+        (5, 250, 6, 299, "Timeline 6 would be needed from 0/12C back to 0/12B"),
+        (6, 400, 6, 399, "Timeline 6 would be needed from 0/190 back to 0/18F"),
     ],
 )
 def test_wal_ranges_refuses(start_timeline: int, start: int, stop_timeline: int, stop: int, message: str) -> None:
@@ -226,7 +226,7 @@ def test_required_wal_takes_the_newer_file_where_the_timeline_changes() -> None:
 
 
 def test_required_wal_with_a_switch_on_a_boundary() -> None:
-    # The old timeline's last segment is complete then, and the new one has no copy of it.
+    # The old timeline's last segment is complete then, and the new timeline has no copy of it.
     ranges = [WalRange(2, 32 * MB, 33 * MB), WalRange(1, 20 * MB, 32 * MB)]
     assert _timelines.required_wal(ranges, 16 * MB) == [
         "000000010000000000000001",
