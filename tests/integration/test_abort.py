@@ -67,7 +67,7 @@ def test_copying(steps: Steps) -> None:
     with steps.copying() as copy:
         assert steps.ok("backup_abort")["state"] == "absent"
         result = steps.stops_soon(copy)
-    assert "abort" in result["msg"] or "gone" in result["msg"]
+    assert "abort" in result["msg"] or "ended without recording" in result["msg"]
 
 
 def test_copied(steps: Steps) -> None:

@@ -11,7 +11,11 @@ import re
 import typing as t
 
 TESTS: t.Final = pathlib.Path(__file__).resolve().parents[1]
-FILES: t.Final = {str(path.relative_to(TESTS)): path for path in sorted(TESTS.rglob("*.py"))}
+FOLDERS: t.Final = ("harness", "unit", "integration")
+FILES: t.Final = {
+    str(path.relative_to(TESTS)): path
+    for path in sorted([TESTS / "conftest.py", *(path for name in FOLDERS for path in (TESTS / name).rglob("*.py"))])
+}
 # What a file below each folder may import of the tests.
 ALLOWED: t.Final = {
     "conftest.py": (),
