@@ -157,7 +157,7 @@ def measure_role(sandbox: Sandbox, runs: int) -> None:
             ).ok()
             copies = [event["result"]["seconds"] for event in done.of("db1", "ok") if "seconds" in event["result"]]
             seconds.append(time.monotonic() - begun - sum(copies))
-    print("\n### The role, seconds besides the copy, ansible-playbook's start included\n")
+    print("\n### The role: seconds apart from the copy, including ansible-playbook's start\n")
     print("| | median s | min–max s |")
     print("|---|---|---|")
     for name, times in (("a backup of a primary", overhead), ("nothing to do", nothing)):

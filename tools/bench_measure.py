@@ -18,7 +18,7 @@ from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
 
 MB = 1_000_000
-# Run as text by the Python of the database hosts, whose user may not be able to read the clone.
+# Passed as text to the database hosts' Python, whose user may not be able to read the clone.
 ENGINE = pathlib.Path(__file__).with_name("bench_engine.py")
 
 # Copies to the directory and returns its peak memory in kB, 0 if not measured.

@@ -112,7 +112,7 @@ class Demo:
         if self.pgbench.poll() is not None:
             raise DemoError(f"pgbench ended too early: {(self.sandbox.root / 'pgbench.log').read_text()}")
         self.output.say(
-            f"Both are backed up; pgbench committed {self.transactions() - before:,} transactions meanwhile."
+            f"Both are backed up; pgbench committed {self.transactions() - before:,} transactions during that time."
         )
 
     def back_up_again(self) -> None:
@@ -135,7 +135,7 @@ class Demo:
 
     def drill(self) -> None:
         """Prove both backups by a restore drill."""
-        self.output.heading("Drill: restore both beside the live servers, start, look for corruption, remove again")
+        self.output.heading("Drill: restore both next to the live servers, start, check for corruption, remove again")
         self.messages(self.play("drill", changed=True))
 
     def catalogue(self) -> None:
@@ -162,7 +162,7 @@ class Demo:
         """Drop a table, and commit something after that."""
         self.output.heading("Drop a table by mistake, and commit something else after it")
         self.standby.stop(timeout=PATIENCE)
-        self.output.say("(The standby is stopped first: it could not follow its primary back.)")
+        self.output.say("(The standby is stopped first: it could not follow its primary back in time.)")
         self.kept = self.state()
         self.moment = self.primary.value("SELECT clock_timestamp()").isoformat()
         drop, later = "DROP TABLE pgbench_history", "UPDATE pgbench_accounts SET abalance = 0 WHERE aid < 1000"
@@ -188,7 +188,7 @@ class Demo:
 
     def end(self) -> None:
         """Report what remains."""
-        self.output.heading("Everything worked. The primary is still running; to look further:")
+        self.output.heading("Everything worked. The primary is still running; to explore it:")
         self.output.command("psql", SERVICE)
         inventory = shortened(self.inventory)
         self.output.say(

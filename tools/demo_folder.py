@@ -77,7 +77,7 @@ def end_processes(folder: pathlib.Path) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in processes(folder):
             with contextlib.suppress(OSError):
-                # An immediate shutdown: SIGTERM would wait for the clients, SIGKILL leaves shared memory behind.
+                # An immediate shutdown: SIGTERM would wait for the clients, SIGKILL does not remove the shared memory.
                 server = pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == "postgres"
                 os.kill(pid, signal.SIGQUIT if server and number == signal.SIGTERM else number)
         with contextlib.suppress(AssertionError):

@@ -17,5 +17,5 @@ class ActionModule(SlicedAction):
     noun = "restore"
 
     def prepare(self, arguments: dict[str, t.Any]) -> None:
-        """Name this task's run, so that its next slice does not begin a forced restore again."""
+        """Set the id of this task's run, so that its next slice does not begin a forced restore again."""
         arguments["run_id"] = uuid.uuid4().hex

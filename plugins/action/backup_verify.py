@@ -17,5 +17,5 @@ class ActionModule(SlicedAction):
     noun = "verification"
 
     def prepare(self, arguments: dict[str, t.Any]) -> None:
-        """Give this task's verification a name, by which its slices find it and no other task does."""
+        """Give this task's verification an id, by which only its own slices find it."""
         arguments["run_id"] = uuid.uuid4().hex

@@ -14,11 +14,11 @@ name: pg_backup
 short_description: Decide and report for the role pg_backup
 version_added: 0.3.0
 description:
-  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_backup#role) asks it.
-  - It takes what the role knows, its variables and the results of its modules so far, and changes nothing.
+  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_backup#role) uses it.
+  - It reads the variables of the role and the results of its modules so far, and changes nothing.
 options:
   _input:
-    description: What the role knows, as C(vars/main.yml) of the role lists it.
+    description: The variables and results that C(vars/main.yml) of the role lists.
     type: dict
     required: true
 author:
@@ -33,7 +33,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The decisions and texts.
+  description: The decisions and messages.
   type: dict
   contains:
     due:
@@ -46,7 +46,7 @@ _value:
       description: Whether the primary must finish the last WAL segment.
       type: bool
     needs_archive:
-      description: Whether the WAL is to be waited for.
+      description: Whether to wait until the WAL is archived.
       type: bool
     needs_switch:
       description: Whether the WAL is to be switched on the primary.
@@ -65,14 +65,14 @@ _value:
       type: list
       elements: dict
     refusal:
-      description: Why a backup of a standby is not begun; empty when nothing is against it.
+      description: Why a backup of a standby is not begun; empty when nothing prevents it.
       type: str
     plan:
       description: What would be done.
       type: list
       elements: str
     handle:
-      description: What joins the steps of the backup.
+      description: The handle of the backup.
       type: dict
     result:
       description: The result of the role so far.
@@ -89,7 +89,7 @@ def pg_backup(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 class FilterModule:
-    """What Ansible asks for."""
+    """The class in which Ansible finds the filter."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""

@@ -14,11 +14,11 @@ name: pg_drill
 short_description: Decide and report for the role pg_drill
 version_added: 0.3.0
 description:
-  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_drill#role) asks it.
-  - It takes what the role knows, its variables and the results of its modules so far, and changes nothing.
+  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_drill#role) uses it.
+  - It reads the variables of the role and the results of its modules so far, and changes nothing.
 options:
   _input:
-    description: What the role knows, as C(vars/main.yml) of the role lists it.
+    description: The variables and results that C(vars/main.yml) of the role lists.
     type: dict
     required: true
 author:
@@ -33,11 +33,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The decisions and texts.
+  description: The decisions and messages.
   type: dict
   contains:
     proven:
-      description: Whether a drill has proven a backup recently enough.
+      description: Whether a recent drill has proven a backup.
       type: bool
     recovery_target:
       description: The default recovery target; empty when another is named.
@@ -65,7 +65,7 @@ _value:
       description: The backup.
       type: str
     msg:
-      description: What the drill has shown.
+      description: The message of the drill's result.
       type: str
     fresh:
       description: The result of the role before a drill.
@@ -85,7 +85,7 @@ def pg_drill(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 class FilterModule:
-    """What Ansible asks for."""
+    """The class in which Ansible finds the filter."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""

@@ -14,11 +14,11 @@ name: pg_recover
 short_description: Decide and report for the role pg_recover
 version_added: 0.3.0
 description:
-  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_recover#role) asks it.
-  - It takes what the role knows, its variables and the results of its modules so far, and changes nothing.
+  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_recover#role) uses it.
+  - It reads the variables of the role and the results of its modules so far, and changes nothing.
 options:
   _input:
-    description: What the role knows, as C(vars/main.yml) of the role lists it.
+    description: The variables and results that C(vars/main.yml) of the role lists.
     type: dict
     required: true
 author:
@@ -33,17 +33,17 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The decisions and texts.
+  description: The decisions and messages.
   type: dict
   contains:
     data_directory:
-      description: Where the restore goes; empty when it is not known.
+      description: The directory to restore to; empty when it is unknown.
       type: str
     log_file:
       description: File for the server's first messages.
       type: str
     no_place:
-      description: Why it is not known where the restore goes; empty when it is.
+      description: Why the directory to restore to is unknown; empty when it is known.
       type: str
     running:
       description: Whether a server runs in the data directory.
@@ -52,20 +52,20 @@ _value:
       description: Whether the same restore has been done already.
       type: bool
     changed:
-      description: Whether the restore has changed something, or would.
+      description: Whether the restore has changed something, or would do so.
       type: bool
     to_start:
       description: Whether the server is to be started.
       type: bool
     refusal:
-      description: What stands against the restore; empty when nothing does.
+      description: The refusals of the restore; empty when there are none.
       type: str
     plan:
       description: What would be done.
       type: list
       elements: str
     left:
-      description: What is left to do by hand.
+      description: The steps that are left to the administrator.
       type: list
       elements: str
     result:
@@ -83,7 +83,7 @@ def pg_recover(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 class FilterModule:
-    """What Ansible asks for."""
+    """The class in which Ansible finds the filter."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""

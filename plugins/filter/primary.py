@@ -14,14 +14,14 @@ name: primary
 short_description: Find the primary of a standby for the role pg_backup
 version_added: 0.3.0
 description:
-  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_backup#role) asks it, once to
+  - Private to the collection, no stability is promised. The role P(pgfleet.basebackup.pg_backup#role) uses it, once to
     learn which server to ask, and again with that server's answer.
   - The primary is the one that C(pg_backup_primary) names, else the host of the play whose server is the primary of the
     same cluster, else the one that the standby's upstreams lead to.
 positional: hostvars, hosts
 options:
   _input:
-    description: What the role knows, as C(vars/main.yml) of the role lists it.
+    description: The variables and results that C(vars/main.yml) of the role lists.
     type: dict
     required: true
   hostvars:
@@ -61,7 +61,7 @@ _value:
       description: The host to delegate to.
       type: str
     login_host:
-      description: Host of the server, seen from there.
+      description: Host of the server, as reached from the host to delegate to.
       type: str
     login_port:
       description: Its port.
@@ -85,7 +85,7 @@ def primary(facts: t.Mapping[str, t.Any], hostvars: t.Mapping[str, t.Any], hosts
 
 
 class FilterModule:
-    """What Ansible asks for."""
+    """The class in which Ansible finds the filter."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""

@@ -16,12 +16,11 @@ VARIABLES = "PGFLEET_VARIABLES"
 
 
 class BackupError(Exception):
-    """A refusal or a failure with a reason that a person can act on.
+    """A refusal or a failure with a reason that the administrator can act on.
 
-    ``msg`` says which backup or server, what happened and, where PostgreSQL
-    spoke, its own words and SQLSTATE. ``hint`` is the next step, best as the
-    exact command. ``code`` is a stable snake_case word for programs, with an
-    entry in docs/errors.md, and ``details`` are JSON-able facts that the module returns beside ``msg``.
+    ``msg`` says which backup or server, what happened and, for an error of PostgreSQL, its own message and SQLSTATE.
+    ``hint`` is the next step, best as the exact command. ``code`` is a stable snake_case word for programs, with an
+    entry in docs/errors.md. ``details`` are facts for JSON, which the module returns next to ``msg``.
     """
 
     def __init__(self, msg: str, code: str, hint: str = "", **details: t.Any) -> None:
@@ -43,7 +42,7 @@ def option(name: str) -> str:
     """Return what the user set: the variable of the role that called the module, else the option of the module.
 
     With ``pg_backup_ timeout=archive_timeout`` in the environment ``wal`` is ``pg_backup_wal`` and ``timeout`` is
-    ``pg_backup_archive_timeout``. A role that has no variable for an option says so: ``login_host=``.
+    ``pg_backup_archive_timeout``. A role declares that it has no variable for an option: ``login_host=``.
     """
     prefix, *renamed = os.environ.get(VARIABLES, "").split() or [""]
     for pair in renamed:

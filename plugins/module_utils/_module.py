@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the modules share: arguments of the handle, and the way from a result or an error to the task.
+"""Shared by the modules: arguments, the backup that the handle names, and how a result or an error ends the task.
 
 Private to pgfleet.basebackup. Room ``_module``: arguments and results that the modules share; only modules import it.
 """
@@ -43,7 +43,7 @@ def handle_argument_spec() -> dict[str, t.Any]:
 
 
 def archive_argument_spec(command: bool = True) -> dict[str, t.Any]:
-    """Return the arguments of the ``archive`` documentation fragment, with ``restore_command`` where it is wanted."""
+    """Return the arguments of the ``archive`` documentation fragment, with ``restore_command`` if ``command``."""
     arguments: dict[str, t.Any] = {"archive_directory": {"type": "path"}}
     return {**arguments, "restore_command": {"type": "str"}} if command else arguments
 
@@ -63,7 +63,7 @@ def recovery_target_argument_spec() -> dict[str, t.Any]:
 
 
 def detached_argument_spec(run_id: bool = False) -> dict[str, t.Any]:
-    """Return the arguments of the ``detached`` documentation fragment, with ``run_id`` where it is wanted."""
+    """Return the arguments of the ``detached`` documentation fragment, with the option ``run_id`` if that is true."""
     arguments: dict[str, t.Any] = {
         "progress_interval": duration("10 seconds"),
         "wait_timeout": duration("0"),
@@ -103,10 +103,10 @@ def cluster_of(module: AnsibleModule) -> Cluster:
 
 
 def backup_of(module: AnsibleModule, claimed: bool = True) -> t.Optional[Backup]:
-    """Return the backup that the module's handle names, None in check mode when it is not there.
+    """Return the backup that the module's handle names, None in check mode when it does not exist.
 
-    In check mode the steps before have not made it. Outside check mode an unfinished backup is claimed for ``owner``,
-    unless the step is one that any run may do.
+    In check mode the earlier steps have not made it. Otherwise an unfinished backup is claimed for ``owner``, unless
+    any run may do the step.
     """
     cluster = cluster_of(module)
     check_name(module.params["backup_id"], "The backup_id")
@@ -124,7 +124,7 @@ def handle(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def run(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -> t.NoReturn:
-    """Run ``work`` and end the module with its result, or with an error that names this host and what to do."""
+    """Run ``work``, and end the module with its result or its error."""
     os.umask(0o077)
     try:
         result = work()

@@ -56,7 +56,7 @@ import errno
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.abort import abort
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import claim, look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import activity_of, claim
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_of,
@@ -89,7 +89,7 @@ def main() -> None:
             return answer(False, "absent", f"There is no backup {params['backup_id']}.")
         if backup.published:
             return answer(False, "published", f"The backup {backup.id} is published and is left alone.")
-        activity = look(backup)
+        activity = activity_of(backup)
         if params["owner"] and activity.owner not in (None, params["owner"]):
             return answer(False, "taken_over", f"{activity.describe(backup)}; it is left alone.")
         if params["keep"] and activity.kept:

@@ -58,7 +58,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import (
     publish,
     refuse_unproven,
-    tell_wal,
+    wal_sentence,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
@@ -96,7 +96,7 @@ def main() -> None:
             msg = f"The backup {backup.id} would be published."
             return dict(handle(module), changed=True, state=record.state, directory=backup.path, msg=msg)
         changed = publish(backup, module.params["proof"])
-        msg = f"The backup {backup.id} is published{'' if changed else ' already'}." + tell_wal(backup.load())
+        msg = f"The backup {backup.id} is published{'' if changed else ' already'}." + wal_sentence(backup.load())
         return dict(handle(module), changed=changed, state="published", directory=backup.path, msg=msg)
 
     run(module, work)

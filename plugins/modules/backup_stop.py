@@ -135,7 +135,7 @@ directory:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import activity_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.stop import Stop, release, result
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
@@ -180,7 +180,7 @@ def main() -> None:
                 release(backup, record)
             return result(backup, record, False, f"The backup {backup.id} was stopped already.")
         if module.check_mode:
-            activity = look(backup)
+            activity = activity_of(backup)
             if activity.state == FAILED:
                 raise BackupError(f"The backup {backup.id} is void: {activity.reason}", code="void")
             if activity.progress and activity.progress.get("state") != DONE:

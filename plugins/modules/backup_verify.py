@@ -72,7 +72,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the newest backup
+- name: Check the newest backup
   pgfleet.basebackup.backup_verify:
     repository: /srv/backups
     cluster: main
@@ -204,7 +204,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.detached import VerificationJob
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import (
-    Wish,
+    Options,
     chosen,
     damage,
     verify,
@@ -236,16 +236,16 @@ def main() -> None:
     def work() -> dict[str, object]:
         read_durations(params, may_be_zero="progress_interval wait_timeout")
         require_positive(params, "jobs")
-        wish = Wish(**{name: params[name] for name in Wish._fields})
+        options = Options(**{name: params[name] for name in Options._fields})
         cluster = Repository(params["repository"], read_only=True).cluster(params["cluster"])
         if params["wait_timeout"] <= 0:
-            result = verify(chosen(cluster, params["backup_id"]), wish, nobody_stops_it)
+            result = verify(chosen(cluster, params["backup_id"]), options, nobody_stops_it)
         else:
             if not params["run_id"]:
                 raise BackupError(
                     "With wait_timeout a run_id is needed, to find the verification again.", code="run_id"
                 )
-            job = VerificationJob(cluster, params["backup_id"], params["run_id"], wish)
+            job = VerificationJob(cluster, params["backup_id"], params["run_id"], options)
             step = job.step(params["wait_timeout"])
             if step.result is None:
                 known = {**handle(module), "backup_id": step.record.get("backup_id") or params["backup_id"]}

@@ -117,6 +117,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import 
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import (
     archiver_report,
+    archiver_words,
     archives_itself,
     missing_on_server,
     require_cluster,
@@ -171,12 +172,12 @@ def main() -> None:
         identifier = int(params["system_identifier"])
         method = "archive_directory" if params["archive_directory"] else "restore_command"
         source = params[method]
-        look = missing_in_directory if params["archive_directory"] else missing_by_command
+        missing_in = missing_in_directory if params["archive_directory"] else missing_by_command
         missing = wait_archived(
-            lambda wanted: look(source, wanted, size, identifier), names, params["timeout"], params["interval"]
+            lambda wanted: missing_in(source, wanted, size, identifier), names, params["timeout"], params["interval"]
         )
         if missing:
-            raise late(missing, f"looked for by {method}: {source}.", "Look at what fills the archive.")
+            raise late(missing, f"looked for by {method}: {source}.", "Check the process that fills the archive.")
         return method, source, params["system_identifier"]
 
     def from_server() -> tuple[str, str, str]:
@@ -198,10 +199,7 @@ def main() -> None:
                 report = archiver_report(connection)
                 raise late(
                     missing,
-                    f"the archiver of {info['address']} last succeeded with {report['last_archived_wal'] or 'nothing'}"
-                    f" at {report['last_archived_time'] or 'no time'} and last failed with"
-                    f" {report['last_failed_wal'] or 'nothing'}"
-                    f" at {report['last_failed_time'] or 'no time'}.",
+                    archiver_words(info["address"], report),
                     "Look at archive_command, the archive's free space and the server's log; on an idle"
                     " primary switch the WAL.",
                     archiver=report,

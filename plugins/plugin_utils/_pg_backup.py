@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run of the role pg_backup decides and reports.
+"""The decisions and messages of the role pg_backup.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -22,7 +22,7 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     size,
 )
 
-# States in which a backup is void without its session, and in which it only lacks WAL.
+# States in which a backup is void without its session, and those in which only its WAL is still missing.
 BEGUN = ("running", "copied")
 STOPPED = ("stopping", "stopped", "complete")
 
@@ -40,7 +40,7 @@ class BackupRun:
         self.published = "directory" in part(facts, "publish")
 
     def answer(self) -> dict[str, t.Any]:
-        """Return all decisions and texts, by the names that the filter documents."""
+        """Return all decisions and messages, by the names that the filter documents."""
         return {
             "due": self.due,
             "in_hand": self.in_hand,
@@ -70,22 +70,22 @@ class BackupRun:
 
     @property
     def in_hand(self) -> bool:
-        """Whether this run has a backup to work on: started or taken over, and not another run's."""
+        """Whether this run has its own backup to work on, started or taken over."""
         return "backup_id" in self.start and not self.start.get("skipped_busy")
 
     @property
     def needs_primary(self) -> bool:
-        """Whether the primary must finish the last segment: of WAL that is to be archived, for a standby's backup."""
+        """Whether the primary must finish the last segment: for a standby's backup whose WAL is to be archived."""
         return self.facts["wal"] == "archive" and self.server.get("role") == "standby"
 
     @property
     def needs_archive(self) -> bool:
-        """Whether the WAL is to be waited for; of a complete backup it is proven already."""
+        """Whether to wait for the WAL; that of a complete backup is proven already."""
         return self.start.get("wal") == "archive" and self.start.get("state") != "complete"
 
     @property
     def archiver(self) -> dict[str, t.Any]:
-        """Where the WAL is proven: the host to delegate to, and the login there."""
+        """Where to prove that the WAL is archived: the host to delegate to, and the login there."""
         primary = part(self.facts, "primary")
         if _primary.asks_primary(self.facts) and primary:
             return {name: primary[name] for name in ("delegate", *_primary.LOGIN)}
@@ -93,7 +93,7 @@ class BackupRun:
 
     @property
     def stoppers(self) -> list[Facts]:
-        """What is wrong with the server, and with its primary where that is needed."""
+        """The problems of the server, and of its primary if that is needed."""
         return list(self.server.get("problems") or []) + self._primary_problems
 
     @property
@@ -102,12 +102,12 @@ class BackupRun:
 
     @property
     def refusal(self) -> str:
-        """Why no backup is begun. One that was begun is not given up for this: it is stopped, and waits."""
+        """Why no backup is begun. One that was begun is not aborted for this: it is stopped, and waits."""
         return "" if self.unfinished else _primary.refusal(self.facts, self._primary_problems)
 
     @property
     def plan(self) -> list[str]:
-        """What would be done, in lines."""
+        """The lines that report what would be done."""
         server = self.server
         verb = "cannot be" if self.stoppers else "would be"
         return [
@@ -141,18 +141,18 @@ class BackupRun:
         return (
             f"{one.get('owner') or 'An unnamed run'} has been working on the backup {one['backup_id']} since"
             f" {one.get('since') or 'an unknown time'} (state {one['state']}, {one.get('percent') or 0} % copied,"
-            f" last heard of {one.get('silent_seconds')} s ago). It would be continued after a silence of"
+            f" last active {one.get('silent_seconds')} s ago). It would be continued after a silence of"
             f" pg_backup_takeover_after={self.facts['takeover_after']}; before that"
             f" pg_backup_concurrent={self.facts['concurrent']} decides."
         )
 
     def _directory(self, parent: str) -> str:
-        # Never from a module's result, in which Ansible masks whatever equals the password.
+        # Never from a module's result, in which Ansible masks every occurrence of the password.
         return f"{self.facts['repository']}/{self.facts['cluster']}/{parent}/{self.backup_id}"
 
     @property
     def handle(self) -> dict[str, str]:
-        """What joins the steps of the backup, for the user's own tasks."""
+        """The handle of the backup, for the user's own tasks."""
         directory = ""
         if self.published:
             directory = self._directory("backups")
@@ -163,7 +163,7 @@ class BackupRun:
 
     @property
     def result(self) -> dict[str, t.Any]:
-        """``pg_backup_result`` as far as the run has come without a failure."""
+        """``pg_backup_result`` of a run without a failure, as far as it has come."""
         if self.published:
             msg = part(self.facts, "publish")["msg"]
             return self._result(True, self.backup_id, msg)
@@ -179,9 +179,9 @@ class BackupRun:
 
     @property
     def failure(self) -> dict[str, t.Any]:
-        """``pg_backup_result`` after a failure: what failed, and what becomes of the backup."""
+        """``pg_backup_result`` after a failure: what failed, and what happens to the backup."""
         failed_task, why = failure(self.facts)
-        # ansible-core 2.18 does not tell a rescue about a handler that failed.
+        # In ansible-core 2.18 a rescue has no facts of a handler that failed.
         switch = part(self.facts, "switch")
         if switch.get("failed"):
             failed_task, why = "Switch WAL on the primary", str(switch.get("msg") or dict(switch))

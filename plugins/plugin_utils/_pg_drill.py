@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run of the role pg_drill decides and reports.
+"""The decisions and messages of the role pg_drill.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -21,10 +21,10 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     size,
 )
 
-# As much of a program's output as a report keeps.
+# Characters of a program's output that a report keeps.
 LONGEST_OUTPUT: t.Final = 4000
-# All that a server could do to the world outside its data directory is off; it is reached by its socket alone. Its
-# messages are in English because pg_amcheck's are read.
+# Everything by which the server could affect anything outside its data directory is off, and it is reached only through
+# its socket. Its messages are in English because the role reads those of pg_amcheck.
 SETTINGS: t.Final = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -63,10 +63,10 @@ class DrillRun:
         self.backup_id = str(self.restored.get("backup_id") or self.wanted)
 
     def answer(self) -> dict[str, t.Any]:
-        """Return all decisions and texts, by the names that the filter documents."""
+        """Return all decisions and messages, by the names that the filter documents."""
         return {
             "proven": self.proven,
-            # A target that is named switches the default one off.
+            # Any target that is set turns off the default one.
             "recovery_target": "" if any(self.facts["other_targets"]) else self.facts["target"],
             "settings": self.settings,
             "amcheck_command": self.amcheck_command,
@@ -82,7 +82,7 @@ class DrillRun:
 
     @property
     def proven(self) -> bool:
-        """Whether a drill has proven the backup that is named, or any backup of the cluster, recently enough."""
+        """Whether a recent drill has proven the backup that is set, or any backup of the cluster."""
         return bool((self.backup if self.named else self.entry).get("proven_recently"))
 
     @property
@@ -101,7 +101,7 @@ class DrillRun:
             settings["stats_temp_directory"] = "pg_stat_tmp"
         if major >= 17:
             settings["event_triggers"] = "off"
-        # Item by item: Ansible hands over a dictionary whose values are templated when they are asked for.
+        # Item by item: Ansible passes a dictionary whose values are templated on access.
         settings.update((name, value) for name, value in self.facts["settings"].items())
         return settings
 
@@ -115,13 +115,13 @@ class DrillRun:
 
     @property
     def stoppers(self) -> list[Facts]:
-        """What stands against a drill, in check mode: a module's failure as a whole, or each reason of the restore."""
+        """What would prevent the drill, in check mode: a module's whole failure, or each refusal of the restore."""
         failures = [one for one in (self.scratch, self.restored) if "code" in one]
         return failures + list(part(self.restored, "plan").get("refusals") or [])
 
     @property
     def plan(self) -> list[str]:
-        """What would be done, in lines."""
+        """The lines that report what would be done."""
         facts = self.facts
         pages = "where data checksums are on" if facts["checksums"] else "no"
         return [
@@ -148,7 +148,7 @@ class DrillRun:
 
     @property
     def checks(self) -> list[dict[str, t.Any]]:
-        """What each check has found: ``name``, ``ok``, ``msg``. ``ok`` is None for a check that was not made."""
+        """The results of the checks: ``name``, ``ok``, ``msg``. ``ok`` is None for a check that was skipped."""
         found = []
         if "reached" in self.recovery:
             found.append(_check("restore and recovery", True, self.recovery.get("msg")))
@@ -170,7 +170,7 @@ class DrillRun:
         if wanted == "never":
             return _check("pg_amcheck", None, "not wanted")
         output = f"{result.get('stdout') or ''} {result.get('stderr') or ''}".strip()
-        # Neither the program nor the extension is in every server package. A program that ran and failed says why.
+        # Not every server package has the program and the extension. A program that ran and failed has printed why.
         if (not output and result.get("rc") != 0) or "extension control file" in output:
             missing = "pg_amcheck or the extension amcheck is not installed"
             return _check("pg_amcheck", False if wanted == "always" else None, missing)
@@ -200,7 +200,7 @@ class DrillRun:
 
     @property
     def msg(self) -> str:
-        """What the drill has shown."""
+        """The message of the drill's result."""
         start = f"{self.facts['host']}: the backup {self.backup_id or '(none)'} of the cluster {self.facts['cluster']}"
         if self.bad:
             return f"{start} is not proven: " + "; ".join(f"{one['name']}: {one['msg']}" for one in self.bad)
@@ -223,7 +223,7 @@ class DrillRun:
 
     @property
     def record(self) -> dict[str, t.Any]:
-        """The drill's entry in the backup's record; what is unknown is left out."""
+        """The drill's entry in the backup's record, without unknown values."""
         return {name: value for name, value in self._outcome().items() if value is not None}
 
     @property

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run of the role pg_recover decides and reports.
+"""The decisions and messages of the role pg_recover.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -21,15 +21,15 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     sentence,
 )
 
-# What may fail after the server is restored, the result that shows that it did not, and what to do then.
+# Steps that may fail after the server is restored, the result that shows their success, and what to do after a failure.
 AFTERWARDS: t.Final = (
     (
         "forget",
         "pending_restart",
         "forgetting the recovery target",
         (
-            "As a superuser remove recovery_target* from postgresql.auto.conf (ALTER SYSTEM RESET), or a standby that"
-            " is made of this server stops at the same target."
+            "As a superuser remove recovery_target* from postgresql.auto.conf (ALTER SYSTEM RESET), or a standby made"
+            " from this server stops at the same target."
         ),
     ),
     (
@@ -37,8 +37,8 @@ AFTERWARDS: t.Final = (
         "segment",
         "finishing the first WAL segment of the new timeline",
         (
-            "Run SELECT pg_switch_wal() and take a backup; until that segment is archived the archive cannot tell where"
-            " the old timeline was left."
+            "Run SELECT pg_switch_wal() and take a backup; until that segment is archived the archive does not show"
+            " where the new timeline begins."
         ),
     ),
 )
@@ -58,7 +58,7 @@ class RecoverRun:
         self.backup_id = str(self.known.get("backup_id") or "")
 
     def answer(self) -> dict[str, t.Any]:
-        """Return all decisions and texts, by the names that the filter documents."""
+        """Return all decisions and messages, by the names that the filter documents."""
         return {
             "data_directory": self.data_directory,
             "log_file": self.facts["log_file"] or f"{self.data_directory}/startup.log",
@@ -76,13 +76,13 @@ class RecoverRun:
 
     @property
     def wanted(self) -> str:
-        """The backup whose place is the default: the one that is named, else the newest."""
+        """The backup whose data directory is the default: the one that is set, else the newest."""
         named = str(self.facts["backup_id"])
         return named if named not in ("", "latest") else str(self.entry.get("newest") or "")
 
     @property
     def data_directory(self) -> str:
-        """Where the restore goes: the directory that is named, else that of the server the backup was taken from."""
+        """The directory to restore to: the one that is set, else that of the server that was backed up."""
         if self.facts["data_directory"]:
             return str(self.facts["data_directory"])
         found = [one for one in self.entry.get("backups") or [] if one["backup_id"] == self.wanted]
@@ -90,12 +90,12 @@ class RecoverRun:
 
     @property
     def no_place(self) -> str:
-        """Why it is not known where the restore goes; '' when it is."""
+        """Why the directory to restore to is unknown, '' when it is known."""
         if self.data_directory:
             return ""
         backup = f"backup {self.wanted}".strip()
         return (
-            f"There is no {backup} of the cluster {self.facts['cluster']} in {self.facts['repository']} that would tell"
+            f"There is no {backup} of the cluster {self.facts['cluster']} in {self.facts['repository']} that records"
             " the data directory. Set pg_recover_data_directory; pgfleet.basebackup.backup_info lists the backups."
         )
 
@@ -106,18 +106,18 @@ class RecoverRun:
 
     @property
     def done(self) -> bool:
-        """Whether an earlier run has restored the same already."""
+        """Whether an earlier run has already done this restore."""
         return bool(self.planned.get("finished"))
 
     @property
     def refusals(self) -> list[Facts]:
-        """What stands against the restore. A server that runs there is stopped by the role, which is no reason."""
+        """The refusals of the restore, except a running server, which the role stops."""
         found = part(self.planned, "plan").get("refusals") or []
         return [one for one in found if one["code"] != "server_running"]
 
     @property
     def changed(self) -> bool:
-        """Whether the restore has changed something, or would."""
+        """Whether the restore has changed something, or would do so."""
         if "changed" in self.restored:
             return bool(self.restored["changed"])
         return bool(self.facts["check_mode"]) and not self.done and not self.refusals
@@ -132,8 +132,8 @@ class RecoverRun:
 
     @property
     def plan(self) -> list[str]:
-        """What would be done, in lines."""
-        what = "nothing can be restored like this"
+        """The lines that report what would be done."""
+        what = "nothing can be restored with these variables"
         if self.done:
             what = "this restore has been done already"
         elif self.changed:
@@ -170,7 +170,7 @@ class RecoverRun:
 
     @property
     def left(self) -> list[str]:
-        """What is left to do by hand after the restore, because it failed."""
+        """The steps after the restore that failed and are left to the administrator."""
         lines = []
         for name, success, what, cure in AFTERWARDS:
             result = part(self.facts, name)
@@ -229,14 +229,14 @@ class RecoverRun:
     @property
     def _refused(self) -> bool:
         result = part(self.facts, "failed_result")
-        # The failure of a restore that has begun has its progress.
+        # The failure of a restore that has begun includes its progress.
         return bool(self.refusals) or ("code" in result and "progress" not in result)
 
     def _outcome(self) -> str:
         if self.restored.get("finished", self.done):
             return "The files are restored. Repair the cause and run the same command again; it continues from there."
         if self._refused or not self.facts["begun"]:
-            return f"Nothing was touched{' but the server, which was stopped.' if self.facts['stopped'] else '.'}"
+            return f"Nothing was changed{', but the server was stopped.' if self.facts['stopped'] else '.'}"
         return (
             "Without global/pg_control the data directory cannot be started by accident. Repair the cause and run the"
             " same command again; it continues from there."

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The primary of a standby, found among what the role pg_backup knows.
+"""Finding the primary of a standby for the role pg_backup.
 
 Private to pgfleet.basebackup: no stability is promised.
 """
@@ -13,14 +13,14 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import Facts, part, sentence
 
 LOGIN = ("login_host", "login_port", "login_unix_socket")
-# What Ansible writes in a module's result in place of the password.
+# Ansible writes this in a module's result in place of the password.
 MASK = "********"
 
 
 def asks_primary(facts: Facts) -> bool:
     """Return whether the primary's archiver is responsible for the WAL of a backup of ``server``.
 
-    A standby archives only with ``archive_mode=always``; an archive that is named is read on the standby's host.
+    A standby archives only with ``archive_mode=always``; an archive that is set is read on the standby's host.
     """
     server = part(facts, "server")
     return (
@@ -42,7 +42,7 @@ def split_address(text: str, default_port: t.Any) -> tuple[str, t.Any]:
 
 
 def candidates(facts: Facts, hostvars: t.Mapping[str, Facts], hosts: t.Iterable[str]) -> list[str]:
-    """Return the host or address that is named, else those of ``hosts`` that are primaries of the same cluster."""
+    """Return the host or address that is set, else those of ``hosts`` that are primaries of the same cluster."""
     if facts["primary_named"]:
         return [str(facts["primary_named"])]
     wanted = part(facts, "server").get("system_identifier")
@@ -55,7 +55,7 @@ def candidates(facts: Facts, hostvars: t.Mapping[str, Facts], hosts: t.Iterable[
 
 
 def find(facts: Facts, hostvars: t.Mapping[str, Facts], hosts: t.Iterable[str]) -> dict[str, t.Any]:
-    """Return where the primary of the standby ``server`` is reached, and what is wrong with it.
+    """Return how to reach the primary of the standby ``server``, and its problems.
 
     The facts are those of the role, ``hosts`` those of the play. Without ``primary_answer``, the result of server_info,
     the login is that of the server to ask: the primary itself (``purpose`` is ``wal_switch``), or the standby, which is
@@ -87,7 +87,7 @@ def find(facts: Facts, hostvars: t.Mapping[str, Facts], hosts: t.Iterable[str]) 
 def _named(candidate: str, facts: Facts, hostvars: t.Mapping[str, Facts]) -> dict[str, t.Any]:
     result: dict[str, t.Any] = {"purpose": "wal_switch", "find_primary": False, "name": candidate}
     if facts["primary_is_host"] or not facts["primary_named"]:
-        # What its own variables do not say about the login is that of the standby.
+        # Parts of the login that its own variables do not set are those of the standby.
         theirs = hostvars[candidate]
         login = {name: theirs.get(f"pg_backup_{name}", facts[name]) for name in LOGIN}
         return {**result, **login, "delegate": candidate}
@@ -105,7 +105,7 @@ def _upstream(facts: Facts, primary: Facts) -> dict[str, t.Any]:
 
 def _problems(answer: Facts, result: Facts) -> list[dict[str, str]]:
     if "problems" not in answer:
-        msg = str(answer.get("error") or answer.get("msg") or "It is not known.")
+        msg = str(answer.get("error") or answer.get("msg") or "It is unknown.")
         return [{"code": "primary_unknown", "msg": msg, "hint": ""}]
     if MASK in str(result["login_host"]):
         return [
@@ -119,7 +119,7 @@ def _problems(answer: Facts, result: Facts) -> list[dict[str, str]]:
 
 
 def refusal(facts: Facts, problems: t.Sequence[Facts]) -> str:
-    """Return why a standby's backup is not even begun, '' when nothing is against it."""
+    """Return why a standby's backup is not begun, '' when nothing prevents it."""
     if not problems:
         return ""
     reasons = " ".join(sentence(problem) for problem in problems)

@@ -1,12 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the decisions of the roles share: failures in words, problems, sizes.
+"""Shared by the decisions of the roles: the words for failures, problems and sizes.
 
 Private to pgfleet.basebackup: no stability is promised.
 
-A role gives what it knows, its variables and the results of its modules, to one filter, which decides and reports:
-``pg_backup``, ``pg_recover``, ``pg_drill``. Their logic is in this directory, knows no Ansible and changes nothing.
+A role passes its variables and the results of its modules to one filter, which decides and reports: ``pg_backup``,
+``pg_recover``, ``pg_drill``. Their logic is in this directory; it does not use Ansible and changes nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def explained(problems: t.Iterable[Facts]) -> list[str]:
 
 
 def sentence(problem: Facts) -> str:
-    """Return what is wrong and what to do."""
+    """Return the message of a problem with its hint."""
     return f"{problem.get('msg') or ''} {problem.get('hint') or ''}".strip()
 
 

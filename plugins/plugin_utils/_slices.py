@@ -1,12 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Long work in slices, so that its progress is seen and the connection may break.
+"""Long work in slices, so that its progress is shown and the connection may break.
 
 Private to pgfleet.basebackup: no stability is promised.
 
-The work itself is a detached process on the database host; each slice, a call of the module with ``wait_timeout``, asks
-how far it is. The module answers with ``finished``, and with ``progress`` while that is false.
+The work itself is a detached process on the database host. Each slice is a call of the module with ``wait_timeout``,
+which returns ``finished``, and ``progress`` while that is false.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.units imp
 
 display = Display()
 
-# The run must be heard of more often than takeover_after of backup_start.
+# The module must run more often than every takeover_after seconds of backup_start.
 LONGEST_SLICE = 10
 DEFAULT_INTERVAL = 10
 
@@ -70,7 +70,7 @@ class SlicedAction(ActionBase):
             given = arguments.get("progress_interval")
             interval = seconds(DEFAULT_INTERVAL if given is None else given, "progress_interval")
         except BackupError:
-            # The module refuses it too, and knows the words of its caller.
+            # The module refuses it, too, with the name of the caller's variable.
             result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
             return result
         self.prepare(arguments)

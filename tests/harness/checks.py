@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Proof that a backup is good: verify, restore by plain cp, start, look for corruption, compare the data."""
+"""Proof that a backup is good: verify, restore with plain cp, start, check for corruption, compare the data."""
 
 from __future__ import annotations
 

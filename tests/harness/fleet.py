@@ -185,7 +185,7 @@ class Host(Namespace):
         self.name = name
         self.address = address
         self.upper = directory / "upper"
-        """What is not as on this machine, for looking: whoever writes uses `path`."""
+        """The host's files that differ from this machine's, for reading only: use `path` to write."""
 
     def listens(self) -> bool:
         """Whether sshd, which a host starts last, accepts connections."""

@@ -151,7 +151,7 @@ class Server:
                 os.kill(member, signal.SIGKILL)
         # The next start would still count a zombie as running, and init can be slow to reap it.
         wait_until(
-            lambda: not any(pathlib.Path(f"/proc/{member}").exists() for member in family), f"{self.name} is gone"
+            lambda: not any(pathlib.Path(f"/proc/{member}").exists() for member in family), f"{self.name} has ended"
         )
 
     def restart(self, mode: str = "fast") -> Server:

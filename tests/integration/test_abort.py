@@ -67,7 +67,7 @@ def test_copying(steps: Steps) -> None:
     with steps.copying() as copy:
         assert steps.ok("backup_abort")["state"] == "absent"
         result = steps.stops_soon(copy)
-    assert "abort" in result["msg"] or "ended without recording" in result["msg"]
+    assert "abort" in result["msg"] or "ended without recording a result" in result["msg"]
 
 
 def test_copied(steps: Steps) -> None:
@@ -116,7 +116,7 @@ def test_published(steps: Steps) -> None:
     assert (steps.published / "data" / "backup_manifest").is_file()
 
 
-def test_kept_for_a_look(steps: Steps) -> None:
+def test_kept_for_inspection(steps: Steps) -> None:
     """The files stay for inspection, no step continues with them, and a later abort removes them."""
     steps.start()
     steps.ok("backup_copy")

@@ -147,7 +147,7 @@ def test_refused(sandbox: Sandbox, primary: Server, repository: pathlib.Path) ->
     all_is_well(sandbox, repository, primary)
 
 
-def test_repository_problems_are_told_beforehand(sandbox: Sandbox, primary: Server, repository: pathlib.Path) -> None:
+def test_repository_problems_are_reported_early(sandbox: Sandbox, primary: Server, repository: pathlib.Path) -> None:
     """server_info reports what backup_start would refuse as problems with hints, and does not fail."""
     modules = Modules(primary)
     for place, code, hint in (
@@ -164,7 +164,7 @@ def test_repository_problems_are_told_beforehand(sandbox: Sandbox, primary: Serv
     assert not list(repository.iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs an account besides this one")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second account")
 def test_repository_of_another_user(sandbox: Sandbox, primary: Server, repository: pathlib.Path) -> None:
     """A repository that the task's user cannot read or write is refused with its name and the user id."""
     repository.chmod(0o500)

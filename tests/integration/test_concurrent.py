@@ -73,18 +73,18 @@ def test_same_id_again(steps: Steps, primary: Server) -> None:
 
 
 @BOTH
-def test_somebody_else_is_at_work(steps: Steps, second: Steps, primary: Server) -> None:
+def test_another_run_is_at_work(steps: Steps, second: Steps, primary: Server) -> None:
     """Skip starts none and reports the other run, its start and its progress; fail fails; allow starts one more."""
     steps.start(owner="the first run")
     with steps.copying() as copy:
         skipped = second.ok("backup_start", concurrent="skip", owner="the second run")
         assert (skipped["changed"], skipped["skipped_busy"], skipped["backup_id"]) == (False, True, "one")
-        assert "the first run works on the backup one since 20" in skipped["msg"]
+        assert "the first run has been working on the backup one since 20" in skipped["msg"]
         assert "% copied" in skipped["msg"]
         assert skipped["busy"]["owner"] == "the first run"
         failed = second.fails("backup_start", concurrent="fail", owner="the second run")
         assert failed["code"] == "busy"
-        assert "the first run works on the backup one" in failed["msg"]
+        assert "the first run has been working on the backup one" in failed["msg"]
         assert not second.work.exists()
         assert second.start(concurrent="allow", owner="the second run")["changed"]
         assert len(sessions(primary)) == 2

@@ -93,7 +93,7 @@ def drills(sandbox: Sandbox, primary: Server) -> Drills:
 
 
 @pytest.mark.majors(14, 18)
-def test_drill_beside_the_source(sandbox: Sandbox, drills: Drills) -> None:
+def test_drill_next_to_the_source(sandbox: Sandbox, drills: Drills) -> None:
     """Check mode, a drill with every check, its reports, and a maximum age for the proof."""
     reports = sandbox.root / "reports"
     checks = [
@@ -269,7 +269,7 @@ def test_after_a_killed_controller(drills: Drills) -> None:
     wait_until(lambda: pid_file.exists() or play.process.poll() is not None, "the drill's server runs", timeout=90)
     play.signal(group=True)
     play.process.wait()
-    pid = wait_until(lambda: pid_file.read_text().split("\n")[0], "it has told its number")
+    pid = wait_until(lambda: pid_file.read_text().split("\n")[0], "it has written its process id")
     assert os.readlink(f"/proc/{pid}/cwd") == str(drills.scratch / "data")
     before = drills.live()
     planned = drills.run(check=True).ok()

@@ -45,7 +45,7 @@ def manifest(backup: pathlib.Path) -> dict[str, int]:
 
 
 def relation(server: Server, name: str) -> pathlib.Path:
-    """Return where a relation lies, relative to the data directory."""
+    """Return the path of a relation, relative to the data directory."""
     return pathlib.Path(server.value("SELECT pg_relation_filepath(%s::regclass)", [name]))
 
 

@@ -208,7 +208,7 @@ def test_pooling_proxy(sandbox: Sandbox, steps: Steps, primary: Server, reposito
         assert [one["code"] for one in info["problems"]] == ["pooling_proxy"]
         result = steps.fails("backup_start")
         assert result["code"] == "pooling_proxy"
-        assert "let login_host and login_port name the server itself" in result["msg"]
+        assert "login_host and login_port to the server itself" in result["msg"]
         assert not os.listdir(repository)
     finally:
         proxy.kill()

@@ -17,6 +17,7 @@ import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import stop as _stop
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import keeper as _keeper
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import session as _session
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 
@@ -237,7 +238,7 @@ def test_session_process_is_killed_during_stop(steps: Steps, primary: Server) ->
 @BOTH
 def test_session_process_dies_before_it_can_write_the_label_down(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill after the server has ended the backup and before anything is on disk."""
-    source = pathlib.Path(_session._session_keeper.__file__).read_text()
+    source = pathlib.Path(_keeper.__file__).read_text()
     there = "        lsn, label, space_map = self._rows(query)[0]\n"
     assert there in source
     deadly = source.replace(there, f"{there}        os.kill(os.getpid(), signal.SIGKILL)\n")

@@ -72,7 +72,7 @@ def flipped(content: bytes, at: int) -> bytes:
     return content[:at] + bytes(byte ^ 0xFF for byte in content[at : at + 8]) + content[at + 8 :]
 
 
-def test_archive_is_looked_into(
+def test_archive_is_read(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory, plain or compressed, or a restore_command; a partial or foreign file or garbage is not a proof."""

@@ -31,7 +31,7 @@ from tests.integration.helpers.steps import Steps
 SECONDS: t.Final = float(os.environ.get("PGFLEET_SOAK", "12"))
 SEED: t.Final = int(os.environ.get("PGFLEET_SEED", "20261122"))
 
-SCRIPT: t.Final = CLONE / "roles" / "pg_archive" / "files" / "pgfleet_wal.py"
+SCRIPT: t.Final = CLONE / "plugins" / "module_utils" / "_wal" / "pgfleet_wal.py"
 CHECKSUM: t.Final = "SELECT coalesce(sum(hashtextextended(d::text, 0)), 0)::text FROM data d"
 
 

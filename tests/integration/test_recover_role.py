@@ -147,7 +147,7 @@ def test_several_ways_at_once(site: Site) -> None:
         assert words in text
     assert "The files are restored." in text
     for name in ("beyond", "both"):
-        assert "Nothing was touched." in message(play, name)
+        assert "Nothing was changed." in message(play, name)
         assert not servers[name].data.exists()
 
     assert "global/pg_filenode.map" in message(play, "torn")
@@ -177,7 +177,7 @@ def test_several_ways_at_once(site: Site) -> None:
     assert "failed: " not in told(third, "hooks")
     assert numbers(servers["files"]) == [1, 2, 3, 4, 5, 6]
     assert "is not empty" in message(third, "paused")
-    assert "Nothing was touched." in message(third, "paused")
+    assert "Nothing was changed." in message(third, "paused")
     assert numbers(servers["paused"]) == [1, 2, 3, 4, 5]
     assert "Stop it my way" in message(third, "hooks")
     assert numbers(servers["hooks"]) == [1, 2, 3, 4, 5, 6]

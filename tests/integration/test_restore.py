@@ -83,7 +83,7 @@ def refuses_to_start(place: Server) -> None:
 
 
 @pytest.mark.majors(*binaries.MAJORS)
-def test_beside_the_live_server(shared: Source) -> None:
+def test_next_to_the_live_server(shared: Source) -> None:
     """Predicted, restored, recovered to the end of the archive, repaired with delta; the source is not touched."""
     server, place = shared.server, shared.place()
     expected = data_checksum(server)
@@ -275,7 +275,7 @@ def test_killed_and_continued(shared: Source, monkeypatch: pytest.MonkeyPatch) -
         assert len(pids) == 3
         # The others end with the leader.
         os.kill(pids[0], signal.SIGKILL)
-        wait_until(lambda: not any(is_alive(pid) for pid in pids), "they are gone")
+        wait_until(lambda: not any(is_alive(pid) for pid in pids), "they have ended")
     refuses_to_start(place)
     # Without delta: the directory contains only an interrupted restore.
     result = shared.restored(place)

@@ -88,7 +88,7 @@ def test_every_kind_of_target(sandbox: Sandbox, major: int) -> None:
 
 
 @BOTH
-def test_odd_places_beside_the_live_source(sandbox: Sandbox, major: int) -> None:
+def test_odd_paths_next_to_the_live_source(sandbox: Sandbox, major: int) -> None:
     """Spaces, quotes, a backslash, a newline, a byte that is not UTF-8; the copy does not affect the source."""
     source = Source(sandbox, major, initdb=["--wal-segsize=1", "--locale=C", "--encoding=LATIN1"])
     server, root = source.server, os.fsencode(source.server.directory)
@@ -128,7 +128,7 @@ def test_odd_places_beside_the_live_source(sandbox: Sandbox, major: int) -> None
     assert not (server.data / "tablespace_map").exists()
 
 
-def test_only_what_is_damaged_is_copied(sandbox: Sandbox, major: int) -> None:
+def test_only_damaged_files_are_copied(sandbox: Sandbox, major: int) -> None:
     """Intact files keep inode and time; the result counts only the bytes of the others."""
     source = Source(sandbox, major, tablespaces=["extra"])
     source.backup()
@@ -275,7 +275,7 @@ def test_backups_that_were_changed(sandbox: Sandbox, major: int) -> None:
     edited = backup / "backup.json"
     old = edited.read_text()
     nested = [(outer, inner) for outer in record if isinstance(record[outer], dict) for inner in record[outer]]
-    # Null, or not there, where the value is not known.
+    # May be null or missing if the value is unknown.
     may_lack = {"published_at", "stats_temp_directory", "error", "kept", "drills", "sha256"}
     may_lack |= {"seconds", "special_files", "vanished_files", "reused_files", "checksum_algorithm"}
     for keys in [*((key,) for key in record), *nested]:
@@ -301,7 +301,7 @@ def test_backups_that_were_changed(sandbox: Sandbox, major: int) -> None:
 
 
 def test_record_that_leads_out_of_the_backup(sandbox: Sandbox, major: int) -> None:
-    """A record that was edited to name files elsewhere is refused by each step that reads it, and nothing happens."""
+    """A record edited to name files elsewhere is refused by every step that reads it, and nothing happens."""
     source = Source(sandbox, major, archive=False, tablespaces=["extra"])
     backup = source.backup(wal="include")
     place = source.place()

@@ -80,7 +80,7 @@ def test_first_run_publishes_and_second_changes_nothing(
         restore_and_check(sandbox, fleet.one(host), primary.archive, major, compare, name=f"restored-{host}")
 
 
-def test_wish_in_several_spellings(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
+def test_variables_in_several_spellings(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
     """Ages with units, force as a string as AWX passes it, wrong arguments: each as a host of one play."""
     fleet.run({"main": fleet.host(primary)}).ok()
     young = {"minutes": "90m", "words": "2 days", "number": 3600, "fraction": "0.5h", "false": "20 hours"}
@@ -110,7 +110,7 @@ def test_wish_in_several_spellings(sandbox: Sandbox, fleet: RoleHosts, primary: 
     all_is_well(sandbox, fleet.repository, primary)
 
 
-def test_check_mode_tells_what_would_stop_it(
+def test_check_mode_reports_what_would_stop_it(
     sandbox: Sandbox, fleet: RoleHosts, standby: Server, primary: Server
 ) -> None:
     """On the very first run, with problems of all kinds; nothing is written and no host fails."""
@@ -207,13 +207,13 @@ def test_hooks(sandbox: Sandbox, fleet: RoleHosts, primary: Server, major: int) 
 
 
 @pytest.mark.parametrize("rolling", [False, True])
-def test_other_hosts_go_on_unless_told(fleet: RoleHosts, primary: Server, rolling: bool) -> None:
+def test_other_hosts_continue_by_default(fleet: RoleHosts, primary: Server, rolling: bool) -> None:
     """A host without a server fails alone, or with ``serial`` and ``max_fail_percentage`` ends the play."""
     hosts = {"a_broken": fleet.host(primary, login_port=1), "b_good": fleet.host(primary)}
     variables = {"pg_backup_serial": "1", "pg_backup_max_fail_percentage": "0"} if rolling else {}
     play = fleet.run(hosts, check=True, extra_vars=variables)
     assert play.rc != 0
-    assert 'a_broken: the backup of the cluster a_broken failed at "look | Look at the server"' in message(
+    assert 'a_broken: the backup of the cluster a_broken failed at "gather | Check the server"' in message(
         play, "a_broken"
     )
     assert ("would be taken" in told(play, "b_good")) is not rolling

@@ -34,7 +34,7 @@ def advance(primary: Server, *standbys: Server) -> None:
 
 
 def test_two_clusters_and_two_standbys_in_one_play(sandbox: Sandbox, fleet: RoleHosts, major: int) -> None:
-    """Each idle primary switches WAL once, whether or not it is in the play's limit.
+    """Each idle primary switches WAL once, even outside the play's limit.
 
     The first is a host of the inventory outside the limit. The second is a host of the play, whose standby logs in
     differently.

@@ -41,7 +41,7 @@ def auto_conf(server: Server) -> str:
 
 
 @pytest.mark.majors(14, 18)
-def test_values_are_wishes(server: Server, settings: t.Callable[..., Result]) -> None:
+def test_values_are_declared(server: Server, settings: t.Callable[..., Result]) -> None:
     """Check mode and diff predict; spelling and unit do not matter; a value pending a restart counts as set."""
     before = auto_conf(server)
     wanted = {

@@ -258,7 +258,7 @@ def test_targets(world: World) -> None:
     # No target, and the end of the backup.
     assert world.reaches([*to_four, *range(5, 9)], "b2").target_lsn is None
     assert world.reaches([*to_four, 5], "b2", immediate=True).target_lsn == stop
-    assert world.choose("b1", immediate=True).why == "The backup b1 was asked for."
+    assert world.choose("b1", immediate=True).why == "The backup b1 was requested."
     assert (four.number, six.number) == (4, 6)
 
     what_is_missing(world, six, last)
@@ -300,7 +300,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
             world.refused("no_backup", "backup_label", "backup.json")
     world.refused("unknown_backup", backup_id="b7")
     world.refused("timeline_unknown", timeline="7")
-    with pytest.raises(BackupError, match="no archive is known") as caught:
+    with pytest.raises(BackupError, match="there is no archive") as caught:
         _choose.choose_backup(Repository(str(world.repository)).cluster("main"), None, _target.parse_target({}), None)
     assert caught.value.details["missing"] == list(end.record.required_wal)
 
@@ -314,7 +314,7 @@ def what_is_missing(world: World, six: Done, last: Done) -> None:
     blind = world.choose(archive=command, time=last.when)
     assert (blind.backup.id, blind.target_checked, blind.target_lsn) == ("b2", False, None)
     assert "is not known" in blind.warnings[0]
-    assert "could not be looked for" in blind.why
+    assert "could not be searched for" in blind.why
     assert world.choose(archive=command).wal_needed == world.choose(archive=command, immediate=True).wal_needed
     nothing = _archive.open_archive(None, "false", SIZE, world.identifier)
     assert world.refused("wal_incomplete", archive=nothing).details["missing"] == list(end.record.required_wal)
@@ -397,7 +397,7 @@ def test_timelines(world: World) -> None:
     found = world.choose(time=three.when, inclusive=False)
     assert (found.backup.id, found.path.timeline) == ("b3", 2)
     across = world.choose("b1", lsn=three.start)
-    assert across.why == "The backup b1 was asked for."
+    assert across.why == "The backup b1 was requested."
     assert "00000002.history" in across.wal_needed
     assert {name[:8] for name in across.wal_needed} == {"00000001", "00000002"}
     world.reaches([1, 3, 4], "b1", "b1", lsn=three.start)
@@ -419,8 +419,8 @@ def test_the_wal_ends_with_the_backup(world: World) -> None:
     """A standby's backup can end where the archive ends: PostgreSQL misses the target `immediate` there."""
     standby = world.sandbox.standby(world.server)
     world.server.sql("CHECKPOINT")
-    # The restartpoint at the backup's start writes this page, and sets the end to where the standby is: after the
-    # switch nothing is written any more.
+    # The restartpoint at the backup's start writes this page, and sets the end to the standby's position: nothing is
+    # written after the switch.
     world.write(1)
     world.archived()
     standby.catch_up()

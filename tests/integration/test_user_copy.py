@@ -145,7 +145,7 @@ def test_a_changed_file_may_not_be_missing(primary: Server, modules: Modules) ->
     assert (refused["code"], path in refused["msg"]) == ("copy_not_whole", True), refused
 
 
-def test_what_vanished_and_came_meanwhile_may_be_missing(
+def test_files_dropped_or_created_during_the_copy_may_be_missing(
     sandbox: Sandbox, primary: Server, repository: pathlib.Path, modules: Modules, major: int
 ) -> None:
     """Relations created, dropped or rewritten during the copy are no reason to refuse it: replay repairs them."""

@@ -56,7 +56,7 @@ def test_pages_name_the_groups(name: str) -> None:
     module = importlib.import_module(f"{PACKAGE}.{name}")
     fragments = yaml.safe_load(module.DOCUMENTATION)["extends_documentation_fragment"]
     attributes = [fragment for fragment in fragments if fragment.startswith("pgfleet.basebackup.attributes")]
-    # The first of the fragments wins; that of the steps names both groups.
+    # The first fragment wins; that of the steps names both groups.
     assert (attributes[0] == "pgfleet.basebackup.attributes.step") is (name in GROUPS["handle"])
     assert len(attributes) == (2 if name in GROUPS["handle"] else 1)
 

@@ -13,13 +13,13 @@ import typing as t
 import pytest
 
 ROOT: t.Final = pathlib.Path(__file__).resolve().parents[2]
-# What a value stands for in the text that is checked.
+# Stands for a value in the checked text.
 VALUE: t.Final = "\0"
-# A capital, a value, or a name that is written as it is: archive_mode, backup.json, pg_control.
+# A capital, a value, or a name in its own spelling: archive_mode, backup.json, pg_control.
 BEGINS: t.Final = re.compile(rf"[A-Z{VALUE}]|\w+[._]\w|pgfleet\b")
 ENDS: t.Final = re.compile(
     r"""[.?!]"?\Z            # a full stop
-    | (\A|:\s|-\s)\0+\Z      # nothing but a value, or what somebody else said, after a colon or a dash
+    | (\A|:\s|-\s)\0+\Z      # only a value, or another program's message, after a colon or a dash
     | :\s[^.]*[\w\0')/]\Z    # a command after a colon
     | :\s.*;\Z               # SQL after a colon
     """,
@@ -28,7 +28,7 @@ ENDS: t.Final = re.compile(
 
 
 def text_of(node: t.Optional[ast.expr]) -> t.Optional[str]:
-    """Return a literal with VALUE for each placeholder, None when it is no literal."""
+    """Return a literal with VALUE for each placeholder, None if it is not a literal."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -40,7 +40,7 @@ def text_of(node: t.Optional[ast.expr]) -> t.Optional[str]:
 
 
 def branches(node: t.Optional[ast.expr]) -> t.Iterator[str]:
-    """Yield the texts that an expression can be."""
+    """Yield the possible texts of an expression."""
     if isinstance(node, ast.IfExp):
         yield from branches(node.body)
         yield from branches(node.orelse)
@@ -54,7 +54,7 @@ def branches(node: t.Optional[ast.expr]) -> t.Iterator[str]:
 
 
 def definitions(trees: t.Iterable[ast.Module]) -> dict[str, list[str]]:
-    """Return the parameters of each function and class that takes a message: it has a parameter msg or hint."""
+    """Return the parameters of each function and class with a parameter msg or hint."""
     found = {}
     for tree in trees:
         for node in ast.walk(tree):
@@ -68,7 +68,7 @@ def definitions(trees: t.Iterable[ast.Module]) -> dict[str, list[str]]:
 
 
 def texts(tree: ast.Module, known: t.Mapping[str, t.Sequence[str]]) -> t.Iterator[tuple[int, str, str]]:
-    """Yield the line, the kind (msg, hint) and the text of each message that a file makes."""
+    """Yield line, kind (msg, hint) and text of each message in a file."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue

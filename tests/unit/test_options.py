@@ -40,8 +40,7 @@ def options_of_role(role: str) -> Options:
 
 
 def durations(options: Options) -> Options:
-    # pg_archive computes its number of retries from it.
-    return {name: option for name, option in options.items() if DURATION.search(name) and name != "pg_archive_timeout"}
+    return {name: option for name, option in options.items() if DURATION.search(name)}
 
 
 def readable(option: t.Mapping[str, t.Any]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE: t.Final = "ansible_collections.pgfleet.basebackup.plugins"
 PLUGINS: t.Final = pathlib.Path(__file__).resolve().parents[2] / "plugins"
-# What each package may import besides itself and _errors.
+# What each package may import, apart from itself and _errors.
 ALLOWED: t.Final = {
     "_errors": "",
     "_host": "",
@@ -30,7 +30,7 @@ ALLOWED: t.Final = {
     "_catalogue": "_host _wal _repository _session _backup",
     "_module": "_host _server _repository _backup",
 }
-# What each package is and may know: the sentence is in every file of it, and in the table of docs/architecture.md.
+# What each package is and may know; the sentence is in each of its files and in the table of docs/architecture.md.
 SENTENCES: t.Final = {
     "_errors": "the one exception that reaches the administrator; it imports nothing",
     "_host": "files, locks, workers and detached processes; it knows no PostgreSQL",

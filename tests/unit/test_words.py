@@ -131,12 +131,12 @@ def named_options(module: str) -> dict[str, str]:
 
 @functools.cache
 def options_of(module: str) -> frozenset[str]:
-    """Return the options of a module, and become_user, which every task has and every role as a variable."""
+    """Return the options of a module, and become_user, which every task and, as a variable, every role has."""
     package = f"{PREFIX}modules.{module}"
     spec: dict[str, t.Any] = {}
 
     class Stop(Exception):
-        """The module has given its arguments."""
+        """The module has passed its arguments."""
 
     def take(argument_spec: dict[str, t.Any], **_more: t.Any) -> t.NoReturn:
         spec.update(argument_spec)
@@ -158,7 +158,7 @@ def test_each_option_that_is_named_is_a_variable(role: str, monkeypatch: pytest.
     for words, module in sorted(modules):
         monkeypatch.setenv(VARIABLES, words)
         for name in named_options(module).keys() & options_of(module):
-            # A role that has no variable for an option says so.
+            # An option without a variable keeps its own name.
             if option(name) not in {*variables_of(role), name}:
                 unknown[f"{module}: {option(name)}"] = named_options(module)[name]
     assert unknown == {}
@@ -166,6 +166,6 @@ def test_each_option_that_is_named_is_a_variable(role: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("module", MODULES)
 def test_each_option_that_is_named_exists(module: str) -> None:
-    """Code that several modules share may name an option of another one: that of an earlier step."""
+    """Shared code may name an option of another module, that of an earlier step."""
     known = frozenset().union(*(options_of(one) for one in MODULES))
     assert [name for name in named_options(module) if name not in known] == []

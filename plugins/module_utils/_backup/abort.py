@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Giving a backup up: session, copy, files.
+"""Aborting a backup: its session, its copy, its files.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
@@ -16,9 +16,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 
 
 def abort(backup: Backup, keep: bool, timeout: float) -> None:
-    """End everything that works on ``backup``, then remove it, or with ``keep`` mark it as failed.
+    """End the processes that work on ``backup``, then remove it, or mark it as failed with ``keep``.
 
-    Raises :class:`BackupError` when the session or a working process is still there after ``timeout`` seconds.
+    Raises :class:`BackupError` when the session or a working process has not ended after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     session = session_of(backup)
@@ -33,12 +33,12 @@ def abort(backup: Backup, keep: bool, timeout: float) -> None:
                 hint=f"Run it again after: kill {pid}",
             )
         time.sleep(0.05)
-    # The copy sees that its session is gone and lets go of the lock.
+    # The copy notices that its session has ended and releases the lock.
     with backup.hold(max(0.5, deadline - time.monotonic())):
         if not keep:
             backup.remove()
             return
-        # Under the catalogue's lock, as publish is: a backup is either published or marked.
+        # Under the catalogue's lock, like publish: a backup is either published or marked.
         with backup.cluster.lock():
             record = backup.load()
-            backup.save(record.failed(record.error or "It was given up.", kept=True))
+            backup.save(record.failed(record.error or "It was aborted.", kept=True))

@@ -1,13 +1,14 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who works on an unfinished backup, and whether it can still become a backup.
+"""The state of an unfinished backup: which run works on it, and whether it can be continued.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
-A module lives for one task, so between two tasks of a run nobody holds the backup's lock. Therefore each run has a
-name (``owner``) that its modules write into ``owner.json`` together with the time; a run that has been silent for
-``takeover_after`` seconds has died, and another may take its backup over. The old run, should it wake up, is refused.
+A module ends with its task, so between two tasks of a run no process holds the backup's lock. Therefore each run has a
+name (``owner``), which its modules write into ``owner.json`` together with the time. A run that has been silent for
+``takeover_after`` seconds counts as dead, and another run may take over its backup. If the old run wakes up, it is
+refused.
 """
 
 from __future__ import annotations
@@ -29,54 +30,54 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import Session
 
-# A copy is over when its record says so; see _copy_job.
+# The copy has ended when this record says so; see copy_process.py.
 COPY_RECORD = ("copy", "progress.json")
 
 
 def host_name() -> str:
-    """Return this host's name, which tells whose processes a backup's locks and sockets belong to."""
+    """Return this host's name: locks and sockets of a backup belong to processes of the host that it names."""
     return socket.gethostname()
 
 
 class Activity(t.NamedTuple):
-    """What is going on with an unfinished backup."""
+    """The state of an unfinished backup."""
 
     state: str  # connecting, starting, running, copied, stopping, stopped, complete: can be continued; failed: cannot
     reason: str  # for failed: why
     locked: bool  # a process holds its lock
     owner: t.Optional[str]
     since: t.Optional[float]  # seconds since the epoch
-    seen: float  # when its run was last heard of, seconds since the epoch
+    seen: float  # when its run was last active, seconds since the epoch
     progress: dict[str, t.Any]
-    here: bool  # its session belongs to this host
-    source: t.Optional[str]  # the data directory that it is taken from
+    here: bool  # its session runs on this host
+    source: t.Optional[str]  # the data directory that is backed up
     stopped_at: t.Optional[float]  # seconds since the epoch
-    kept: bool  # it failed, and its administrator wanted to keep it for a look
+    kept: bool  # it failed, and the administrator keeps it for inspection
     wal: t.Optional[str]  # one of WAL_CHOICES, None when its record is damaged
 
     @property
     def silence(self) -> float:
-        """Seconds since the run that works on it was last heard of."""
+        """Seconds since its run was last active."""
         return max(0.0, time.time() - self.seen)
 
     @property
     def copying(self) -> bool:
-        """Whether the process that holds the lock is the copy, which needs no run to go on."""
+        """Whether the process that holds the lock is the copy, which continues without a run."""
         return self.locked and self.progress.get("state") == "running"
 
     def describe(self, backup: Backup) -> str:
-        """Say who works on the backup, since when and how far they are."""
+        """Return which run works on the backup, since when and how far it is, as a sentence without its full stop."""
         since = utc_sentence(self.since) if self.since else "an unknown time"
         percent = self.progress.get("percent")
         far = "" if percent is None else f", {percent:.0f} % copied"
         return (
-            f"{self.owner or 'Somebody'} works on the backup {backup.id} since {since}"
-            f" (state {self.state}{far}; last heard of {self.silence:.0f} s ago)"
+            f"{self.owner or 'Another run'} has been working on the backup {backup.id} since {since}"
+            f" (state {self.state}{far}; last active {self.silence:.0f} s ago)"
         )
 
 
 def read_progress(backup: Backup) -> dict[str, t.Any]:
-    """Return the copy's record, ``{}`` when no copy was begun."""
+    """Return the record of the copy, ``{}`` when no copy was begun."""
     try:
         return read_json(backup.file(*COPY_RECORD))
     except (OSError, ValueError):
@@ -89,19 +90,19 @@ def session_of(backup: Backup) -> Session:
 
 
 def claim(backup: Backup, owner: t.Optional[str]) -> None:
-    """Write down that the run ``owner`` works on ``backup`` now; under the catalogue's lock, as a takeover is.
+    """Record that the run ``owner`` works on ``backup``; under the catalogue's lock, like a takeover.
 
-    Raises :class:`BackupError` when another run does, or the backup is gone. Without ``owner`` (modules used by hand)
-    nothing is checked and only the time is renewed.
+    Raises :class:`BackupError` when another run works on it, or it does not exist. Without ``owner`` (modules used by
+    hand) nothing is checked and only the time is renewed.
     """
     with backup.cluster.lock():
         if not os.path.isdir(backup.path):
-            raise BackupError(f"The backup {backup.path} is gone.", code="unknown_backup")
+            raise BackupError(f"The backup {backup.path} does not exist any more.", code="unknown_backup")
         claim_locked(backup, owner)
 
 
 def claim_locked(backup: Backup, owner: t.Optional[str], take_over: bool = False) -> None:
-    """Do what :func:`claim` does; the caller holds the catalogue's lock. With ``take_over`` nobody is asked."""
+    """Do what :func:`claim` does; the caller holds the catalogue's lock. ``take_over`` ignores another owner."""
     path = backup.file("owner.json")
     try:
         known = read_json(path)
@@ -119,9 +120,9 @@ def claim_locked(backup: Backup, owner: t.Optional[str], take_over: bool = False
     write_json(path, {**known, "seen": now})
 
 
-def look(backup: Backup) -> Activity:
-    """Return what is going on with an unfinished backup, without disturbing it."""
-    # First of all: who starts a backup lets go of its lock when the session lives, never before.
+def activity_of(backup: Backup) -> Activity:
+    """Return the state of an unfinished backup; nothing is changed."""
+    # First: the process that starts a backup releases its lock only when the session is running.
     locked = backup.is_worked_on()
     record: t.Optional[BackupRecord] = None
     try:
@@ -162,12 +163,12 @@ def _session_state(backup: Backup, here: bool, alive_at: float, record: BackupRe
         # Another host's socket and process cannot be asked; its session ends by itself when it is not renewed.
         idle = record.session_idle_timeout
         if time.time() > alive_at + idle:
-            return FAILED, f"Its host {record.host} has not been heard of for more than {idle:.0f} s."
+            return FAILED, f"Its host {record.host} has given no sign of life for more than {idle:.0f} s."
         return "running", ""
     try:
         state = session_of(backup).ask("status", renew=False)
     except BackupError as exc:
-        # It lives but does not answer: nothing to go on with at once, and nothing to clean up.
+        # It lives but does not answer: the backup can be neither continued now nor removed.
         return "running", exc.msg
     if state["state"] == "failed":
         return FAILED, state["error"]
@@ -177,7 +178,7 @@ def _session_state(backup: Backup, here: bool, alive_at: float, record: BackupRe
 
 
 def modified(path: str) -> float:
-    """Return when ``path`` was changed, in seconds since the epoch, 0 when it is not there."""
+    """Return when ``path`` was changed, in seconds since the epoch, 0 when it does not exist."""
     try:
         return os.stat(path).st_mtime
     except OSError:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Taking over a copy that the user's own step made between start and stop (a snapshot, rsync).
 
-The result is laid out, and holds, what our own copy would: PostgreSQL's exclusions are removed, the links of the
-tablespaces lead into the backup, and nothing that the server has had since before the start may be missing.
+The result has the layout and the contents of our own copy: PostgreSQL's exclusions are removed, the links of the
+tablespaces lead into the backup, and no file may be missing that the server has had since before the start.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
@@ -32,17 +32,17 @@ CONTROL = b"global/pg_control"
 # The list of the server's files before the start, in the directory of an unfinished backup.
 LISTING = "start_files"
 
-# What a stop that was killed may have left.
+# A stop that was killed may have left these.
 LEFTOVERS = (b"backup_label.tmp", b"tablespace_map.tmp", b"backup_manifest.tmp")
 
 
 def write_listing(path: str, live: _tree.Scan) -> None:
-    """Write down which files the server has; a path has any byte but NUL, which ends each."""
+    """Write the list of the server's files; each path ends with NUL, the one byte that it cannot contain."""
     write_bytes(path, b"".join(entry.path + b"\0" for entry in live.files))
 
 
 def read_listing(path: str) -> frozenset[bytes]:
-    """Return what :func:`write_listing` wrote down. Raises OSError."""
+    """Return the paths that :func:`write_listing` wrote. Raises OSError."""
     with open(path, "rb") as stream:
         return frozenset(stream.read().split(b"\0")[:-1])
 
@@ -50,19 +50,19 @@ def read_listing(path: str) -> frozenset[bytes]:
 def adopt(backup: Backup, server: Server, stopped: bool, algorithm: str, jobs: int) -> dict[bytes, ManifestFile]:
     """Bring what the user's own step has put into ``backup`` into shape, and return its files by path, described.
 
-    ``stopped`` says that an earlier call has stopped the backup. Raises :class:`BackupError` as :func:`take_over`.
+    ``stopped`` means that an earlier call has stopped the backup. Raises :class:`BackupError` as :func:`take_over`.
     """
     destination = os.fsencode(backup.path)
     live = _copy_process.scan_source(server, follow_symlinks=False)
     at_start = read_listing(backup.file(LISTING))
     take_over(live, destination, server.major, server.catalog_version, at_start)
     if not stopped:
-        # Of a user's copy we cannot know whether pg_control came last, which a standby's backup depends on. Never
-        # after the stop: a newer one may ask for WAL beyond the backup's end. The call that stopped has copied it.
+        # A standby's backup requires that pg_control is copied last, which a user's step may not do. Never after the
+        # stop: a newer one may need WAL beyond the backup's end. The call that stopped has copied it.
         _backup_copy.copy_control(live.data_directory, destination, algorithm="NONE", sync=True)
 
     def check() -> None:
-        """A session that ends meanwhile is noticed at the stop."""
+        """Check nothing: the stop notices a session that has ended."""
 
     sync_tree(destination, jobs=jobs, check=check)
     found = _backup_copy.hash_missing(destination, set(), jobs=jobs, algorithm=algorithm, check=check)
@@ -72,11 +72,11 @@ def adopt(backup: Backup, server: Server, stopped: bool, algorithm: str, jobs: i
 def take_over(
     live: _tree.Scan, backup_path: bytes, major: int, catalog_version: int, at_start: t.AbstractSet[bytes]
 ) -> None:
-    """Bring the copy in ``backup_path`` into shape.
+    """Turn the copy in ``backup_path`` into what our own copy would be.
 
-    ``live`` is the server's tree now, ``at_start`` what it had before the start. Raises :class:`BackupError`:
-    ``nothing_copied``; ``not_a_copy`` when what lies there is the server's own; ``copy_not_whole`` when files are
-    missing that were there before the start and still are. Replay makes only those again that were created since.
+    ``live`` is the server's tree now, ``at_start`` its files before the start. Raises :class:`BackupError`:
+    ``nothing_copied``; ``not_a_copy`` when these are the server's own files; ``copy_not_whole`` when files are missing
+    that the server has had since before the start. Replay creates only those again that were created later.
     """
     layout = _plain.PlainLayout(backup_path, _plain.external(live.tablespaces))
     _refuse_directories(live, layout)
@@ -105,7 +105,7 @@ def take_over(
 
 
 def _refuse_directories(live: _tree.Scan, layout: _plain.PlainLayout) -> None:
-    """What is no part of a backup is about to be removed here, so it must not be the server's: no link, no mount."""
+    """Refuse the server's own directories, reached by a link or a mount: files are about to be removed from them."""
     pairs = [(live.data_directory + name, layout.data + name) for name in (b"", b"/pg_tblspc")]
     pairs += [(one.location, layout.tablespace(one.oid)) for one in live.tablespaces]
     for original, place in pairs:
@@ -116,7 +116,7 @@ def _refuse_directories(live: _tree.Scan, layout: _plain.PlainLayout) -> None:
 
 
 def _refuse_files(live: _tree.Scan, copied: _tree.Scan) -> None:
-    """A hard link is the server's own file, which goes on changing after the backup."""
+    """Refuse the server's own files, reached by a hard link: they still change after the backup."""
     places = {one.path: one.source for one in copied.files}
     for entry in live.files:
         place = places.get(entry.path)

@@ -1,12 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copying a cluster: parallel, with one read for copy and checksum, able to go on after an interruption.
+"""Copying a cluster: in parallel, with one read for copy and checksum; an interrupted copy can be continued.
 
-The work is done by forked processes (``_workers.py``).
+Forked processes do the work (``_host/workers.py``).
 
-The journal is the memory of an interrupted copy: a JSON array a line, for a file whose data is written completely. It
-need not survive the machine's crash, because the server's session, and with it the backup, does not either.
+The journal lists the files that are written completely, one JSON array per line, so that an interrupted copy can be
+continued. It need not survive a crash of the machine: the server's session, and with it the backup, does not either.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
@@ -40,7 +40,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.pla
 
 class CopyResult(t.NamedTuple):
     """What a copy did: ``files`` and ``bytes`` copied in ``seconds`` of this run, ``vanished`` files that the server
-    removed meanwhile, and what an earlier run had copied: ``reused_files`` of ``reused_bytes``."""
+    removed during the copy, and ``reused_files`` of ``reused_bytes``, which an earlier run had copied."""
 
     files: int
     bytes: int
@@ -61,15 +61,15 @@ def copy_cluster(
     check: t.Callable[[], None],
     progress: t.Callable[[int, int], None],
 ) -> CopyResult:
-    """Copy what ``scan`` found to ``destination``, as ``plain.py`` lays it out.
+    """Copy the files of ``scan`` to ``destination``, in the layout of ``plain.py``.
 
-    ``jobs`` processes copy; this one must have no other threads. Files that ``journal`` vouches for are kept, all else
-    in the destination is removed and copied again. ``check`` is called ten times a second and stops everything by
+    ``jobs`` processes copy; this one must have no other threads. Files that ``journal`` lists are kept, all others in
+    the destination are removed and copied again. ``check`` is called ten times a second and stops everything by
     raising; ``progress`` gets the bytes and files done, those of an earlier run included. With ``sync`` all files and
     directories are durable at the return. ``global/pg_control`` is left to ``copy_control``.
 
     Raises BackupError: what ``check`` raised, ``unreadable`` and ``unwritable`` naming file and reason, ``disk_full``
-    with ``free`` and ``needed`` bytes, ``copy_worker_died``. The journal then holds what is done.
+    with ``free`` and ``needed`` bytes, ``copy_worker_died``. The journal then lists the finished files.
     """
     begun = time.monotonic()
     new_hash(algorithm)
@@ -98,7 +98,7 @@ def copy_cluster(
                 progress(reused_bytes + done, reused_files + files)
         except BackupError as exc:
             if exc.code == "disk_full":
-                # What is incomplete is of no use, and without its room others cannot write, maybe the server itself.
+                # An incomplete file is useless, and other programs, maybe the server itself, need its space.
                 with contextlib.suppress(BackupError):
                     _keep_finished(layout, journal, wanted)
                 raise _disk_full(exc, sum(entry.size for entry in entries) - done) from exc
@@ -111,7 +111,7 @@ def copy_cluster(
 def copy_control(data_directory: bytes, destination: bytes, *, algorithm: str, sync: bool) -> ManifestFile:
     """Copy ``global/pg_control``, which must be read after all other files and before the backup is stopped.
 
-    A standby has written the WAL location that a page needs into this file before it writes the page. Raises
+    A standby writes the WAL location that a page needs into this file before it writes the page. Raises
     BackupError as ``read_control`` does, and ``unwritable``.
     """
     source = data_directory + b"/global/pg_control"
@@ -127,9 +127,9 @@ def copy_control(data_directory: bytes, destination: bytes, *, algorithm: str, s
 def hash_missing(
     destination: bytes, known: t.AbstractSet[bytes], *, jobs: int, algorithm: str, check: t.Callable[[], None]
 ) -> t.Iterator[ManifestFile]:
-    """Hash the files of a copy that somebody else made, except ``known`` ones, paths in backup terms.
+    """Hash the files of a copy that the user made, except ``known`` ones, paths in backup terms.
 
-    What a manifest never lists, ``pg_wal`` and the manifest itself, is left out. Raises BackupError as copy_cluster.
+    ``pg_wal`` and the manifest itself, which a manifest never lists, are left out. Raises BackupError as copy_cluster.
     """
     new_hash(algorithm)
     wanted = None if algorithm == "NONE" else algorithm
@@ -150,7 +150,7 @@ def hash_missing(
 
 
 def _keep_finished(layout: PlainLayout, journal: bytes, algorithm: t.Optional[str]) -> dict[bytes, ManifestFile]:
-    """Reduce the copy and its journal to what both agree on, and return it by path."""
+    """Reduce the copy and its journal to the files on which both agree, and return these by path."""
     finished = {file.path: file for file in read_journal(journal)}
     kept: dict[bytes, ManifestFile] = {}
     for path, place, size in layout.files():
@@ -158,7 +158,7 @@ def _keep_finished(layout: PlainLayout, journal: bytes, algorithm: t.Optional[st
         if file is not None and file.size == size and file.algorithm == algorithm:
             kept[path] = file
         else:
-            # Also what was being written when the copy was killed and has vanished at its source since.
+            # It may be a file that was being written when the copy was killed, and has vanished at the source since.
             try:
                 os.unlink(place)
             except OSError as exc:
@@ -198,5 +198,5 @@ def _make_directories(scan: Scan, layout: PlainLayout) -> None:
 
 def _disk_full(error: BackupError, needed: int) -> BackupError:
     free = error.details["free"]
-    hint = f"{readable_bytes(free)} are free and {readable_bytes(needed)} were still to be copied."
+    hint = f"{readable_bytes(free)} are free, and {readable_bytes(needed)} were still to be copied."
     return BackupError(error.msg, code=error.code, hint=hint, **{**error.details, "needed": needed})

@@ -5,7 +5,7 @@
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
-The process holds the backup's lock and a line to the session; its record is ``copy/progress.json``.
+The process holds the backup's lock and a connection to the session; its record is ``copy/progress.json``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 
 
 def journal_path(backup: Backup) -> bytes:
-    """Return the path of the list of files that are copied."""
+    """Return the path of the journal."""
     return os.fsencode(backup.file("copy", "files.jsonl"))
 
 
 def scan_source(server: Server, follow_symlinks: bool) -> _tree.Scan:
-    """Return what a backup of ``server`` has to copy."""
+    """Return the files that a backup of ``server`` has to copy."""
     statistics = server.stats_temp_directory
     return _tree.scan(
         os.fsencode(server.data_directory),
@@ -61,7 +61,7 @@ class CopyJob(Job):
             yield lock
 
     def work(self, recorder: Recorder) -> dict[str, t.Any]:
-        """Copy everything while the session lives."""
+        """Copy everything; the session must live until the end."""
         return _copy_all(self._backup, self._server, self._options, recorder)
 
 
@@ -85,7 +85,7 @@ def _copy_all(backup: Backup, server: Server, options: t.Mapping[str, t.Any], re
         control = _backup_copy.copy_control(
             scan.data_directory, destination, algorithm=options["checksum_algorithm"], sync=options["sync"]
         )
-        # A session lost by now would mean that pg_control may be newer than the backup's end.
+        # If the session had ended by now, pg_control could be newer than the backup's end.
         watch.check()
     finally:
         watch.close()
@@ -120,5 +120,5 @@ def _copy_all(backup: Backup, server: Server, options: t.Mapping[str, t.Any], re
 
 
 def copied_files(backup: Backup) -> dict[bytes, _manifest.ManifestFile]:
-    """Return the files that the copy has written, by path, without pg_control."""
+    """Return the files that the copy has written, by path, without ``pg_control``."""
     return {one.path: one for one in _backup_journal.read_journal(journal_path(backup))}

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Including the WAL: what a restore needs, copied from the server's ``pg_wal`` into the backup's.
+"""Including the WAL: the files that a restore needs, copied from the server's ``pg_wal`` into the backup's.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
@@ -26,12 +26,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import tim
 
 PIECE = 1 << 20
 
-# A standby replaces a segment that it fetches from the archive; what replaced it has the same content.
+# A standby replaces a segment by one that it fetches from the archive, which has the same content.
 ATTEMPTS = 3
 PAUSE = 0.2  # seconds
 
 
-# How often a copy of WAL tells the session that keeps it that it is still going on.
+# Seconds between two renewals of the session that keeps the WAL during its copy.
 RENEW_SECONDS = 10.0
 
 
@@ -43,7 +43,7 @@ def include_wal(
     end: t.Optional[int],
     renew: t.Callable[[], None],
 ) -> dict[str, str]:
-    """Copy the ``required`` WAL files, and those that help, to ``target``; return the SHA-256 of each by its name.
+    """Copy the ``required`` WAL files and some useful ones to ``target``, and return the SHA-256 of each by its name.
 
     The last timeline's segments are included up to the LSN ``end``, or as a whole; ``ranges`` are those of the backup,
     the newest first. ``renew`` is called every ``RENEW_SECONDS``. Raises :class:`BackupError` as
@@ -51,8 +51,8 @@ def include_wal(
     """
     size, wal = server.wal_segment_size, os.path.join(server.data_directory, "pg_wal")
     files: dict[str, t.Optional[int]] = dict.fromkeys(required, end)
-    # As pg_basebackup does, where they are there: without its history a promoted copy would not know where its
-    # timeline comes from, and pg_verifybackup wants the segment that an older timeline ends in from that timeline.
+    # As pg_basebackup does, if they exist: without the history file a promoted copy would not know the ancestor of its
+    # timeline, and pg_verifybackup requires the last segment of an older timeline from that timeline.
     more: dict[str, t.Optional[int]] = {_segments.history_name(one.timeline): None for one in ranges}
     for one in ranges[1:]:
         more[_segments.segment_name(one.timeline, _segments.last_segment_of(one.end, size), size)] = one.end
@@ -69,9 +69,9 @@ def include_wal(
 
 
 class Inclusion:
-    """Copies from ``source``, a server's ``pg_wal``, to ``target``; after a crash the same calls go on.
+    """Copies from ``source``, a server's ``pg_wal``, to ``target``; after a crash the same calls continue the work.
 
-    ``size`` is that of a segment in bytes.
+    ``size`` is the segment size in bytes.
     """
 
     def __init__(self, source: str, target: str, size: int, system_identifier: int) -> None:
@@ -83,20 +83,20 @@ class Inclusion:
         os.makedirs(self._status, mode=0o700, exist_ok=True)
 
     def include(self, name: str, end: t.Optional[int] = None) -> str:
-        """Copy one file, unless that has been done, and return its SHA-256 in hexadecimal digits.
+        """Copy one file, unless it is already copied, and return its SHA-256 in hexadecimal digits.
 
-        What a segment has behind the LSN ``end`` is left out; it is filled up with zeros, at which replay ends. Raises
-        :class:`BackupError`: ``wal_removed`` when the server has the file no more, ``bad_segment`` or ``bad_history``
-        when it is not what its name says.
+        WAL after the LSN ``end`` is replaced by zeros, at which replay ends. Raises :class:`BackupError`:
+        ``wal_removed`` when the server no longer has the file, ``bad_segment`` or ``bad_history`` when its content
+        contradicts its name.
         """
         target = os.path.join(self._target, name)
-        # It got its name when it was whole.
+        # A file gets its name only when it is whole.
         digest = _digest(target) if os.path.exists(target) else self._copy(name, end, target)
         os.close(os.open(os.path.join(self._status, name + ".done"), os.O_WRONLY | os.O_CREAT, 0o600))
         return digest
 
     def make_durable(self) -> None:
-        """Flush the names; the contents are."""
+        """Flush the names; the contents are flushed already."""
         for directory in (self._status, self._target, os.path.dirname(self._target)):
             fsync_path(directory)
 
@@ -113,15 +113,15 @@ class Inclusion:
         )
 
     def _copy_once(self, name: str, end: t.Optional[int], target: str) -> str:
-        """Copy, and return the SHA-256. Raises FileNotFoundError when the source was not the same file all the time."""
+        """Copy, and return the SHA-256. Raises FileNotFoundError when the source was replaced by another file."""
         source = os.path.join(self._source, name)
         digest = hashlib.sha256()
         with replacing(target) as copy, open(source, "rb", buffering=0) as stream:
             for piece in self._pieces(stream, name, end):
                 digest.update(piece)
                 copy.write(piece)
-            # A segment is recycled by renaming it, and written to only after that. While the name still leads to the
-            # file that was read, nothing was.
+            # The server renames a segment before it writes to it again. While the name still leads to the file that was
+            # read, its content has not changed.
             if not same(identity(source), identity_of(os.fstat(stream.fileno()))):
                 raise FileNotFoundError(source)
         return digest.hexdigest()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The memory of an interrupted copy: a line for each file that is complete.
+"""The journal of a copy: a line for each file that is complete, so that an interrupted copy can be continued.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
@@ -17,8 +17,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 
 
 def read_journal(journal: bytes) -> t.Iterator[ManifestFile]:
-    """Read what ``copy_cluster`` wrote down, each path once. A torn last line, which a killed process leaves, is
-    passed over; without a journal there is nothing. Raises BackupError, code ``unreadable``."""
+    """Yield the files that ``copy_cluster`` recorded, each path once; none without a journal. A torn last line, which a
+    killed process leaves, is skipped. Raises BackupError, code ``unreadable``."""
     try:
         with open(journal, "rb") as lines:
             for line in lines:
@@ -33,11 +33,11 @@ def read_journal(journal: bytes) -> t.Iterator[ManifestFile]:
 
 
 def journal_line(file: ManifestFile) -> bytes:
-    """Return the line of a journal that says that ``file`` is copied: the fields of ManifestFile in their order."""
+    """Return the line of the journal for a copied file: the fields of ManifestFile in their order."""
     return json.dumps([file.path.decode("utf-8", "surrogateescape"), *file[1:]]).encode("ascii") + b"\n"
 
 
 def parse_line(line: bytes) -> ManifestFile:
-    """Return what journal_line wrote. Raises ValueError or TypeError for anything else."""
+    """Return the file of a line by ``journal_line``. Raises ValueError or TypeError for anything else."""
     path, size, mtime, algorithm, checksum = json.loads(line)
     return ManifestFile(path.encode("utf-8", "surrogateescape"), size, mtime, algorithm, checksum)

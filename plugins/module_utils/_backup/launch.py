@@ -34,7 +34,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
 
 
 class NewBackup(t.NamedTuple):
-    """A backup whose directory has been made, and its lock, which is held until the session lives."""
+    """A backup whose directory has been made, and its lock, which is held until the session is running."""
 
     backup: Backup
     lock: t.ContextManager[int]
@@ -69,7 +69,7 @@ def create(cluster: Cluster, params: t.Mapping[str, t.Any], info: t.Mapping[str,
             server=_server_of(info),
         )
     )
-    # Locked before the catalogue's lock is released: no run may see it as one whose session has died.
+    # Locked before the catalogue's lock is released: no run may mistake it for one whose session has died.
     lock = backup.hold()
     lock.__enter__()
     claim_locked(backup, params["owner"])
@@ -77,7 +77,7 @@ def create(cluster: Cluster, params: t.Mapping[str, t.Any], info: t.Mapping[str,
 
 
 def _server_of(info: t.Mapping[str, t.Any]) -> Server:
-    """Return what of ``server_info`` a backup carries with it; nothing that changes from minute to minute."""
+    """Return the facts of ``server_info`` that a backup records: those that do not change from minute to minute."""
     facts = {name: info[name] for name in Server._fields}
     return Server(**{**facts, "config_files_outside": tuple(info["config_files_outside"])})
 
@@ -90,7 +90,7 @@ def launch(new: NewBackup, params: t.Mapping[str, t.Any], info: t.Mapping[str, t
     backup = new.backup
     try:
         record = backup.load()
-        # Of a copy that the user's own step makes, all that there is now must be in it.
+        # A copy that the user's own step makes must contain every file that the server has now.
         live = _copy_process.scan_source(record.server, follow_symlinks=False)
         _adopt.write_listing(backup.file(_adopt.LISTING), live)
         session = session_of(backup)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything that would stop a backup, found before anything is touched, each with what cures it.
+"""Every reason why a backup would fail, found before anything is changed, each with its remedy.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
@@ -25,8 +25,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts i
 # of session_timeout, in seconds.
 SLOT_SECONDS = 86400
 
-# postmaster.pid is written a moment before the time that pg_postmaster_start_time tells; allocating
-# huge shared memory lies between the two.
+# postmaster.pid is written shortly before the time of pg_postmaster_start_time; the server allocates
+# its shared memory in between, which takes a while when it is huge.
 START_TIME_TOLERANCE = 60.0
 
 
@@ -62,7 +62,7 @@ def _rights(info: t.Mapping[str, t.Any], needed: t.Iterable[str]) -> list[dict[s
 
 
 def _slots(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
-    """Make sure that the server can keep the WAL until it is copied."""
+    """Check that the server can keep the WAL until it is copied."""
     slots, address = info["replication_slots"], info["address"]
     found = []
     if not info["privileges"]["replication"]:
@@ -79,9 +79,9 @@ def _slots(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
         found.append(
             problem(
                 "no_free_slot",
-                f"All {slots['max']} replication slots of {address} are in use; one keeps the WAL that the backup shall"
-                " include.",
-                f"ALTER SYSTEM SET max_replication_slots = {slots['max'] + 1}; restart. Or drop one that nobody uses:"
+                f"All {slots['max']} replication slots of {address} are in use; one is needed to keep the WAL that the"
+                " backup includes.",
+                f"ALTER SYSTEM SET max_replication_slots = {slots['max'] + 1}; restart. Or drop an unused one:"
                 " SELECT slot_name FROM pg_replication_slots WHERE NOT active;",
             )
         )
@@ -136,14 +136,14 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
                 f" {archiving['last_failed_time']};"
                 f" its last success was {archiving['last_archived_wal'] or 'never'}"
                 f" at {archiving['last_archived_time'] or 'no time'}.",
-                "See the server's log for what archive_command said.",
+                "See the server's log for the error of archive_command.",
             )
         ]
     return []
 
 
 def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
-    """Make sure that the files here are those of the server that we talk to, and that we may read them."""
+    """Check that the files here are those of the server that we are connected to, and that we may read them."""
     directory = info["data_directory"]
     if directory is None:
         return []
@@ -198,7 +198,7 @@ def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
 def repository_problems(
     info: t.Mapping[str, t.Any], repository: str, cluster: str
 ) -> tuple[list[dict[str, str]], t.Optional[int]]:
-    """Return the problems of the place where the backup shall go, and its free bytes (None when it is unusable)."""
+    """Return the problems of the repository, and its free bytes (None when it is unusable)."""
     try:
         place = Repository(repository)
         place.cluster(cluster).refuse_inside(cluster_directories(info))
@@ -212,7 +212,7 @@ def repository_problems(
             problem(
                 "repository_too_small",
                 f"The cluster has {size} bytes, the repository {repository} only {free} free.",
-                "Make room, or choose another repository.",
+                "Free some space, or choose another repository.",
             )
         ], free
     return [], free
@@ -229,7 +229,7 @@ def problems_of_backup(
 ) -> list[dict[str, str]]:
     """Return what would stop a backup of this server; with ``external_archive`` its own archiving does not matter.
 
-    ``wal`` says where a restore shall find the WAL, see :mod:`_work`; archiving matters for ``archive`` alone.
+    ``wal`` says where a restore finds the WAL, see ``WAL_CHOICES``; archiving matters for ``archive`` only.
     """
     found = []
     if info["pooling_proxy"]:
@@ -260,7 +260,7 @@ def problems_of_backup(
 def problems_of_primary(
     info: t.Mapping[str, t.Any], external_archive: bool = False, wal: str = ARCHIVE
 ) -> list[dict[str, str]]:
-    """Return what would stop this server from finishing a standby's backup: the WAL switch and the archive."""
+    """Return why this server could not finish a standby's backup: the WAL switch and the archive."""
     if info["role"] != "primary":
         return [
             problem(

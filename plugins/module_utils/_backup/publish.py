@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Publishing: the proof that all needed WAL is archived or included, then the rename.
+"""Publishing a backup: the proof that all needed WAL is archived or included, then the rename.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
@@ -26,21 +26,21 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 
 
-def tell_wal(record: BackupRecord) -> str:
-    """Return what is to be said about the WAL of a stopped backup, besides that it is to be archived."""
+def wal_sentence(record: BackupRecord) -> str:
+    """Return a sentence on the WAL of a stopped backup for a message, empty when the WAL is to be archived."""
     names = record.required_wal
     if record.wal == INCLUDE:
         return f" It holds the WAL that a restore needs ({len(names)} files)."
     if record.wal == NONE:
-        return f" It needs {', '.join(names[:3])}{'...' if names[3:] else ''}, and nobody has made sure of its WAL."
+        return f" It needs {', '.join(names[:3])}{'...' if names[3:] else ''}; nothing ensures that this WAL is kept."
     return ""
 
 
 def refuse_unproven(backup: Backup, record: BackupRecord, given: t.Optional[t.Mapping[str, t.Any]]) -> WalProof:
-    """Return the proof to record, for a backup that was started with ``wal=archive`` what is ``given``.
+    """Return the proof to record: for a backup that was started with ``wal=archive`` the ``given`` one.
 
     Raises :class:`BackupError` unless ``backup`` is stopped and whole, and the proof covers every WAL file that it
-    needs, or the backup has them all, or it was started with ``wal=none``.
+    needs, or the backup includes them all, or it was started with ``wal=none``.
     """
     if record.state not in (STOPPED, COMPLETE):
         raise BackupError(
@@ -49,7 +49,7 @@ def refuse_unproven(backup: Backup, record: BackupRecord, given: t.Optional[t.Ma
             hint="Run pgfleet.basebackup.backup_stop first.",
         )
     if record.wal_proof is not None and (record.wal != ARCHIVE or record.state == COMPLETE):
-        # Its WAL is not to be archived, or it was proven before the run that should have published it died.
+        # Its WAL is not to be archived, or a run proved it and died before it published the backup.
         included = record.required_wal if record.wal == INCLUDE else ()
         _refuse_incomplete(backup, [b"pg_wal/" + name.encode("ascii") for name in included])
         return record.wal_proof
@@ -64,7 +64,7 @@ def refuse_unproven(backup: Backup, record: BackupRecord, given: t.Optional[t.Ma
     proof = parse_proof(given)
     if proof.system_identifier != record.server.system_identifier:
         raise BackupError(
-            f"The proof is about the cluster {proof.system_identifier}, the backup {backup.id} is of"
+            f"The proof is for the cluster {proof.system_identifier}, the backup {backup.id} is of"
             f" {record.server.system_identifier}.",
             code="other_cluster",
             hint="Ask the archiver of the cluster that was backed up.",
@@ -87,16 +87,16 @@ def _refuse_incomplete(backup: Backup, more: t.Sequence[bytes]) -> None:
     lost = [printable(path) for path in backup.layout().lost(more)]
     if lost:
         raise BackupError(
-            f"The backup {backup.id} lacks {', '.join(lost)}; somebody removed it.",
+            f"The backup {backup.id} lacks {', '.join(lost)}, which was removed after the copy.",
             code="damaged_backup",
             hint="Take a new backup.",
         )
 
 
 def publish(backup: Backup, proof: t.Optional[t.Mapping[str, t.Any]]) -> bool:
-    """Record how the WAL is proven and publish ``backup``; after a crash at any point the same call goes on.
+    """Record how the WAL is proven and publish ``backup``; after a crash at any point the same call continues.
 
-    Tell whether that changed anything: another run may have published it meanwhile.
+    Return whether that changed anything: another run may have published it already.
     """
     try:
         _publish(backup, proof)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import Activity, look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import Activity, activity_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import COMPLETE, FAILED, STOPPED
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
@@ -34,7 +34,7 @@ class Rules(t.NamedTuple):
     resume: bool = False
     owner: t.Optional[str] = None
     takeover_after: float = 30.0  # seconds
-    patient: bool = True  # it will look again, so one that may turn out to be abandoned is reported as busy
+    patient: bool = True  # the caller tries again, so a backup that may prove to be abandoned is reported as busy
     source: t.Optional[str] = None  # the data directory of the server
     max_age: t.Optional[float] = None  # seconds
     wal: t.Optional[str] = None  # archive, include or none
@@ -49,20 +49,20 @@ def _takeable(activity: Activity, rules: Rules) -> bool:
 
 
 def _fits(activity: Activity, rules: Rules) -> bool:
-    """Return whether its WAL goes where the run wants it; that of a complete one is proven already."""
+    """Return whether its WAL goes where the run wants it; the WAL of a complete backup is proven already."""
     return rules.wal in (None, activity.wal) or activity.state == COMPLETE
 
 
 def _outdated(activity: Activity, rules: Rules) -> str:
-    """Say why a backup does not follow the rules any more, "" when it could.
+    """Return why a backup can no longer follow the rules, "" when it can.
 
-    A stopped backup whose WAL never came must not stand in the way of a new one for ever, nor one that waits for an
-    archive where the WAL is to be included now.
+    A stopped backup whose WAL never arrives must not block new ones for ever, nor must one that waits for an archive
+    when the WAL is to be included now.
     """
     if not _takeable(activity, rules) or activity.copying:
         return ""
     if not _fits(activity, rules):
-        return f"It was started with {option('wal')}={activity.wal}, and now {rules.wal} is wanted."
+        return f"It was started with {option('wal')}={activity.wal}, and now {rules.wal} is set."
     if rules.max_age is None or activity.state != STOPPED or activity.stopped_at is None:
         return ""
     if time.time() - activity.stopped_at <= rules.max_age:
@@ -71,10 +71,10 @@ def _outdated(activity: Activity, rules: Rules) -> str:
 
 
 def find_unfinished(cluster: Cluster, rules: Rules) -> Unfinished:
-    """Look at the unfinished backups of ``cluster``; the caller holds its lock."""
+    """Return which unfinished backup of ``cluster`` to continue; the caller holds its lock."""
     dead, live = [], []
     for backup in cluster.unfinished():
-        activity = look(backup)
+        activity = activity_of(backup)
         reason = _outdated(activity, rules)
         if reason:
             dead.append((backup, activity._replace(reason=reason)))
@@ -91,18 +91,18 @@ def find_unfinished(cluster: Cluster, rules: Rules) -> Unfinished:
 
 
 def may_be_abandoned(activity: Activity, takeover_after: float) -> bool:
-    """Return whether waiting shows if the run of ``activity`` has died."""
+    """Return whether waiting can show that the run of ``activity`` has died."""
     idle = not activity.locked or activity.copying
     return activity.here and idle and activity.silence < takeover_after
 
 
 def remove_dead(dead: t.Iterable[tuple[Backup, Activity]]) -> list[str]:
-    """Remove backups that cannot be continued, and return a warning for each; one in use since is left alone."""
+    """Remove backups that cannot be continued, except those in use again, and return a warning for each."""
     warnings = []
     for backup, activity in dead:
         try:
             with backup.hold(0.0):
-                if look(backup).seen != activity.seen:
+                if activity_of(backup).seen != activity.seen:
                     # Another run has continued it since.
                     continue
                 backup.remove()

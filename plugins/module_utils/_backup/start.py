@@ -13,9 +13,9 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import (
     Activity,
+    activity_of,
     claim,
     claim_locked,
-    look,
     session_of,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.launch import (
@@ -42,8 +42,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import seg
 class Start:
     """One call of ``backup_start``: ``params`` are the module's arguments, durations in seconds.
 
-    ``info`` is that of :func:`_server.server_info`; ``problems`` (the same module's) stop a new backup, but not one
-    that was started before and is continued.
+    ``info`` is the result of ``server_info``. ``problems`` prevent a new backup, but not the continuation of one that
+    was started before.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Start:
         return answer
 
     def run(self) -> dict[str, t.Any]:
-        """Start a backup or find the one to continue; return the module's result."""
+        """Start a backup or find the one to continue, and return the module's result."""
         params = self._params
         if params["backup_id"]:
             backup = self._cluster.find(params["backup_id"])
@@ -118,7 +118,7 @@ class Start:
                 return self.result(found.backup, False, msg, resumed=True)
             if new is not None:
                 launch(new, params, self._info)
-                # Only now: what has been given up may be all that there is.
+                # Only now: until the new backup has started, a dead one may be the only one.
                 self._remove_dead(found)
                 return self.result(new.backup, True, f"The backup {new.backup.id} was started.")
             if found.busy is not None and not self._may_be_abandoned(*found.busy, seen):
@@ -126,9 +126,9 @@ class Start:
             time.sleep(0.5)
 
     def _decide(self) -> tuple[t.Optional[Backup], Unfinished, t.Optional[NewBackup]]:
-        """Take a backup, or make a new one, in one step as others see it.
+        """Claim a backup, or make a new one, in one step for all other runs.
 
-        Returns the backup that has the id already, the unfinished ones, of which the first is claimed, and the new one.
+        Return the backup that has the id already, the unfinished ones, of which the first is claimed, and the new one.
         """
         params = self._params
         with self._cluster.lock():
@@ -149,7 +149,7 @@ class Start:
             self.warnings += remove_dead(found.dead)
 
     def _may_be_abandoned(self, backup: Backup, activity: Activity, seen: dict[str, float]) -> bool:
-        """Return whether to look again; ``seen`` remembers when each run was heard of at the first look."""
+        """Return whether to try again; ``seen`` has the time at which each run was last active at the first try."""
         first = seen.setdefault(backup.id, activity.seen)
         wait = self._params["resume"] and not self._params["backup_id"] and first == activity.seen
         return wait and may_be_abandoned(activity, self._params["takeover_after"])
@@ -160,11 +160,11 @@ class Start:
     def _same_id(self, backup: Backup, predict: bool = False) -> dict[str, t.Any]:
         if backup.published:
             raise BackupError(
-                f"There is a published backup {backup.path} already.",
+                f"The backup {backup.path} is already published.",
                 code="backup_exists",
                 hint=f"Choose another {option('backup_id')}.",
             )
-        activity = self._look_at_twin(backup)
+        activity = self._activity_of_same_id(backup)
         if activity.state == FAILED:
             raise BackupError(
                 f"The backup {backup.id} in {self._cluster.path} is void: {activity.reason}",
@@ -175,12 +175,12 @@ class Start:
             claim(backup, self._params["owner"])
         return self.result(backup, False, f"The backup {backup.id} was started already; its state is {activity.state}.")
 
-    def _look_at_twin(self, backup: Backup) -> Activity:
-        """Look at a backup whose session another call may be about to launch: it holds the backup's lock until then."""
+    def _activity_of_same_id(self, backup: Backup) -> Activity:
+        """Return the state of a backup whose session another call may be launching: it holds the lock until then."""
         deadline = time.monotonic() + READY_SECONDS
         while True:
             with self._cluster.lock():
-                activity = look(backup)
+                activity = activity_of(backup)
             launching = activity.state == FAILED and activity.locked and not activity.copying
             if not launching or time.monotonic() >= deadline:
                 return activity
@@ -192,18 +192,18 @@ class Start:
             raise BackupError(f"{text}.", code="busy", hint=f"Wait for it, or set {option('concurrent')} to allow.")
         answer = self._handle(backup.id)
         answer.update(
-            changed=False, skipped_busy=True, resumed=False, state=activity.state, msg=f"{text}; no other is taken."
+            changed=False, skipped_busy=True, resumed=False, state=activity.state, msg=f"{text}; no backup is started."
         )
         answer["busy"] = {"owner": activity.owner, "since": activity.since, "progress": activity.progress}
         return answer
 
     def result(self, backup: Backup, changed: bool, msg: str, resumed: bool = False) -> dict[str, t.Any]:
-        """Return the module's result for a backup that is there."""
+        """Return the module's result for an existing backup."""
         answer = self._handle(backup.id)
-        activity = look(backup)
+        activity = activity_of(backup)
         if activity.state in ("connecting", "starting"):
             session_of(backup).wait_started()
-            activity = look(backup)
+            activity = activity_of(backup)
         answer.update(
             changed=changed, msg=msg, resumed=resumed, skipped_busy=False, state=activity.state, directory=backup.path
         )
@@ -221,18 +221,18 @@ class Start:
 
 
 def start_of(backup: Backup) -> t.Optional[StartFacts]:
-    """Return what the start of ``backup`` returned, None before it has."""
+    """Return the result of the start of ``backup``, None before it has started."""
     record = backup.load()
     if record.outcome is not None:
         return record.start
-    said = session_of(backup).recorded()
-    if "start_lsn" not in said:
+    state = session_of(backup).recorded()
+    if "start_lsn" not in state:
         return None
-    lsn, size = _segments.parse_lsn(said["start_lsn"]), record.server.wal_segment_size
+    lsn, size = _segments.parse_lsn(state["start_lsn"]), record.server.wal_segment_size
     return StartFacts(
         lsn=lsn,
-        wal_file=_segments.segment_name(said["start_timeline"], _segments.segment_of(lsn, size), size),
-        timeline=said["start_timeline"],
-        from_standby=said["from_standby"],
-        started_at=said["started_at"],
+        wal_file=_segments.segment_name(state["start_timeline"], _segments.segment_of(lsn, size), size),
+        timeline=state["start_timeline"],
+        from_standby=state["from_standby"],
+        started_at=state["started_at"],
     )

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stopping a backup: end backup mode, write label, map and manifest, say which WAL a restore needs.
+"""Stopping a backup: end backup mode, write label, map and manifest, list the WAL that a restore needs.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 """
@@ -21,7 +21,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activit
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.adopt import adopt
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include_wal import include_wal
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import tell_wal
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import wal_sentence
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import start_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.stop_checks import (
     check_control,
@@ -67,7 +67,7 @@ def result(backup: Backup, record: BackupRecord, changed: bool, msg: str) -> dic
         "backup_id": backup.id,
         "directory": backup.path,
         "changed": changed,
-        "msg": msg + tell_wal(record),
+        "msg": msg + wal_sentence(record),
         "state": "published" if backup.published else record.state,
         "start_lsn": _segments.format_lsn(start.lsn),
         "stop_lsn": _segments.format_lsn(stop.lsn),
@@ -91,9 +91,9 @@ def result(backup: Backup, record: BackupRecord, changed: bool, msg: str) -> dic
 
 
 def release(backup: Backup, record: BackupRecord) -> None:
-    """Let the session end that kept the WAL for ``backup``, which has it now or is void."""
+    """End the session that kept the WAL for ``backup``, which has it now or is void."""
     if record.wal == INCLUDE and not backup.published and session_of(backup).alive():
-        # A session that does not answer ends by itself, when it is not renewed or its folder is removed.
+        # A session that does not answer ends by itself when it is not renewed or its folder is removed.
         with contextlib.suppress(BackupError):
             session_of(backup).ask("release")
 
@@ -110,7 +110,7 @@ class Stop:
         self._layout = backup.layout()
 
     def run(self) -> dict[str, t.Any]:
-        """Stop the backup; a second call returns the same answer, unchanged."""
+        """Stop the backup; a second call returns the same result, unchanged."""
         backup = self._backup
         with backup.hold():
             # Another call may have finished while this one waited for the lock.
@@ -130,8 +130,8 @@ class Stop:
                 if state["state"] != "stopped":
                     require_alive(state)
                     raise BackupError(
-                        f"The session of the backup {backup.id} is over, in the state {state['state']}; the backup is"
-                        " void.",
+                        f"The session of the backup {backup.id} has ended in the state {state['state']}; the backup"
+                        " is void.",
                         code="session_lost",
                     )
             self._finish(state, files)
@@ -139,7 +139,7 @@ class Stop:
         return result(backup, self._record, True, f"The backup {backup.id} was stopped at {state['stop_lsn']}.")
 
     def _copied_files(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
-        """Return what is in the backup, pg_control included. Raises :class:`BackupError` when the copy is not whole."""
+        """Return the files in the backup, with pg_control. Raises :class:`BackupError` when the copy is not whole."""
         record = read_progress(self._backup)
         if not record:
             return adopt(self._backup, self._server, stopped, self._algorithm, self._jobs)
@@ -147,7 +147,7 @@ class Stop:
             raise BackupError(
                 f"The copy of the backup {self._backup.id} is not finished (state {record['state']}).",
                 code="copy_not_finished",
-                hint="Run pgfleet.basebackup.backup_copy again; it goes on where it was.",
+                hint="Run pgfleet.basebackup.backup_copy again; it continues where it stopped.",
             )
         files = _copy_process.copied_files(self._backup)
         control = record["control"]
@@ -201,7 +201,7 @@ class Stop:
         tablespaces: t.Iterable[int],
         control: _control.ControlFile,
     ) -> StartFacts:
-        """Return what the start returned, when all fits together. Raises :class:`BackupError`; the backup is void."""
+        """Return the start. Raises :class:`BackupError` when the copy contradicts it: the backup is void."""
         server, start = self._server, start_of(self._backup)
         try:
             refuse_new_tablespaces(self._backup.id, state, server.data_directory)
@@ -209,8 +209,8 @@ class Stop:
             refuse_lost_tablespaces([oid for oid in tablespaces if oid in known], server, self._layout)
             check_control(control, label, _segments.parse_lsn(state["stop_lsn"]), server)
             if start is None or start.lsn != label.start_lsn:
-                said = _segments.format_lsn(start.lsn) if start else "none"
-                raise BackupError(f"The label names another start than {said}.", code="label_of_another_backup")
+                recorded = _segments.format_lsn(start.lsn) if start else "none"
+                raise BackupError(f"The label names another start than {recorded}.", code="label_of_another_backup")
         except BackupError as exc:
             raise self._void(exc) from exc
         return start
@@ -218,7 +218,7 @@ class Stop:
     def _prove(
         self, required: list[str], ranges: t.Sequence[_timelines.WalRange], from_standby: bool
     ) -> t.Optional[WalProof]:
-        """Include the WAL where that is wanted; return what the record says of it, None where it is to be archived."""
+        """Include the WAL if it is to be included, and return its proof, None when the WAL is to be archived."""
         wal = self._record.wal
         if wal == ARCHIVE:
             return None
@@ -242,7 +242,7 @@ class Stop:
                 session_of(self._backup).ask("status")
 
         target = os.fsdecode(self._layout.place(b"pg_wal"))
-        # A primary has finished its last segment. Of a standby's the rest is still to come: it is left out.
+        # A primary has finished its last segment. A standby has not: the rest of that segment is left out.
         end = ranges[0].end if from_standby else None
         try:
             return include_wal(self._server, target, required, ranges, end, renew)
@@ -250,16 +250,16 @@ class Stop:
             raise self._void(exc) from exc
 
     def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> CopyFacts:
-        said = read_progress(self._backup)
+        progress = read_progress(self._backup)
         return CopyFacts(
-            by=BY_US if said else BY_USER,
+            by=BY_US if progress else BY_USER,
             files=len(files),
             bytes=sum(one.size for one in files.values()),
-            seconds=said.get("seconds"),
-            checksum_algorithm=said.get("checksum_algorithm"),
-            special_files=tuple(SpecialFile(**one) for one in said.get("special_files") or ()),
-            vanished_files=said.get("vanished_files"),
-            reused_files=said.get("reused_files"),
+            seconds=progress.get("seconds"),
+            checksum_algorithm=progress.get("checksum_algorithm"),
+            special_files=tuple(SpecialFile(**one) for one in progress.get("special_files") or ()),
+            vanished_files=progress.get("vanished_files"),
+            reused_files=progress.get("reused_files"),
         )
 
     def _ranges(

@@ -1,11 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a backup that was stopped must not be: a copy that a restore would refuse, or attach to the live server.
+"""Checks of a stopped backup: a restore must not refuse it, nor use tablespaces of the live server.
 
 Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from start to publish; it knows no restore.
 
-Each check raises BackupError for a backup that is void.
+Each check raises BackupError when the backup is void.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments i
 def refuse_new_tablespaces(backup_id: str, state: t.Mapping[str, t.Any], data_directory: str) -> None:
     """Raise BackupError, code ``tablespace_created``, when the server has tablespaces that it lacked at the start.
 
-    Replay attaches a tablespace made during the backup, which the map lacks, at its original location. ``state`` is
-    what the session recorded.
+    Such a tablespace is not in the map, so replay would use its original location. ``state`` is the session's record.
     """
     before, after = state["tablespaces"], state["tablespaces_after"]
     known = {one["oid"]: one["location"] for one in before}
     new = [one for one in after if known.get(one["oid"]) != one["location"]]
-    # The link appears when its record is replayed, on a standby before the row of pg_tablespace does.
+    # On a standby replay makes the link before the row in pg_tablespace is visible.
     links = os.listdir(os.path.join(data_directory, "pg_tblspc"))
     linked = sorted(int(name) for name in links if name.isdigit() and int(name) not in known)
     if new or linked:
         names = [f"{_text(one['name'])} at {_text(one['location'])}" for one in new]
         raise BackupError(
             f"A tablespace was created during the backup {backup_id}: {', '.join(names) or linked}. A restore would"
-            " attach itself to its original location.",
+            " use its original location.",
             code="tablespace_created",
             hint="The backup is void; take a new one.",
         )
@@ -57,7 +56,7 @@ def refuse_lost_tablespaces(oids: t.Iterable[int], server: Server, layout: Plain
 
 
 def check_control(control: ControlFile, label: BackupLabel, stop_lsn: int, server: Server) -> None:
-    """Raise BackupError when the copied ``pg_control`` contradicts the label, or asks for WAL beyond the stop."""
+    """Raise BackupError when the copied ``pg_control`` contradicts the label, or needs WAL beyond the stop."""
     if str(control.system_identifier) != server.system_identifier:
         raise BackupError("The copied pg_control belongs to another cluster.", code="other_cluster")
     if (label.backup_from == "standby") != control.in_recovery:
@@ -69,7 +68,7 @@ def check_control(control: ControlFile, label: BackupLabel, stop_lsn: int, serve
         )
     if label.backup_from == "standby" and control.min_recovery_point > stop_lsn:
         raise BackupError(
-            f"The copied pg_control asks for WAL up to {format_lsn(control.min_recovery_point)}, but it ends at"
+            f"The copied pg_control needs WAL up to {format_lsn(control.min_recovery_point)}, but the backup ends at"
             f" {format_lsn(stop_lsn)}: pg_control was copied after the stop.",
             code="control_too_new",
             hint="Take a new backup, and leave global/pg_control to backup_stop.",

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What restore drills have shown of a backup, kept in its own record.
+"""The results of restore drills, kept in the record of the backup that was restored.
 
 Private to pgfleet.basebackup. Room ``_catalogue``: what a repository has, how far it can be recovered; it only reads.
 """
@@ -30,10 +30,10 @@ def age_of(at: t.Optional[str]) -> float:
 
 
 def record(backup: Backup, drill: Drill, check_mode: bool = False) -> bool:
-    """Add ``drill`` to a published backup's record and return whether that changed it.
+    """Add ``drill`` to a published backup's record, and return whether that changed it.
 
-    A drill of the same ``at``, ``by`` and ``host`` is there once. Raises :class:`BackupError` for a backup that is not
-    published, or is damaged.
+    A drill of the same ``at``, ``by`` and ``host`` is recorded once. Raises :class:`BackupError` for a backup that is
+    not published, or is damaged.
     """
     if not backup.published:
         raise BackupError(
@@ -50,7 +50,7 @@ def record(backup: Backup, drill: Drill, check_mode: bool = False) -> bool:
 
 
 def proven(content: BackupRecord) -> dict[str, t.Any]:
-    """Return what the catalogue tells: ``proven_at``, ``proven_by``, ``proven_until`` and ``last_drill``."""
+    """Return a backup's fields in the catalogue: ``proven_at``, ``proven_by``, ``proven_until``, ``last_drill``."""
     newest = next((one for one in reversed(content.drills) if one.ok), None)
     return {
         "proven_at": newest.at if newest else None,

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue: what is in a repository, told without a server and without touching anything.
+"""The catalogue: the clusters and backups in a repository, listed without a server.
 
 Private to pgfleet.basebackup. Room ``_catalogue``: what a repository has, how far it can be recovered; it only reads.
 """
@@ -12,7 +12,11 @@ import os
 import time
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import look, modified, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import (
+    activity_of,
+    modified,
+    session_of,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._catalogue.drills import age_of, proven
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc
@@ -50,7 +54,7 @@ def _cluster(
         identifier = cluster.system_identifier()
     except BackupError as exc:
         problem = exc.msg
-    # Before the published ones, so that a backup which is published meanwhile is seen in any case.
+    # Before the published ones, so that a backup that is published in between is listed in any case.
     unfinished = [_unfinished(backup) for backup in cluster.unfinished()]
     backups = [_published(one) for one in cluster.published_in_order()]
     if proven_max_age is not None:
@@ -75,7 +79,7 @@ def _cluster(
     }
 
 
-# What the catalogue says of a backup; of a damaged one each may be null.
+# The fields of a backup in the catalogue; of a damaged backup each may be null.
 _DETAILS = (
     *("system_identifier", "kind", "label", "version", "from_standby", "start_lsn", "stop_lsn", "timeline"),
     *("started_at", "stopped_at", "age_seconds", "bytes", "files", "copy_seconds", "required_wal", "wal"),
@@ -126,7 +130,7 @@ def _details(record: BackupRecord) -> dict[str, t.Any]:
 
 
 def _unfinished(backup: Backup) -> dict[str, t.Any]:
-    activity = look(backup)
+    activity = activity_of(backup)
     try:
         created = backup.load().created_at
     except BackupError:

@@ -36,7 +36,8 @@ def archive_info(
 ) -> dict[str, t.Any]:
     """Return what the module wal_archive_info documents; ``window`` in seconds.
 
-    ``every_header`` looks into all segments for another cluster's, else into those at the ends of each stretch.
+    ``every_header`` reads the headers of all segments to find those of another cluster, else only of those at the ends
+    of each contiguous range.
     """
     files = _sort(archive)
     foreign = _foreign(archive, files.segments, every_header)
@@ -101,7 +102,7 @@ def _backup(archive: DirectoryArchive, backup: Backup) -> dict[str, t.Any]:
     names = archive.names()
     missing = [name for name in record.required_wal if name not in names]
     if missing and not [name for name in needed_segments(path, start, stop, archive.size) if name not in names]:
-        # The end of it is kept on a newer timeline only.
+        # Its end is archived on a newer timeline only.
         missing = []
     entry["timeline"] = path.timeline
     if record.wal == INCLUDE:
@@ -130,7 +131,7 @@ def _backup(archive: DirectoryArchive, backup: Backup) -> dict[str, t.Any]:
 
 
 def _path(archive: DirectoryArchive, timeline: int, stop: int) -> Path:
-    """Return the path to the newest timeline that goes on from the backup's end."""
+    """Return the path to the newest timeline that continues after the backup's end."""
     try:
         return timeline_path(archive, timeline, stop, "latest")
     except BackupError as exc:

@@ -116,7 +116,7 @@ class Scratch:
         self.remove(None)
         new_directory(self.path)
         socket = os.path.join(socket_parent, SOCKET_PREFIX + secrets.token_hex(4))
-        # Its name is recorded before it is made, so that no crash leaves it behind.
+        # Its name is recorded before it is made, so that it can be removed after a crash.
         write_json(self.file(MARKER), {"run": run, "by": by, "socket_directory": socket})
         new_directory(socket)
         new_directory(self.file("run"))

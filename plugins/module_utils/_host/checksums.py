@@ -47,7 +47,7 @@ class _Crc32c:
 def new_hash(algorithm: str) -> t.Optional[Hash]:
     """Return a fresh hash object for one of ALGORITHMS, None for ``NONE``.
 
-    Raises BackupError, code ``missing_library``, when CRC32C is asked for and the library for it is not installed.
+    Raises BackupError, code ``missing_library``, for CRC32C when the library for it is not installed.
     """
     if algorithm not in ALGORITHMS:
         raise BackupError(

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Copying and hashing files that other processes may be writing.
 
-A file is copied to exactly the size that it had when it was opened: what is added meanwhile is ignored, and what is cut
-off is replaced by zeros. Whoever copies files in use must be able to repair both.
+A file is copied to exactly the size that it had when it was opened: bytes appended later are ignored, and bytes cut off
+later are replaced by zeros. The caller must be able to repair both.
 
 Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
@@ -33,7 +33,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 _CHUNK = 256 * 1024
 _RANGE = 8 << 20
 
-# How often a large file is reported, and how much of it may still wait for the disk at its fsync.
+# Bytes of a large file between two reports, and bytes that may still be unwritten at its fsync.
 _REPORT = 8 << 20
 _WRITE_BEHIND = 32 << 20
 _FICLONE = 0x40049409
@@ -55,7 +55,7 @@ class FileCopier:
     """Copies or hashes files one after the other; belongs to one process, whose umask must leave the owner's bits.
 
     ``advance`` is called with the number of bytes done since it was last called, at least every 8 MB and at each
-    file's end. With ``sync`` writing to disk is started early, so that the fsync that is left to the caller is short.
+    file's end. With ``sync`` the kernel starts writing to disk early, so that the caller's fsync is short.
     """
 
     def __init__(self, algorithm: str, sync: bool, advance: t.Callable[[int], None]) -> None:
@@ -63,7 +63,7 @@ class FileCopier:
         self._sync = sync
         self._advance = advance
         self._buffer = memoryview(bytearray(_CHUNK))
-        # Pairs of file systems between which the kernel has refused the short way.
+        # Pairs of file systems between which the kernel has refused to clone or to copy ranges.
         self._no_clone: set[tuple[int, int]] = set()
         self._no_range: set[tuple[int, int]] = set()
 
@@ -108,7 +108,7 @@ class FileCopier:
 
     def _fill(self, pair: _Pair) -> t.Optional[str]:
         if self._clone(pair):
-            # The source may have changed since: what the checksum describes must be the copy.
+            # The source may have changed since: the checksum must be that of the copy.
             return self._hash(pair.writer, pair.target, pair.size)
         done = self._copy_range(pair) if self._algorithm == "NONE" else 0
         return self._copy_chunks(pair, done)
@@ -120,16 +120,16 @@ class FileCopier:
             fcntl.ioctl(pair.writer, _FICLONE, pair.reader)
             os.ftruncate(pair.writer, pair.size)
         except OSError:
-            # Whatever the reason: if it matters, the copy below fails too, with the better message.
+            # For any reason: if it matters, the copy below fails too, with a better message.
             self._no_clone.add(pair.devices)
-            # Not without need: ext4 writes a file that was truncated to nothing to the disk when it is closed.
+            # Only if needed: ext4 writes a file that was truncated to nothing to the disk when it is closed.
             if os.fstat(pair.writer).st_size:
                 os.ftruncate(pair.writer, 0)
             return False
         return True
 
     def _copy_range(self, pair: _Pair) -> int:
-        """Let the kernel copy as far as it can, and return how far that was; both file offsets are there."""
+        """Let the kernel copy as far as it can, and return the number of bytes; both file offsets have moved there."""
         done = reported = 0
         while done < pair.size and pair.devices not in self._no_range:
             try:
@@ -139,7 +139,7 @@ class FileCopier:
                     raise unwritable(pair.target, exc) from exc
                 self._no_range.add(pair.devices)
                 break
-            if count == 0:  # the end of a file that shrank, or a file system that answers so for "not here"
+            if count == 0:  # the end of a file that shrank, or a file system that does not support it
                 break
             done += count
             if done - reported >= _REPORT and done < pair.size:

@@ -5,8 +5,8 @@
 
 Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 
-The process is forked from the module after everything is imported, because the module's payload disappears. It holds a
-lock as long as it lives, and its record ``progress.json`` says how far it is and how it ended. Each call of the module
+The process is forked from the module after all imports, because the module's payload is deleted when the task ends. It
+holds a lock until it ends, and its record ``progress.json`` has the progress and the outcome. Each call of the module
 is one :meth:`Job.step`: it begins the work or joins it, waits a while, and returns the result or the progress.
 """
 
@@ -63,7 +63,7 @@ class Recorder:
         }
 
     def progress(self, done_bytes: int, done_files: int) -> None:
-        """Record how much is done; cheap, so that it can be called at any rate."""
+        """Record the progress; cheap enough to be called at any rate."""
         now = time.monotonic()
         if now < self._written + RECORD_INTERVAL:
             return
@@ -78,7 +78,7 @@ class Recorder:
             bytes_per_second=round(rate),
             seconds_left=round((total - done_bytes) / rate) if rate > 0 else None,
         )
-        # On a full disk the work itself has the better message.
+        # On a full disk the work itself fails with a better message.
         with contextlib.suppress(OSError), replacing(self._path, durable=False) as stream:
             stream.write(json.dumps(self.content).encode("ascii"))
 
@@ -96,7 +96,7 @@ class Recorder:
 
 
 class Step(t.NamedTuple):
-    """What one call has found: ``result`` once the work is done, else None and ``record`` as it is now.
+    """The answer of one call: ``result`` once the work is done, else None and the present ``record``.
 
     ``began`` is false when the work had been done before this call.
     """
@@ -138,20 +138,20 @@ class Job:
         raise NotImplementedError
 
     def done_before(self) -> t.Optional[t.Mapping[str, t.Any]]:
-        """Look before the work begins; return its result when nothing is left to do. Raises what stands against it."""
+        """Check before the work begins, and return its result when nothing is left to do. Raises what prevents it."""
         return self.result()
 
     def prepare(self) -> None:
-        """Make ready what the lock needs; nothing is held yet."""
+        """Make what the lock needs; nothing is held yet."""
 
     def enter(self, lock: int) -> None:
         """Prepare the rest under the lock, right before the process is forked."""
 
     def join(self) -> None:
-        """Join the work that runs. Raises BackupError when that is not the one that was asked for."""
+        """Join the running work. Raises BackupError when it is not the work that this call asks for."""
 
     def result(self) -> t.Optional[t.Mapping[str, t.Any]]:
-        """Return the result of this very work when it is finished, else None."""
+        """Return the result of this work when it is finished, else None."""
         record = self.read()
         return record if record.get("state") == DONE else None
 
@@ -177,7 +177,7 @@ class Job:
         try:
             record = self.wait(seconds)
         except BackupError:
-            # The process may have removed its folder, the record in it, because it has succeeded.
+            # The process may have succeeded and removed its folder with the record.
             if self.result() is None:
                 self.close()
                 raise
@@ -191,12 +191,12 @@ class Job:
         self.prepare()
         try:
             with self.hold() as lock:
-                # Another call may have done it while this one waited.
+                # Another call may have done the work while this one waited.
                 if self.result() is None:
                     self.enter(lock)
                     self.launch(lock)
         except BackupError as exc:
-            # Another call may have been faster.
+            # Another call may have begun it first.
             if exc.code != "busy" or not self.is_running():
                 raise
             self.join()
@@ -209,7 +209,7 @@ class Job:
             return {}
 
     def make_folder(self) -> None:
-        """Make the folder, of mode 0700, unless it is there."""
+        """Make the folder, of mode 0700, unless it exists."""
         make_directory(self.folder)
 
     @contextlib.contextmanager
@@ -228,7 +228,7 @@ class Job:
             os.close(handle)
 
     def is_running(self) -> bool:
-        """Return whether the work is running, or has just ended; one that begins is given the time to record that.
+        """Return whether the work is running or has just ended; work that is beginning gets time to write its record.
 
         Raises :class:`BackupError` (``busy``) when a process holds the lock for something else.
         """
@@ -246,7 +246,7 @@ class Job:
     def launch(self, lock: int) -> None:
         """Call :meth:`work` in a detached process, which inherits the descriptor ``lock`` of the held lock.
 
-        What it raises is raised by :meth:`wait`. The caller closes the descriptor after the return.
+        :meth:`wait` raises what it raises. The caller closes the descriptor afterwards.
         """
         self.make_folder()
         recorder = Recorder(self.folder)
@@ -260,7 +260,7 @@ class Job:
             if os.fork() == 0:
                 self._run(recorder)
         finally:
-            # Never back into the module's code: two processes would answer the task.
+            # Never return into the module's code: two processes would answer the task.
             os._exit(0)
 
     def _run(self, recorder: Recorder) -> None:
@@ -271,7 +271,7 @@ class Job:
                 **{"percent": 100.0, "seconds_left": 0, **result, "state": DONE, "finished_at": time.time()}
             )
         except BackupError as exc:
-            # A module's result must not have the key "path", which Ansible takes for a file of its own.
+            # A module's result must not have the key "path", which Ansible takes for a file that the module manages.
             details = {name: value for name, value in exc.details.items() if name != "path"}
             recorder.finish(state=FAILED, error=exc.msg, code=exc.code, hint=exc.hint, details=details)
         except Exception as exc:  # this process has no one to report to, so it records why it dies
@@ -286,12 +286,12 @@ class Job:
         """
         deadline = time.monotonic() + seconds
         while True:
-            # In this order: a process that ends in between has written its final record before it releases the lock.
+            # In this order: a process writes its final record before it releases the lock.
             locked = is_locked(self.lock)
             record = self.read()
             if record.get("state") == DONE:
                 return record
-            # While the lock is held that is an earlier record, or the process is about to end.
+            # While the lock is held, this is an earlier record, or the process is about to end.
             if record.get("state") == FAILED and not locked:
                 raise BackupError(
                     f"The {self.noun} of {self._subject} failed: {record['error']}",

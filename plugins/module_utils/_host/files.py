@@ -85,12 +85,12 @@ def _free(path: bytes) -> int:
 
 
 def create(path: bytes) -> int:
-    """Create a file of mode 0600, instead of one that exists, and return its descriptor. Raises BackupError."""
+    """Create a file of mode 0600, replacing an existing one, and return its descriptor. Raises BackupError."""
     try:
         try:
             return os.open(path, _CREATE_FLAGS, 0o600)
         except FileExistsError:
-            # Never overwritten: an abandoned process may still hold it open, and a link would lead elsewhere.
+            # Never overwrite it: an abandoned process may still have it open, and a link would lead elsewhere.
             os.unlink(path)
             return os.open(path, _CREATE_FLAGS, 0o600)
     except OSError as exc:
@@ -177,7 +177,7 @@ def read_json(path: str) -> dict[str, t.Any]:
 
 
 def read_small(path: str, most: int) -> bytes:
-    """Read a regular file of at most ``most`` bytes, not through a link. Raises OSError, also for anything else."""
+    """Read a regular file of at most ``most`` bytes, not through a link. Raises OSError for any other file."""
     handle = os.open(path, READ_FLAGS | os.O_NOFOLLOW)
     with os.fdopen(handle, "rb") as stream:
         if not stat.S_ISREG(os.fstat(handle).st_mode):

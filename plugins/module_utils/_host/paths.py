@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Paths: which one lies in which, whether two are the same directory, where mounts are.
+"""Paths: nesting, identity of directories, mount points.
 
 Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
@@ -17,12 +17,12 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """Return device and inode, which distinguish one file or directory from all others, whatever path leads to it."""
+    """Return device and inode, which identify a file or directory whatever path leads to it."""
     return status.st_dev, status.st_ino
 
 
 def identity(path: t.Union[str, bytes]) -> t.Optional[Identity]:
-    """Return :func:`identity_of` what ``path`` leads to, None when it cannot be looked at. Compare by :func:`same`."""
+    """Return :func:`identity_of` what ``path`` leads to, None when that is unknown. Compare with :func:`same`."""
     try:
         return identity_of(os.stat(path))
     except OSError:
@@ -35,7 +35,7 @@ def same(one: t.Optional[Identity], other: t.Optional[Identity]) -> bool:
 
 
 def mounts_below(directory: bytes) -> set[bytes]:
-    """Return the mount points below ``directory``, an absolute path without links; bind mounts are such too."""
+    """Return the mount points, bind mounts included, below ``directory``, an absolute path without links."""
     with open("/proc/self/mountinfo", "rb") as stream:
         points = [_OCTAL.sub(lambda match: bytes([int(match.group(1), 8)]), line.split()[4]) for line in stream]
     return {point for point in points if point.startswith(directory.rstrip(b"/") + b"/")}

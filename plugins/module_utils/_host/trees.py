@@ -39,7 +39,7 @@ def walk(directory: bytes) -> t.Iterator[tuple[bytes, list[tuple[bytes, int]]]]:
 
 
 def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> None:
-    """Make all that lies in ``destination`` durable: files first, then directories, children before parents."""
+    """Make everything in ``destination`` durable: files first, then directories, children before parents."""
 
     def sync(batch: t.Sequence[bytes], reporter: Reporter) -> None:
         for path in batch:
@@ -55,8 +55,8 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
 
 
 def remove(path: AnyPath) -> None:
-    """Remove a file, a link or a directory with all that lies in it; links are not followed, what does not exist is no
-    error. Raises OSError."""
+    """Remove a file, a link or a directory with its contents; links are not followed, and a missing one is no error.
+    Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
@@ -65,5 +65,5 @@ def remove(path: AnyPath) -> None:
 
 
 def discard(path: AnyPath) -> None:
-    """Remove a directory that may be needed no more, as far as that can be done."""
+    """Remove a directory that is no longer needed, as far as possible."""
     shutil.rmtree(path, ignore_errors=True)

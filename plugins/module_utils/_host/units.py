@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sizes and durations as people read and write them.
+"""Sizes and durations in the units that people read and write.
 
 Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
@@ -17,7 +17,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "second": 1.0}
 _UNITS.update(m=60.0, min=60.0, minute=60.0, h=3600.0, hour=3600.0, d=86400.0, day=86400.0, w=604800.0, week=604800.0)
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
 
-# Longer ones overflow the clocks and limits that they are given to.
+# Longer ones overflow clocks and limits.
 _LONGEST = 100 * 366 * 86400.0
 
 

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Work on many files in forked processes.
 
-For many small files threads are no faster than one, because they wait for each other's interpreter lock; and a process
-can be stopped inside any file.
+For many small files several threads are no faster than one, because they wait for the interpreter lock. And a process
+can be killed in the middle of any file.
 
 Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 """
@@ -45,7 +45,7 @@ class Report(t.NamedTuple):
 
 
 class Reporter:
-    """A worker's line to the process that forked it."""
+    """A worker's connection to the process that forked it."""
 
     def __init__(self, pipe: int, parent: int) -> None:
         self._pipe = pipe
@@ -60,7 +60,7 @@ class Reporter:
             self.send()
 
     def finish(self, line: t.Optional[bytes]) -> None:
-        """Report a file done with its line for the caller, or one that has vanished or needs no line."""
+        """Report a finished file with its line for the caller; None for one that has vanished or needs no line."""
         if line is None:
             self._vanished += 1
         else:
@@ -78,7 +78,7 @@ class Reporter:
         _write_all(self._pipe, header + lines)
 
     def fail(self, error: BackupError) -> None:
-        """Send what was done and then the reason why no more can be."""
+        """Send what was done, then the error that ends the work."""
         self.send()
         text = json.dumps([error.msg, error.code, error.hint, error.details]).encode("ascii")
         _write_all(self._pipe, _HEADER.pack(len(text), 0, 0, 0, 0, 1) + text)

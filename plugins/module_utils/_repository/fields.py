@@ -1,11 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks of the single values of a record, each returning the typed value; what is wrong is named by its field.
+"""Checks of the values of a record. Each returns the typed value, or raises an error that names the field.
 
 Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
 
-Knows JSON and the grammar of PostgreSQL's names, no record.
+It knows JSON and the grammar of PostgreSQL's names, but no record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGEST_TEXT = 100_000
 LONGEST_LIST = 1_000_000
 MOST_BYTES = 1 << 62
 MOST_SECONDS = 1e12
-# time.gmtime takes no more than the year 9999.
+# time.gmtime accepts no year after 9999.
 LAST_TIME = 253402300799.0
 # No number in a record has more digits; int() of a long text takes quadratic time.
 _MOST_DIGITS = 20
@@ -39,7 +39,7 @@ Check = t.Callable[[t.Any], T]
 
 
 class Wrong(Exception):
-    """A value that is not what it must be: ``field`` says where, ``problem`` what is wrong with it."""
+    """A wrong value: ``field`` is its place, ``problem`` what is wrong with it."""
 
     def __init__(self, problem: str, field: str = "") -> None:
         super().__init__(problem)
@@ -47,7 +47,7 @@ class Wrong(Exception):
         self.field = field
 
     def inside(self, name: str) -> Wrong:
-        """Return the same for what contains it under ``name``."""
+        """Return the same error, with ``name`` put before its field."""
         dot = "." if self.field and not self.field.startswith("[") else ""
         return Wrong(self.problem, name + dot + self.field)
 
@@ -87,12 +87,12 @@ def field(content: t.Any, name: str, check: Check[T]) -> T:
 
 
 def optional(content: t.Any, name: str, check: Check[T]) -> t.Optional[T]:
-    """Do what :func:`field` does; None for a value that is null or missing."""
+    """Return what :func:`field` returns, None for a value that is null or missing."""
     return None if isinstance(content, dict) and content.get(name) is None else field(content, name, check)
 
 
 def text(longest: int = LONGEST_TEXT) -> Check[str]:
-    """Check for text of at most ``longest`` characters without NUL, which can be a file name's bytes."""
+    """Check for text without NUL, of at most ``longest`` characters; surrogates stand for a file name's bytes."""
 
     def check(value: t.Any) -> str:
         if not isinstance(value, str) or len(value) > longest or "\0" in value:
@@ -212,7 +212,7 @@ def location(value: t.Any) -> str:
 
 
 def path_below(value: t.Any) -> str:
-    """Check for the relative path of something below a directory, which no component of it leaves."""
+    """Check for a relative path of which no component leaves the directory."""
     if {"", ".", ".."} & set(text(LONGEST_PATH)(value).split("/")):
         raise _not(value, "a path below the data directory")
     return t.cast(str, value)

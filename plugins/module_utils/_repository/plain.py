@@ -1,11 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the files of a plain backup lie in its directory: as ``pg_basebackup -Fp`` lays them out.
+"""The layout of a plain backup, that of ``pg_basebackup -Fp``.
 
 Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
 
-The only file that knows it::
+No other file knows it::
 
     data/                           the data directory
     data/pg_tblspc/<oid>            a link to ../../tablespaces/<oid>, or the directory of an in-place tablespace
@@ -22,18 +22,18 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Tablespace
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unreadable
 
-# Without any one of these a directory only looks like a backup.
+# If one of these is missing, a directory only looks like a backup.
 ESSENTIAL = (b"PG_VERSION", b"backup_label", b"backup_manifest", b"global/pg_control")
 _SPACES = b"pg_tblspc/"
 
 
 def external(tablespaces: t.Iterable[Tablespace]) -> list[int]:
-    """Return the oids of those tablespaces that lie outside the data directory."""
+    """Return the oids of the tablespaces outside the data directory."""
     return [space.oid for space in tablespaces if not space.in_place]
 
 
 class PlainLayout:
-    """The places of one backup's files in ``directory``; ``oids`` are those of the tablespaces outside ``data``."""
+    """The places of a backup's files in ``directory``; ``oids`` are those of the tablespaces outside ``data``."""
 
     def __init__(self, directory: bytes, oids: t.Iterable[int] = ()) -> None:
         self.directory = directory
@@ -42,7 +42,7 @@ class PlainLayout:
         self._oids = frozenset(b"%d" % oid for oid in oids)
 
     def place(self, path: bytes) -> bytes:
-        """Return where ``path``, in backup terms, lies."""
+        """Return the place of ``path``, in backup terms."""
         if path.startswith(_SPACES) and path[len(_SPACES) :].partition(b"/")[0] in self._oids:
             return self.tablespaces + b"/" + path[len(_SPACES) :]
         return self.data + b"/" + path
@@ -52,22 +52,22 @@ class PlainLayout:
         return self.tablespaces + b"/%d" % oid
 
     def link(self, oid: int) -> bytes:
-        """Return where the link to a tablespace lies."""
+        """Return the place of the link to a tablespace."""
         return self.data + b"/" + _SPACES + b"%d" % oid
 
     @staticmethod
     def link_target(oid: int) -> bytes:
-        """Return the text of the link to a tablespace."""
+        """Return the target of the link to a tablespace."""
         return b"../../tablespaces/%d" % oid
 
     def lost(self, paths: t.Iterable[bytes] = ()) -> list[bytes]:
-        """Return which of the essential files, and of ``paths`` in backup terms, are not there."""
+        """Return which of the essential files, and of ``paths`` in backup terms, are missing."""
         return [path for path in (*ESSENTIAL, *paths) if not os.path.isfile(self.place(path))]
 
     def entries(
         self, on_error: t.Optional[t.Callable[[bytes, OSError], None]] = None
     ) -> t.Iterator[tuple[bytes, os.DirEntry[bytes]]]:
-        """Yield all that lies in the backup, with its path in backup terms; a directory before what is in it.
+        """Yield all files and directories of the backup, with their paths in backup terms, parents first.
 
         Links are not followed. A directory that cannot be read is passed to ``on_error``, by its path in backup terms;
         without it BackupError is raised, code ``unreadable``.

@@ -5,9 +5,8 @@
 
 Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
 
-``record_file.py`` reads and writes them, ``backup.json`` and ``cluster.json``, and checks each value: names of WAL
-files and oids are such, locations are absolute, numbers are finite and in range. So whoever has one of these values may
-use it without another look.
+``record_file.py`` reads and writes them, ``backup.json`` and ``cluster.json``, and checks each value: the grammar of
+names and oids, absolute locations, finite numbers in range. So these values need no further checks.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import WalRange
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
-STARTED = "started"  # the session was asked for; what became of it is in its own record
-STOPPED = "stopped"  # label, map and manifest are written; WAL may still be on its way to the archive
+STARTED = "started"  # the session was requested; its own record has its state
+STOPPED = "stopped"  # label, map and manifest are written; some WAL may not be archived yet
 COMPLETE = "complete"  # every needed WAL segment is proven; next is the rename
-FAILED = "failed"  # void, kept only for a look
+FAILED = "failed"  # void, kept only for inspection
 
 # Where a restore finds the WAL that a backup needs.
 ARCHIVE = "archive"
 INCLUDE = "include"  # in the backup's own pg_wal
-NONE = "none"  # unknown: the backup was taken without making sure of its WAL
+NONE = "none"  # unknown: nothing checked that its WAL is kept
 WAL_CHOICES = (ARCHIVE, INCLUDE, NONE)
 BY_US, BY_USER = "backup_copy", "user"
 LONGEST_ERROR = 10_000
 
 
 class ClusterRecord(t.NamedTuple):
-    """``cluster.json``: whose backups lie in a cluster's directory."""
+    """``cluster.json``: the database cluster whose backups are in a directory."""
 
     system_identifier: str
 
 
 class Server(t.NamedTuple):
-    """The server that a backup was taken from, as it was then; the names are those of ``server_info``."""
+    """The server that was backed up, as it was then; the names are those of ``server_info``."""
 
     version: str
     major: int
@@ -57,7 +56,7 @@ class Server(t.NamedTuple):
 
 
 class Start(t.NamedTuple):
-    """What the start of a backup returned."""
+    """The result of starting a backup."""
 
     lsn: int
     wal_file: str
@@ -67,7 +66,7 @@ class Start(t.NamedTuple):
 
 
 class SpecialFile(t.NamedTuple):
-    """What the copy left out: ``path`` in backup terms, ``kind`` as in ``_datadir.tree``, ``target`` of a link."""
+    """A file left out by the copy: ``path`` in backup terms, ``kind`` as in ``_datadir.tree``, ``target`` of a link."""
 
     path: str
     kind: str
@@ -75,7 +74,7 @@ class SpecialFile(t.NamedTuple):
 
 
 class Copy(t.NamedTuple):
-    """The copy of a backup. What only our own copy knows is None, or empty, of one that the user made."""
+    """The copy of a backup. Facts that only our own copy knows are None or empty for one that the user made."""
 
     by: str  # backup_copy or user
     files: int
@@ -88,7 +87,7 @@ class Copy(t.NamedTuple):
 
 
 class Stop(t.NamedTuple):
-    """What the stop of a backup returned, and what follows from it."""
+    """The result of stopping a backup, and the facts derived from it."""
 
     lsn: int
     timeline: int
@@ -99,7 +98,7 @@ class Stop(t.NamedTuple):
 
 
 class WalProof(t.NamedTuple):
-    """How it was made sure that the WAL of a backup is there. ``sha256`` has the included files, by their names."""
+    """The proof that the WAL of a backup is kept. ``sha256`` has the included files, by their names."""
 
     archived: t.Tuple[str, ...]
     method: str
@@ -110,9 +109,9 @@ class WalProof(t.NamedTuple):
 
 
 class DrillCheck(t.NamedTuple):
-    """One check of a drill; ``ok`` is None when it was left out.
+    """One check of a drill; ``ok`` is None when it was skipped.
 
-    ``value`` and ``expected`` are JSON, what a check of the administrator's found and wanted; None for other checks.
+    ``value`` and ``expected`` are JSON, the result of a check of the user and what it must be; None for other checks.
     """
 
     name: str
@@ -123,7 +122,7 @@ class DrillCheck(t.NamedTuple):
 
 
 class Drill(t.NamedTuple):
-    """What a restore drill has shown of a backup; the fields are those of ``result`` of ``backup_proven``."""
+    """The result of a restore drill of a backup; the fields are those of ``result`` of ``backup_proven``."""
 
     at: str  # UTC
     ok: bool
@@ -139,7 +138,7 @@ class Drill(t.NamedTuple):
 
 
 class Outcome(t.NamedTuple):
-    """What a backup has from its stop on."""
+    """The parts of a record that exist from the stop on."""
 
     start: Start
     copy: Copy
@@ -164,22 +163,22 @@ class BackupRecord(t.NamedTuple):
     wal_proof: t.Optional[WalProof] = None
     published_at: t.Optional[float] = None  # seconds since the epoch
     error: str = ""
-    kept: bool = False  # it failed, and its administrator wanted to keep it for a look
+    kept: bool = False  # it failed, and the administrator keeps it for inspection
     drills: t.Tuple[Drill, ...] = ()  # the newest last
 
     @property
     def start(self) -> Start:
-        """What the start returned. Raises :class:`BackupError`, ``not_stopped``, as the next three do."""
+        """The result of the start. Raises :class:`BackupError`, ``not_stopped``, like the next three."""
         return self._outcome.start
 
     @property
     def copy(self) -> Copy:
-        """What was copied."""
+        """The copy."""
         return self._outcome.copy
 
     @property
     def stop(self) -> Stop:
-        """What the stop returned."""
+        """The result of the stop."""
         return self._outcome.stop
 
     @property
@@ -199,16 +198,16 @@ class BackupRecord(t.NamedTuple):
 
     @property
     def includes_wal(self) -> bool:
-        """Whether the backup itself holds the WAL that it needs."""
+        """Whether the backup itself contains the WAL that it needs."""
         return self.wal == INCLUDE
 
     @property
     def included_wal(self) -> t.Mapping[str, str]:
-        """The SHA-256 of each WAL file in the backup, by its name; needed ones and those that help."""
+        """The SHA-256 of each WAL file in the backup, by its name; it may have more files than the needed ones."""
         return self.wal_proof.sha256 if self.includes_wal and self.wal_proof else {}
 
     def stopped(self, outcome: Outcome, wal_proof: t.Optional[WalProof]) -> BackupRecord:
-        """Return the record of the same backup, stopped; ``wal_proof`` is None where the WAL is to be archived."""
+        """Return the record of the same backup, stopped; ``wal_proof`` is None when the WAL is to be archived."""
         return self._replace(state=STOPPED, outcome=outcome, wal_proof=wal_proof)
 
     def completed(self, wal_proof: WalProof, published_at: float) -> BackupRecord:

@@ -5,7 +5,7 @@
 
 Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
 
-Nothing else knows the keys of these files. Keys that are not known are ignored; what must not be ignored gets a new
+No other file knows the keys of these files. Unknown keys are ignored; a key that must not be ignored needs a new
 ``SCHEMA``.
 """
 
@@ -46,15 +46,15 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import WalRange
 
-# Those of 1 were written by the versions 0.1 and 0.2.
+# Versions 0.1 and 0.2 wrote schema 1.
 SCHEMA = 2
-LARGEST_FILE = 64 << 20  # bytes; the record of 200,000 included WAL files has half of that
+LARGEST_FILE = 64 << 20  # bytes; the record of a backup with 200,000 included WAL files has half of that
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _ALGORITHM = re.compile(r"[A-Z0-9]{1,20}\Z")
 
 
 def parse_cluster(data: bytes, path: str) -> ClusterRecord:
-    """Return what ``cluster.json`` in the directory ``path`` says.
+    """Return the record in ``cluster.json`` of the directory ``path``.
 
     Raises :class:`BackupError`: ``damaged_cluster`` naming the field, ``newer_schema``, ``old_schema``.
     """
@@ -67,7 +67,7 @@ def parse_cluster(data: bytes, path: str) -> ClusterRecord:
 
 
 def parse_backup(data: bytes, backup_id: str, cluster: str, path: str) -> BackupRecord:
-    """Return what ``backup.json`` in the directory ``path`` of the backup ``backup_id`` of ``cluster`` says.
+    """Return the record in ``backup.json`` of the directory ``path`` of the backup ``backup_id`` of ``cluster``.
 
     Raises :class:`BackupError`: ``damaged_backup`` naming the field, ``newer_schema``, ``old_schema``.
     """
@@ -238,7 +238,7 @@ def _wal_proof(content: t.Any) -> WalProof:
 
 
 def parse_proof(content: t.Any) -> WalProof:
-    """Return the proof that ``wal_archived`` returned, as it came back from a play.
+    """Return the proof that ``wal_archived`` returned, as a play passes it on.
 
     Raises :class:`BackupError`, ``bad_proof``, naming the field.
     """
@@ -248,7 +248,7 @@ def parse_proof(content: t.Any) -> WalProof:
         raise BackupError(
             f"The proof that the WAL is archived is not what pgfleet.basebackup.wal_archived returns: {exc}.",
             code="bad_proof",
-            hint="Pass on what pgfleet.basebackup.wal_archived returns as proof.",
+            hint="Pass on the proof that pgfleet.basebackup.wal_archived returns.",
         ) from exc
 
 
@@ -315,7 +315,7 @@ def write_cluster(record: ClusterRecord) -> bytes:
 
 
 def write_backup(record: BackupRecord) -> bytes:
-    """Return the content of ``backup.json``. Raises :class:`BackupError`, ``bad_record``, for what cannot be read."""
+    """Return the content of ``backup.json``. Raises :class:`BackupError`, ``bad_record``, if it would be unreadable."""
     content = record._asdict()
     del content["outcome"]
     content["server"] = record.server._asdict()

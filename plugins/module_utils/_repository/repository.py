@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The repository: layout, locks, metadata and the one step that makes a backup count.
+"""The repository: its layout, its locks, its records, and the one step that publishes a backup.
 
 Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
 
@@ -11,7 +11,7 @@ See docs/architecture.md for the states on disk.
 
     <repository>/<cluster>/cluster.json, lock, in_progress/<id>/, backups/<id>/
 
-What lies under ``backups/`` is complete, always: it gets there by one rename, after everything in it is durable.
+A backup under ``backups/`` is always complete: one rename moves it there, after everything in it is durable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     write_cluster,
 )
 
-# Files of the work in progress; a published backup has none of them.
+# Files of work in progress; a published backup has none of them.
 WORK_FILES = ("session", "copy", "start_files", "owner.json", "lock")
 
 
@@ -60,10 +60,10 @@ def check_name(name: str, what: str) -> None:
 
 
 class Repository:
-    """A directory that holds the backups of one or more clusters.
+    """A directory with the backups of one or more clusters.
 
-    Raises :class:`BackupError` when ``path`` is not an absolute path of an existing directory that this user may
-    write to (unless ``read_only``) and others may not.
+    Raises :class:`BackupError` unless ``path`` is the absolute path of an existing directory that this user may write
+    to, or only read if ``read_only``, and that other users may not write to.
     """
 
     def __init__(self, path: str, read_only: bool = False) -> None:
@@ -80,7 +80,7 @@ class Repository:
         mode = os.stat(self.path).st_mode
         if mode & 0o002:
             raise BackupError(
-                f"The repository {path} can be written by everybody (mode {mode & 0o7777:04o}).",
+                f"The repository {path} is writable for other users (mode {mode & 0o7777:04o}).",
                 code="repository_world_writable",
                 hint=f"Close it to other users: chmod 0700 {path}",
             )
@@ -104,7 +104,7 @@ class Repository:
         return Cluster(self, name)
 
     def free_bytes(self) -> int:
-        """Return the bytes that an ordinary user may still write."""
+        """Return the free bytes for an ordinary user."""
         usage = os.statvfs(self.path)
         return usage.f_bavail * usage.f_frsize
 
@@ -121,16 +121,16 @@ class Cluster:
         self.archive = os.path.join(self.path, "wal")
 
     def archive_directory(self, directory: t.Optional[str], restore_command: t.Optional[str]) -> t.Optional[str]:
-        """Return the directory of the WAL archive: the one named, else the cluster's own where it exists.
+        """Return the directory of the WAL archive: ``directory``, else the cluster's default one if it exists.
 
-        None when a ``restore_command`` is to be used instead, or no archive is known.
+        Return None when a ``restore_command`` is to be used instead, or there is no archive.
         """
         if directory or restore_command:
             return directory or None
         return self.archive if os.path.isdir(self.archive) else None
 
     def system_identifier(self) -> t.Optional[str]:
-        """Return the system identifier that this cluster's backups have, None before the first backup."""
+        """Return the system identifier of this cluster's backups, None before the first backup."""
         try:
             data = read_small(os.path.join(self.path, "cluster.json"), LARGEST_FILE)
         except FileNotFoundError:
@@ -140,19 +140,18 @@ class Cluster:
         return parse_cluster(data, self.path).system_identifier
 
     def refuse_other(self, system_identifier: str) -> None:
-        """Raise :class:`BackupError` when backups of another database cluster lie here."""
+        """Raise :class:`BackupError` when the backups here are of another database cluster."""
         known = self.system_identifier()
         if known is not None and known != system_identifier:
             raise BackupError(
                 f"{self.path} holds backups of the cluster with system identifier {known};"
                 f" this server's is {system_identifier}.",
                 code="other_cluster",
-                hint="Give this cluster a name or repository of its own. After initdb or pg_upgrade it is"
-                " another cluster.",
+                hint="Give this cluster its own name or repository. After initdb or pg_upgrade it is another cluster.",
             )
 
     def refuse_inside(self, directories: t.Iterable[bytes]) -> None:
-        """Raise :class:`BackupError` when the backups would lie in one of the server's ``directories``."""
+        """Raise :class:`BackupError` when the backups would be inside one of the server's ``directories``."""
         for own in (os.fsencode(self.repository.path), os.path.realpath(os.fsencode(self.path))):
             for directory in directories:
                 real = os.path.realpath(directory)
@@ -166,7 +165,7 @@ class Cluster:
                     )
 
     def prepare(self, system_identifier: str) -> None:
-        """Make the directories and ``cluster.json``; :meth:`refuse_other` applies."""
+        """Make the directories and ``cluster.json``. Raises as :meth:`refuse_other`."""
         for directory in (self.path, self.in_progress, self.backups):
             make_directory(directory)
         with self.lock():
@@ -176,13 +175,13 @@ class Cluster:
 
     @contextlib.contextmanager
     def lock(self, seconds: float = 60.0) -> t.Iterator[None]:
-        """Hold the catalogue's lock; it is held by anybody for moments only."""
+        """Hold the catalogue's lock, which is never held for long."""
         handle = take_lock(os.path.join(self.path, "lock"), seconds)
         if handle is None:
             raise BackupError(
-                f"The lock of {self.path} stayed taken for {seconds:.0f} s.",
+                f"The lock of {self.path} was still held after {seconds:.0f} s.",
                 code="catalogue_locked",
-                hint=f"Some process hangs in a change of the catalogue: fuser -v {self.path}/lock",
+                hint=f"A process hangs while it changes the catalogue: fuser -v {self.path}/lock",
             )
         try:
             yield
@@ -208,7 +207,7 @@ class Cluster:
     def published_in_order(self) -> list[Published]:
         """Return the published backups in the order in which they ended: the latest is the last.
 
-        One whose record is damaged has the place of its directory's last change.
+        One with a damaged record is placed by the last change of its directory.
         """
         found = []
         for backup in self.published():
@@ -235,7 +234,7 @@ class Cluster:
             raise BackupError(
                 f"There is no backup {backup_id} in {self.path}.",
                 code="unknown_backup",
-                hint="pgfleet.basebackup.backup_info lists what is there.",
+                hint="pgfleet.basebackup.backup_info lists the backups.",
             )
         return backup
 
@@ -249,7 +248,7 @@ class Cluster:
 
 
 class Published(t.NamedTuple):
-    """A published backup and its record, or what is wrong with that."""
+    """A published backup and its record, or the error of reading that."""
 
     backup: Backup
     record: t.Optional[BackupRecord]
@@ -266,7 +265,7 @@ class Backup:
 
     @property
     def path(self) -> str:
-        """The directory that the backup lies in now."""
+        """The directory of the backup, before or after its publishing."""
         return os.path.join(self.cluster.backups if self.published else self.cluster.in_progress, self.id)
 
     def file(self, *parts: str) -> str:
@@ -274,7 +273,7 @@ class Backup:
         return os.path.join(self.path, *parts)
 
     def layout(self, oids: t.Iterable[int] = ()) -> PlainLayout:
-        """Return where the files of the server lie in this backup.
+        """Return the layout of the server's files in this backup.
 
         ``oids`` are those of the tablespaces outside the data directory.
         """
@@ -303,7 +302,7 @@ class Backup:
         write_bytes(self.file("backup.json"), write_backup(record))
 
     def is_worked_on(self) -> bool:
-        """Tell whether a process holds this backup's lock."""
+        """Return whether a process holds this backup's lock."""
         return not self.published and is_locked(self.file("lock"))
 
     @contextlib.contextmanager
@@ -312,10 +311,10 @@ class Backup:
         try:
             handle = take_lock(self.file("lock"), seconds)
         except FileNotFoundError as exc:
-            raise BackupError(f"The backup {self.path} is gone.", code="unknown_backup") from exc
+            raise BackupError(f"The backup {self.path} does not exist any more.", code="unknown_backup") from exc
         if handle is None:
             raise BackupError(
-                f"Another process works on the backup {self.id} in {self.cluster.path} now.",
+                f"Another process is already working on the backup {self.id} in {self.cluster.path}.",
                 code="busy",
                 hint=f"Find out which process holds it: fuser -v {self.file('lock')}",
             )
@@ -325,18 +324,18 @@ class Backup:
             os.close(handle)
 
     def publish(self) -> None:
-        """Move a COMPLETE backup under ``backups``. It can be called again after a crash at any point.
+        """Move a COMPLETE backup to ``backups``. After a crash at any point it can be called again.
 
-        The order is the guarantee: work files go first, everything is durable, then one rename, then both parents.
+        The order is the guarantee: remove the work files, make everything durable, rename, make both parents durable.
         """
         with self.cluster.lock():
             if self.published or not os.path.isdir(self.path):
-                raise BackupError(f"The backup {self.id} is not in progress any more.", code="unknown_backup")
+                raise BackupError(f"The backup {self.id} is no longer in progress.", code="unknown_backup")
             if self.load().state != COMPLETE:
                 raise BackupError(f"The backup {self.id} is not complete and cannot be published.", code="not_complete")
             target = os.path.join(self.cluster.backups, self.id)
             if os.path.exists(target):
-                raise BackupError(f"There is a published backup {target} already.", code="backup_exists")
+                raise BackupError(f"The backup {target} is already published.", code="backup_exists")
             for name in WORK_FILES:
                 remove(self.file(name))
             fsync_path(self.path)
@@ -346,9 +345,10 @@ class Backup:
             fsync_path(self.cluster.in_progress)
 
     def remove(self) -> None:
-        """Delete an unfinished backup; ``backup.json`` goes last, so that what is left after a crash has a name.
+        """Delete an unfinished backup; ``backup.json`` is the last file, so that a crash leaves a backup with a name.
 
-        The caller holds :meth:`hold` where the directory is whole. Raises :class:`BackupError` for a published backup.
+        The caller has called :meth:`hold` if the directory is whole. Raises :class:`BackupError` for a published
+        backup.
         """
         if self.published:
             raise BackupError(f"The backup {self.path} is published and is not removed.", code="published")
@@ -361,14 +361,14 @@ class Backup:
             fsync_path(self.cluster.in_progress)
 
     def _rule_out(self) -> None:
-        """Make sure that this is never published; under the catalogue's lock, as :meth:`publish` is."""
+        """Make sure that this is never published; under the catalogue's lock, like :meth:`publish`."""
         try:
             self.save(self.load().failed("being removed"))
         except BackupError:
             # Without its metadata it cannot be published anyway.
             pass
         except OSError:
-            # A full disk takes no new file, but it gives one up, and without its label nothing is published.
+            # A full disk takes no new file, but a file can be removed; a backup without its label is never published.
             label = os.fsdecode(self.layout().place(b"backup_label"))
             if os.path.lexists(label):
                 os.unlink(label)

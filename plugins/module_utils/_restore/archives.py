@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An archive together with the WAL that a backup, or the cluster to be replaced, has.
+"""An archive combined with the WAL in a backup, or with that of the cluster to be replaced.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -22,14 +22,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments i
 
 
 class ArchiveAndBackup(DirectoryArchive):
-    """The WAL in a backup, and before it, in the server's order, the archive.
+    """The archive first and then the WAL in a backup, in the server's order.
 
-    The last segment in a standby's backup may end where the backup ends. Then it must not bridge a gap of the archive.
+    The last segment in a standby's backup may end where the backup ends; then it must not bridge a gap in the archive.
     """
 
     def __init__(self, directory: str, outer: t.Optional[Archive], size: int, identifier: int) -> None:
         super().__init__(directory, size, identifier)
-        self.description = f"{outer.description if outer else 'what there is:'} and the WAL in the backup"
+        self.description = f"{outer.description} and the WAL in the backup" if outer else "the WAL in the backup"
         self.can_list = outer is None or outer.can_list
         self._outer = outer
 
@@ -56,9 +56,9 @@ class ArchiveAndBackup(DirectoryArchive):
 
 
 class ArchiveAndServer(DirectoryArchive):
-    """An archive and, after it, the segments that only the cluster to be replaced has in ``directories``.
+    """An archive first and then the segments in ``directories`` that only the cluster to be replaced has.
 
-    The target of a recovery is often younger than the last segment that was archived.
+    The target of a recovery is often later than the last archived segment.
     """
 
     def __init__(self, archive: DirectoryArchive, directories: t.Sequence[bytes]) -> None:
@@ -75,7 +75,7 @@ class ArchiveAndServer(DirectoryArchive):
         return self.system_identifier in (None, found)
 
     def names(self) -> frozenset[str]:
-        """Return the names of all files, see DirectoryArchive."""
+        """Return the names of all files, as DirectoryArchive does."""
         return super().names() | frozenset(self._own)
 
     def _place(self, name: str) -> t.Optional[tuple[str, str]]:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is moved out of the way before a restore.
+"""Moving the old cluster aside before a restore.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -22,7 +22,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 
 
 class Aside(t.NamedTuple):
-    """What was moved aside: the data directory, whose WAL went from ``old_wal`` to ``wal``; empty when nothing was.
+    """What was moved aside: the data directory, and with it its WAL from ``old_wal`` to ``wal``; empty when nothing
+    was.
 
     ``left_over`` are the tablespaces that are still to be moved.
     """
@@ -34,7 +35,7 @@ class Aside(t.NamedTuple):
 
 
 def prepare(plan: Plan) -> Aside:
-    """Move aside what is to be replaced, and make the data directory with the folder of the work.
+    """Move the old cluster aside if it is to be replaced, and make the data directory with the work folder.
 
     Raises BackupError, code ``unwritable`` or ``disk_full``.
     """
@@ -47,7 +48,7 @@ def prepare(plan: Plan) -> Aside:
             if state_of(data) == state:
                 aside = _move_aside(data, plan.left_over, layout.version)
         elif plan.params["replace"] and state == EMPTY:
-            # The data directory is lost, its tablespaces are not.
+            # The old data directory does not exist any more, but its tablespaces do.
             set_aside(data, plan.left_over, layout.version)
         else:
             aside = Aside(left_over=plan.left_over)
@@ -65,7 +66,7 @@ def prepare(plan: Plan) -> Aside:
 
 
 def _move_aside(data: bytes, left_over: LeftOver, version: bytes) -> Aside:
-    """Rename the old data directory, with links that lead to its old tablespaces, which are renamed too."""
+    """Rename the old data directory and its tablespaces, to which its links still lead."""
     now = _stamp()
     moved = data + b".replaced-" + now
     set_aside(data, left_over, version, now)
@@ -76,9 +77,9 @@ def _move_aside(data: bytes, left_over: LeftOver, version: bytes) -> Aside:
 
 
 def set_aside(data: bytes, left_over: LeftOver, version: bytes, now: bytes = b"") -> None:
-    """Rename the server's directory in each tablespace within its place, and have the link of ``data`` lead there.
+    """Rename the server's directory in each tablespace within its location, and make the link in ``data`` lead there.
 
-    The link comes first: from a link to an empty directory one sees what a crash has left undone.
+    The link comes first: after a crash a link to an empty directory shows what is still to be done.
     """
     for oid, location in left_over:
         place = place_of(location, version)
@@ -96,11 +97,11 @@ def set_aside(data: bytes, left_over: LeftOver, version: bytes, now: bytes = b""
 
 
 def _stamp() -> bytes:
-    """Return this moment for a name."""
+    """Return the present time for a file name."""
     return os.fsencode(utc_name())
 
 
 def unlink(path: bytes) -> None:
-    """Remove a name that may be absent."""
+    """Remove a file that may not exist."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

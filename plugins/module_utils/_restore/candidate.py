@@ -4,7 +4,7 @@
 """One backup and a recovery target: how PostgreSQL would reach the target from it, or why not.
 
 Sources: PostgreSQL, sections "Recovering Using a Continuous Archive Backup" and "Recovery Target"; PerformWalRecovery
-of xlogrecovery.c, which refuses a target that comes before the backup's end or not at all.
+of xlogrecovery.c, which refuses a target that comes before the backup's end or never.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -55,11 +55,11 @@ def stopped_us(record: BackupRecord) -> int:
 class Choice(t.NamedTuple):
     """What to restore, why, and with which WAL.
 
-    ``target`` is what the server is configured with: the one that was asked for, or the end of the WAL where that is
-    the same and PostgreSQL would miss the other. ``target_lsn`` is the record or position at which recovery stops, None
-    for the end of the WAL. ``wal_needed`` are file names, histories last; none of them is missing where that can be
-    known. ``recoverable_until_us`` is the newest end of a transaction in the archive, microseconds since 1970.
-    ``target_checked`` is False when the archive could not be searched for the target.
+    ``target`` is the target that the server is configured with: the requested one, or the end of the WAL when that is
+    the same point and PostgreSQL would miss the requested one. ``target_lsn`` is the record or position at which
+    recovery stops, None for the end of the WAL. ``wal_needed`` are file names, histories last; none of them is missing
+    if the archive can be listed. ``recoverable_until_us`` is the newest end of a transaction in the archive,
+    microseconds since 1970. ``target_checked`` is False when the archive could not be searched for the target.
     """
 
     backup: Backup
@@ -90,8 +90,8 @@ class _StopPoint(t.NamedTuple):
 class Candidate:
     """One backup from which a target may be reached.
 
-    ``searched`` is shared between the backups of one choice, of which the newer come first. Raises
-    :class:`BackupError` when it is known at once that the target is not reached.
+    ``searched`` is shared between the candidates of one choice, of which the newer come first. Raises
+    :class:`BackupError` when it is clear without a search that the target is not reached.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Candidate:
         self._stop = record.stop.lsn
         self._warnings: list[str] = []
         self._source = self._open(archive)
-        # Without it the path would be taken for one timeline.
+        # Without it the path would be taken for a single timeline.
         histories = [name for name in record.required_wal if is_history_name(name)]
         unknown = [name for name in histories if not self._source.has(name)]
         if unknown:
@@ -121,13 +121,13 @@ class Candidate:
         self._search = Search(self._source, self._path, self._start, self._size, self._reach)
 
     def _open(self, archive: t.Optional[Archive]) -> Archive:
-        """Return the archive, with the WAL in the backup where it has any."""
+        """Return the archive, combined with the WAL in the backup if there is any."""
         backup, target = self._backup, self._target
         if not self._record.includes_wal:
             if archive is not None:
                 return archive
             raise BackupError(
-                f"The backup {backup.id} does not contain the WAL that it needs, and no archive is known.",
+                f"The backup {backup.id} does not contain the WAL that it needs, and there is no archive.",
                 code="wal_incomplete",
                 hint=f"Set {option('archive_directory')} or {option('restore_command')}.",
                 missing=list(self._record.required_wal),
@@ -148,7 +148,7 @@ class Candidate:
         return None
 
     def judge(self) -> Choice:
-        """Return how the target is reached. Raises :class:`BackupError` when it is not."""
+        """Return how the target is reached. Raises :class:`BackupError` when it cannot be reached."""
         self._require(self._stop)
         point = self._stop_point()
         self._require(point.end)
@@ -202,8 +202,8 @@ class Candidate:
     def _end_of_backup(self) -> _StopPoint:
         """Return the end of the backup as the point to stop at.
 
-        PostgreSQL notices that the backup's end is reached when it has the next record before it. Where there is none
-        (a standby's backup that ends with its WAL), the end of the WAL is the same and is reached.
+        PostgreSQL notices the backup's end when it has read the next record. Where there is none (a standby's backup
+        that ends with its WAL), the end of the WAL is the same point and is reached.
         """
         end = self._search.end_of_record(self._stop)
         if end:
@@ -231,10 +231,10 @@ class Candidate:
         if event is None:
             raise BackupError(
                 f"{self._words} is not in the WAL from the backup {self._backup.id} ({format_lsn(self._start)}) on,"
-                f" along timeline {self._path.timeline}; {reach.first_missing} and what follows"
-                f" {'cannot be read' if reach.damage else 'is not'} in {self._source.description}.",
+                f" along timeline {self._path.timeline}; {self._source.description}"
+                f" {'has a damaged' if reach.damage else 'does not have the'} file {reach.first_missing}.",
                 code="target_not_found",
-                hint="It may be on another timeline. A transaction that only read has no end in the WAL.",
+                hint="It may be on another timeline. A transaction that only read data has no record in the WAL.",
                 missing=self._search.gap() if reach.gap else [],
             )
         if (event.end if is_applied(self._target) else event.lsn) < self._stop:
@@ -253,19 +253,19 @@ class Candidate:
             raise self._incomplete(missing)
 
     def _check_damage(self, end: int) -> None:
-        """Refuse a damaged file that the server may read; warn of one that comes later."""
+        """Refuse a damaged file that the server may read, and warn of a later one."""
         if self._reach is None or self._reach.damage is None:
             return
-        # The server reads ahead of what it replays (recovery_prefetch), and ends when the next segment is not good.
+        # The server reads ahead of replay (recovery_prefetch), and ends when the next segment is damaged.
         if self._target.kind == END or last_segment_of(end, self._size) >= self._reach.end_segment:
             raise self._damaged(self._reach, self._reach.damage)
         self._warnings.append(f"The archive is damaged after the target: {self._reach.damage.msg}")
 
     def _refuse_false_end(self) -> None:
-        """Refuse the end of the WAL where PostgreSQL would look for it on a timeline that was left.
+        """Refuse the end of the WAL where PostgreSQL would follow an older timeline past the fork.
 
-        While it has read no segment of the newer timeline and the first one is missing, it takes the older one's of
-        that number and continues past the fork (XLogFileReadAnyTLI of xlogrecovery.c).
+        When the first segment of the newer timeline is missing, it reads the older timeline's segment of that number
+        and continues past the fork (XLogFileReadAnyTLI of xlogrecovery.c).
         """
         for ancestor, fork in self._path.history:
             segment = segment_of(fork, self._size)
@@ -275,9 +275,9 @@ class Candidate:
                 raise BackupError(
                     f"Timeline {self._path.timeline} begins at {format_lsn(fork)}, and its first WAL file {name} is"
                     f" not in {self._source.description}. PostgreSQL would continue along timeline {ancestor}, past the"
-                    " point at which that was left.",
+                    " fork.",
                     code="wal_incomplete",
-                    hint=f"Have it archived (pgfleet.basebackup.wal_switch on the primary), or recover to that point:"
+                    hint=f"Have it archived (pgfleet.basebackup.wal_switch on the primary), or recover to the fork:"
                     f" {option('recovery_target_timeline')}={ancestor},"
                     f" {option('recovery_target_lsn')}={format_lsn(fork)},"
                     f" {option('recovery_target_inclusive')}=false.",
@@ -299,20 +299,20 @@ class Candidate:
                 last = format_lsn(self._reach.last_lsn)
                 hint = f"Without them recovery can go to {option('recovery_target_lsn')}={last}."
         return BackupError(
-            f"For {in_words(self._target)} from the backup {self._backup.id} the WAL file {missing[0]} is missing in"
-            f" {self._source.description} ({len(missing)} in all).",
+            f"To reach {in_words(self._target)} from the backup {self._backup.id} the WAL file {missing[0]} is needed;"
+            f" it is missing in {self._source.description} ({len(missing)} in all).",
             code="wal_incomplete",
             hint=hint,
             missing=list(missing),
         )
 
     def _damaged(self, reach: Reach, damage: BackupError) -> BackupError:
-        """Return the refusal of a target at, or after, a damaged file."""
+        """Return the refusal of a target in or after a damaged file."""
         return BackupError(
-            f"For {in_words(self._target)} from the backup {self._backup.id} {reach.first_missing} is needed, or the"
-            f" server may ask for it: {damage.msg}",
+            f"To reach {in_words(self._target)} from the backup {self._backup.id} the server needs or may read"
+            f" {reach.first_missing}: {damage.msg}",
             code="bad_segment",
-            hint="Repair it; or move it out of the archive, and recovery ends before it.",
+            hint="Repair it, or move it out of the archive: recovery then ends before it.",
             missing=[reach.first_missing],
         )
 
@@ -328,7 +328,7 @@ class Candidate:
         )
 
     def _beyond(self) -> BackupError:
-        """Return the refusal of a target that the WAL does not reach: for a gap, or because it ends there."""
+        """Return the refusal of a target that the WAL does not reach, because of a gap or of its end."""
         if self._reach is None:
             newest, lsn, missing = None, None, ""
         elif self._reach.damage:
@@ -339,7 +339,7 @@ class Candidate:
             newest, lsn, missing = self._reach.last_time_us, self._reach.last_lsn, self._reach.first_missing
         ends = [f"its last record starts at {format_lsn(lsn)}"] if lsn is not None else []
         ends += [f"the newest transaction in it ended at {format_time(newest)}"] if newest is not None else []
-        detail = f": {', '.join(ends)}; {missing} is not there" if ends else ""
+        detail = f": {', '.join(ends)}; {missing} is missing" if ends else ""
         return BackupError(
             f"{self._words} is not reached by {self._source.description}{detail}.",
             code="target_beyond_archive",

@@ -39,14 +39,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments i
 def choose_backup(cluster: Cluster, backup_id: t.Optional[str], target: Target, archive: t.Optional[Archive]) -> Choice:
     """Return the backup to recover to ``target`` from: ``backup_id``, or (None, ``latest``) the newest that can.
 
-    A backup can when it is published and undamaged, ended before the target, lies in the past of the target timeline,
-    and ``archive`` and its own WAL have all that is needed. What is accepted here, PostgreSQL reaches, as far as the
-    archive can be read; a target within the duration of a backup is refused, even where no record lies between the
-    target and the backup's end. Times are looked for on the assumption that they rise along the WAL.
+    A backup qualifies when it is published and undamaged, ended before the target, lies in the past of the target
+    timeline, and ``archive`` and its own WAL have all the WAL that is needed. PostgreSQL then reaches the target, if
+    the archive could be read. A target within the duration of a backup is refused, even when no record lies between the
+    target and the backup's end. Times are assumed to rise along the WAL.
 
-    Raises :class:`BackupError` with the nearest possible in words and details: ``no_backup``, ``target_not_found``,
+    Raises :class:`BackupError` that names the nearest possible point: ``no_backup``, ``target_not_found``,
     ``target_before_backup``, ``target_beyond_archive``, ``timeline_unreachable``, ``wal_incomplete`` (``missing``:
-    every name), and what reading backups and archive raises.
+    every name), and the errors of reading backups and the archive.
     """
     asked = backup_id not in (None, "", "latest")
     backups = [_asked_for(cluster, str(backup_id))] if asked else _newest_first(cluster)
@@ -64,15 +64,16 @@ def choose_backup(cluster: Cluster, backup_id: t.Optional[str], target: Target, 
     raise min((exc for _id, exc in reversed(refusals)), key=lambda exc: _TRY_OLDER.index(exc.code))
 
 
-# An older backup may do; of several refusals the first kind here says most, and of one kind the oldest backup's.
+# After these an older backup is tried. Of several refusals the first kind in this list says most, and of one kind that
+# of the oldest backup.
 _TRY_OLDER = ("target_before_backup", "target_not_found", "timeline_unreachable")
 
 
 def _why(choice: Choice, asked: bool, refusals: t.Sequence[tuple[str, BackupError]]) -> str:
     backup, target = choice.backup.id, choice.target
     if asked:
-        return f"The backup {backup} was asked for."
-    newest = "newest backup" if choice.target_checked else "newest backup, and the target could not be looked for"
+        return f"The backup {backup} was requested."
+    newest = "newest backup" if choice.target_checked else "newest backup, and the target could not be searched for"
     why = f"{backup} is the {newest}"
     if target.kind in (TIME, LSN):
         record = choice.record
@@ -100,7 +101,7 @@ def _asked_for(cluster: Cluster, backup_id: str) -> tuple[Backup, BackupRecord]:
 
 
 def _newest_first(cluster: Cluster) -> list[tuple[Backup, BackupRecord]]:
-    """Return the published backups that are not damaged. Raises :class:`BackupError` when there is none."""
+    """Return the undamaged published backups. Raises :class:`BackupError` when there is none."""
     found, damaged = [], []
     for backup, record, error in reversed(cluster.published_in_order()):
         if record is None:
@@ -116,7 +117,7 @@ def _newest_first(cluster: Cluster) -> list[tuple[Backup, BackupRecord]]:
         raise BackupError(
             " ".join([f"There is no backup in {cluster.path} that could be restored.", *damaged]),
             code="no_backup",
-            hint="pgfleet.basebackup.backup_info lists what is there.",
+            hint="pgfleet.basebackup.backup_info lists the backups.",
         )
     return found
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of a backup is restored.
+"""The contents of the chosen backup: the files and directories to restore.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -22,14 +22,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout
     WRITTEN,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.pg_wal import check_header
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found, Look
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import Found, QuickCheck
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, DirectoryArchive
 
 
 class Contents(t.NamedTuple):
     """The files to copy, the ``small`` ones that are read instead, and the directories, by path in backup terms.
 
-    ``links`` are symbolic links of the source, which are not in the backup; where they exist they may stay.
+    ``links`` are symbolic links at the source, which are not in the backup; existing ones may stay.
     """
 
     files: t.Tuple[Found, ...] = ()
@@ -43,23 +43,23 @@ class Contents(t.NamedTuple):
         return frozenset(file.entry.path for file in self.files)
 
 
-def look_at_contents(findings: Findings, choice: Choice) -> Contents:
-    """Return what the chosen backup has, and refuse it when it is damaged as far as its large files need not be read.
+def check_contents(findings: Findings, choice: Choice) -> Contents:
+    """Return the contents of the chosen backup; refuse it when the quick check finds damage.
 
     Raises BackupError, code ``unreadable``.
     """
     backup = choice.backup
-    look = Look(backup, choice.record)
-    if look.bad_files:
-        first = look.bad_files[0]
+    quick = QuickCheck(backup, choice.record)
+    if quick.bad_files:
+        first = quick.bad_files[0]
         findings.refuse(
             "damaged_backup",
-            f"The backup {backup.id} is damaged: {first['path']}: {first['msg']} ({len(look.bad_files)} in all)",
+            f"The backup {backup.id} is damaged: {first['path']}: {first['msg']} ({len(quick.bad_files)} in all)",
             "Restore another backup.",
-            bad_files=look.bad_files,
+            bad_files=quick.bad_files,
         )
     files, small = [], {}
-    for file in look.files:
+    for file in quick.files:
         if file.entry.path in WRITTEN:
             small[file.entry.path] = file
             findings.collect(b"", read_verified, file)
@@ -79,14 +79,14 @@ def _included_wal(choice: Choice) -> list[Found]:
     for name, checksum in choice.record.included_wal.items():
         path = b"pg_wal/" + os.fsencode(name)
         place = layout.place(path)
-        # One that is missing has been refused as damage of the backup.
+        # A missing one has already been refused as damage of the backup.
         if os.path.isfile(place):
             files.append(Found(ManifestFile(path, os.stat(place).st_size, 0, "SHA256", checksum), place))
     return files
 
 
 def check_needed_wal(findings: Findings, choice: Choice, archive: t.Optional[Archive]) -> None:
-    """Check the first page of the WAL files that are needed: those of another cluster have the same names."""
+    """Check the first page of the needed WAL files: those of another cluster have the same names."""
     if isinstance(archive, DirectoryArchive):
         server = choice.record.server
         size, identifier = server.wal_segment_size, int(server.system_identifier)
@@ -110,7 +110,7 @@ def read_verified(file: Found) -> bytes:
 
 
 def corrupt(file: Found, why: str) -> BackupError:
-    """Return the failure that a file of the backup is not what was backed up."""
+    """Return the error for a file of the backup whose content is not what was backed up."""
     return BackupError(
         f"The file {printable(file.entry.path)} of the backup is damaged: {why} ({printable(file.place)}).",
         code="corrupt_file",

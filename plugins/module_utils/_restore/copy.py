@@ -1,11 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copying a backup's files to their places: parallel, verified by the read that copies, able to continue.
+"""Copying a backup's files to their places: in parallel, verified by the read that copies; it can be continued.
 
-A file that is there with the right content is kept, which is what makes a restore over a damaged directory cheap. The
-journal vouches for files that an interrupted restore has finished, a JSON array a line; since it does not survive the
-machine's crash, it belongs to one boot of it.
+An existing file with the right content is kept, which makes a restore over a damaged directory cheap. The journal lists
+the files that an interrupted restore has finished, one JSON array per line. The listed files may not survive a crash of
+the machine, so a journal of an earlier boot does not count.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -25,13 +25,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.journal i
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import corrupt
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Existing, Layout
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import Found
 
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 class Copies(t.NamedTuple):
-    """What was done: files ``copied``, ``kept`` because their content was right, ``reused`` from an interrupted run."""
+    """The files ``copied``, ``kept`` because their content was right, and ``reused`` from an interrupted run."""
 
     copied_files: int
     copied_bytes: int
@@ -55,9 +55,9 @@ def restore_files(
 ) -> Copies:
     """Copy ``files`` to their places, over ``existing`` ones, with ``jobs`` processes.
 
-    ``check`` is called between batches and may raise, ``progress`` with the bytes and files done. With ``sync`` writing
-    to disk begins early; the flush is the caller's. Raises BackupError: ``corrupt_file`` naming the first file of the
-    backup whose content is not what was backed up, ``unreadable``, ``unwritable``, ``disk_full``,
+    ``check`` is called between batches and may raise; ``progress`` gets the bytes and files done. With ``sync`` the
+    kernel starts writing to disk early; the caller flushes. Raises BackupError: ``corrupt_file`` naming the first file
+    of the backup whose content is not what was backed up, ``unreadable``, ``unwritable``, ``disk_full``,
     ``copy_worker_died``.
     """
     begun = time.monotonic()
@@ -95,7 +95,7 @@ def _unfinished(
     existing: t.Mapping[bytes, Existing],
     done: t.Mapping[bytes, tuple[int, t.Optional[str]]],
 ) -> tuple[list[Found], int]:
-    """Return the files that the journal does not vouch for, and the bytes of the others."""
+    """Return the files that the journal does not list, and the bytes of the others."""
     todo, reused_bytes = [], 0
     for file in files:
         entry, found = file.entry, existing.get(file.entry.path)
@@ -113,7 +113,7 @@ def equal_files(
     existing: t.Mapping[bytes, Existing],
     jobs: int,
 ) -> tuple[int, int]:
-    """Return number and bytes of the files that a restore would keep; only reads. Raises as restore_files."""
+    """Return number and bytes of the files that a restore would keep, by reading them. Raises as restore_files."""
     likely = [file for file in files if _comparable(file, existing.get(file.entry.path))]
 
     def work(batch: t.Sequence[Found], reporter: Reporter) -> None:
@@ -130,7 +130,7 @@ def equal_files(
 
 
 def _comparable(file: Found, there: t.Optional[Existing]) -> bool:
-    """Return whether the file may be right, so that comparing is worth while."""
+    """Return whether the existing file may be the right one, so that comparing is worthwhile."""
     return there is not None and there.alone and there.size == file.entry.size and file.entry.algorithm is not None
 
 
@@ -143,7 +143,7 @@ def _is_right(file: Found, copier: FileCopier, layout: Layout) -> bool:
 
 
 def _restore(file: Found, copier: FileCopier, layout: Layout, there: t.Optional[Existing]) -> bool:
-    """Copy one file to its place, and return whether the right one was there already."""
+    """Copy one file to its place, unless it is already there with the right content; return whether it was."""
     entry = file.entry
     target = layout.place(entry.path)
     if _comparable(file, there) and _is_right(file, copier, layout):
@@ -152,7 +152,7 @@ def _restore(file: Found, copier: FileCopier, layout: Layout, there: t.Optional[
         return True
     copied = copier.copy(file.place, target)
     if copied is None:
-        raise BackupError(f"The file {printable(file.place)} of the backup is gone.", code="corrupt_file")
+        raise BackupError(f"The file {printable(file.place)} of the backup no longer exists.", code="corrupt_file")
     if copied.checksum != entry.checksum or copied.size != entry.size:
         with contextlib.suppress(OSError):
             os.unlink(target)
@@ -176,7 +176,7 @@ def _line(file: Found, kept: bool) -> bytes:
 
 
 def _finished(journal: bytes) -> dict[bytes, tuple[int, t.Optional[str]]]:
-    """Return what the journal vouches for, nothing when it is of another boot of the machine."""
+    """Return the files that the journal lists, none when it is of another boot of the machine."""
     finished: dict[bytes, tuple[int, t.Optional[str]]] = {}
     try:
         with open(journal, "rb") as lines:
@@ -200,7 +200,7 @@ def _header() -> bytes:
 
 
 def _opened(journal: bytes) -> t.BinaryIO:
-    """Open the journal to append to, begun anew when it is of another boot."""
+    """Open the journal to append to, a new one when it is of another boot."""
     try:
         with contextlib.suppress(FileNotFoundError), open(journal, "rb") as lines:
             if lines.readline() != _header():

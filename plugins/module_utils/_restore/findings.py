@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the looks at a restore find: reasons why it must not be done, and what its administrator should know.
+"""The findings of the checks before a restore: refusals, which are reasons not to do it, and warnings.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -17,7 +17,7 @@ D = t.TypeVar("D")
 
 
 class Findings:
-    """A collector, so that all refusals are reported at once, in the order in which they were found."""
+    """Collects refusals and warnings, so that all are reported at once, in the order in which they were found."""
 
     def __init__(self) -> None:
         self.refusals: list[BackupError] = []
@@ -31,10 +31,10 @@ class Findings:
         """Add a warning."""
         self.warnings.append(msg)
 
-    def collect(self, default: D, look: t.Callable[..., T], *arguments: t.Any) -> t.Union[T, D]:
-        """Return what ``look`` returns. A BackupError that it raises is a refusal, and the answer ``default``."""
+    def collect(self, default: D, check: t.Callable[..., T], *arguments: t.Any) -> t.Union[T, D]:
+        """Return what ``check`` returns. A BackupError that it raises becomes a refusal, and the result ``default``."""
         try:
-            return look(*arguments)
+            return check(*arguments)
         except BackupError as exc:
             self.refusals.append(exc)
             return default

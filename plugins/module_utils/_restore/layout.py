@@ -1,10 +1,10 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the parts of a backup go at a restore, what lies there already, and its removal.
+"""The places of the restored files: where they go, what exists there already, and its removal.
 
-Nothing is removed or written through a link: a link in the place of a directory is removed itself. Another tablespace
-and a nested mount are never entered. Paths are bytes, and "in backup terms" as in ``_datadir``.
+Nothing is removed or written through a link: a link in the place of a directory is itself removed. Other tablespaces
+and nested mounts are never entered. Paths are bytes, and "in backup terms" as in ``_datadir``.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -23,7 +23,7 @@ WORK = b"pgfleet_restore"
 RECORD = b"pgfleet_restore.json"
 CONTROL = b"global/pg_control"
 
-# The restore writes these itself, after what the backup says or what is asked for.
+# The restore writes these itself, from the backup or the module's arguments.
 WRITTEN = frozenset(
     (
         CONTROL,
@@ -35,7 +35,7 @@ WRITTEN = frozenset(
     )
 )
 
-# What a survey leaves to others.
+# A survey does not enter these.
 _APART = frozenset((WORK, RECORD, CONTROL, b"pg_wal", b"lost+found"))
 
 
@@ -44,7 +44,7 @@ _LOGS = (b"log", b"pg_log")
 
 
 class Space(t.NamedTuple):
-    """A tablespace: where it was at the source, where it is restored, and the same without links on the way."""
+    """A tablespace: its location at the source, the one to restore to, and the latter with all links resolved."""
 
     oid: int
     original: bytes
@@ -53,9 +53,9 @@ class Space(t.NamedTuple):
 
 
 class Existing(t.NamedTuple):
-    """A regular file in the place of one of the backup.
+    """An existing regular file in the place of a file of the backup.
 
-    ``alone`` says that it has no other name, which would belong to another tree, and is this user's.
+    ``alone`` means that it has no other name, which would belong to another tree, and belongs to this user.
     """
 
     size: int
@@ -64,7 +64,7 @@ class Existing(t.NamedTuple):
 
 
 class Survey(t.NamedTuple):
-    """What lies in the target: files in the right places, and what must go (``surplus``: path, is a directory)."""
+    """The contents of the target: files in the right places, and ``surplus`` ones (path, is a directory) to remove."""
 
     existing: dict[bytes, Existing]
     surplus: list[tuple[bytes, bool]]
@@ -73,8 +73,8 @@ class Survey(t.NamedTuple):
 class Layout:
     """The places of a restored cluster.
 
-    ``data`` is the data directory without links on the way, ``version`` the name of the server's directory in each
-    tablespace, ``waldir`` where ``pg_wal`` leads to when it is a link. ``mounts`` are the mount points inside.
+    ``data`` is the data directory with all links resolved, ``version`` the name of the server's directory in each
+    tablespace, ``waldir`` the target of ``pg_wal`` when that is a link. ``mounts`` are the mount points inside.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Layout:
         self._user = os.geteuid()
 
     def place(self, path: bytes) -> bytes:
-        """Return where ``path``, in backup terms, lies."""
+        """Return the place of ``path``, in backup terms."""
         if path.startswith(b"pg_tblspc/"):
             oid, slash, rest = path[len(b"pg_tblspc/") :].partition(b"/")
             space = self._spaces.get(oid)
@@ -115,11 +115,12 @@ class Layout:
 
     @property
     def wal_root(self) -> bytes:
-        """The one of the roots that holds the WAL."""
+        """The root that holds the WAL."""
         return self.waldir or self.data
 
     def survey(self, files: t.Container[bytes], directories: t.Container[bytes], links: t.Container[bytes]) -> Survey:
-        """Look at what is there; ``files``, ``directories`` and symbolic ``links``, in backup terms, may stay.
+        """Return what exists in the target; ``files``, ``directories`` and symbolic ``links``, in backup terms, may
+        stay.
 
         ``pg_wal`` is left to ``old_wal.py``. Raises BackupError, code ``unreadable``.
         """
@@ -146,7 +147,7 @@ class Layout:
         return survey
 
     def _tops(self, survey: Survey) -> list[tuple[bytes, bytes]]:
-        """Return where the survey begins, prefix in backup terms and directory; links there are surplus."""
+        """Return where the survey begins: prefix in backup terms, and directory; links there are surplus."""
         tops = [(b"", self.data)]
         for space in self.spaces:
             place = space.real + b"/" + self.version
@@ -163,7 +164,7 @@ class Layout:
         directories: t.Container[bytes],
         untouched: t.AbstractSet[bytes],
     ) -> bool:
-        """Return whether a directory stays, so that what lies in it counts."""
+        """Return whether a directory stays, so that its contents are surveyed."""
         if path.startswith(b"pg_tblspc/") and path.count(b"/") == 1 and entry.name in self._spaces:
             return False
         return path in directories or path in _LOGS or any(one.startswith(entry.path + b"/") for one in untouched)
@@ -175,7 +176,8 @@ class Layout:
         return space is not None and entry.is_symlink() and os.readlink(entry.path) == space.location
 
     def make_directory(self, place: bytes) -> None:
-        """Make a directory with the server's mode; what else has its name is removed, but not what a link leads to.
+        """Make a directory with the server's mode; anything else of its name is removed, but never the target of a
+        link.
 
         Raises BackupError as ``unwritable``.
         """
@@ -191,7 +193,7 @@ class Layout:
             raise unwritable(place, exc) from exc
 
     def make_link(self, place: bytes, target: bytes) -> None:
-        """Make a symbolic link, or leave the one that leads there. Raises BackupError as ``unwritable``."""
+        """Make a symbolic link, or keep the one that already leads there. Raises BackupError as ``unwritable``."""
         try:
             if os.path.islink(place):
                 if os.readlink(place) == target:
@@ -230,8 +232,8 @@ def remove(place: bytes, is_directory: bool) -> None:
 
 
 def is_empty(directory: bytes, *known: bytes) -> bool:
-    """Return whether nothing but what a file system or a replaced cluster leaves, or ``known`` names, lies in
-    ``directory``, or it is absent.
+    """Return whether ``directory`` is absent or empty, apart from ``known`` names and what a file system or a replaced
+    cluster leaves.
 
     Raises BackupError, code ``unreadable``.
     """
@@ -247,7 +249,7 @@ def is_empty(directory: bytes, *known: bytes) -> bool:
 
 
 def wal_directory(data: bytes) -> t.Optional[bytes]:
-    """Return where the ``pg_wal`` of a data directory really is, None when there is none."""
+    """Return the real path of the ``pg_wal`` of a data directory, None when there is none."""
     place = data + b"/pg_wal"
     try:
         return os.path.realpath(place) if stat.S_ISDIR(os.stat(place).st_mode) else None

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which other clusters have their files where a restore, or the recovery after it, would write.
+"""Other clusters on this host, whose files a restore, or the recovery after it, could overwrite.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -31,10 +31,10 @@ _NEXT_RECORD = 1 << 16
 
 
 class Surroundings(t.NamedTuple):
-    """What is around the data directory ``data``.
+    """The surroundings of the data directory ``data``.
 
-    ``servers`` run on this host; no place of a restore may overlap with ``holdings`` (name, path without links), where
-    the backups are and where the WAL is.
+    ``servers`` run on this host. No place of a restore may overlap with ``holdings`` (name, path without links), which
+    hold the backups and the WAL.
     """
 
     data: bytes
@@ -42,13 +42,13 @@ class Surroundings(t.NamedTuple):
     holdings: t.Sequence[tuple[str, bytes]]
 
     def others(self) -> list[_running.Running]:
-        """Return the servers that run elsewhere."""
+        """Return the servers that run in other directories."""
         here = _paths.identity(self.data)
         return [server for server in self.servers if not _paths.same(server.identity, here)]
 
 
-def look_around(data: bytes, repository: str, archive: t.Optional[_archive.Archive]) -> Surroundings:
-    """Return what is around a data directory."""
+def surroundings_of(data: bytes, repository: str, archive: t.Optional[_archive.Archive]) -> Surroundings:
+    """Return the surroundings of a data directory."""
     holdings = [("the repository", os.path.realpath(os.fsencode(repository)))]
     if isinstance(archive, _archive.DirectoryArchive):
         holdings.append(("the archive", os.path.realpath(os.fsencode(archive.directory))))
@@ -61,7 +61,7 @@ def source_of(choice: Choice) -> bytes:
 
 
 def cluster_around(path: bytes) -> bytes:
-    """Return the data directory that ``path`` lies in, empty when it lies in none; it need not be in use."""
+    """Return the data directory that contains ``path``, used or not, or empty bytes."""
     while len(path) > 1:
         path = os.path.dirname(path)
         # The directory of a database has a PG_VERSION, too.
@@ -71,7 +71,7 @@ def cluster_around(path: bytes) -> bytes:
 
 
 def user_of_wal(around: Surroundings, source: bytes, real: bytes) -> str:
-    """Return which other cluster has its WAL in a directory, "" for none: a copy made by cp keeps the link there.
+    """Return which other cluster has its WAL in a directory, "" for none: a copy made by cp keeps the link to it.
 
     ``source`` is the data directory of the backup's server.
     """
@@ -90,10 +90,10 @@ def check_relatives(
     target: Target,
     restore_as: str,
 ) -> None:
-    """Refuse when replay would create a tablespace anew in the directory in which another cluster here has it.
+    """Refuse when replay would create a tablespace again in a directory that another cluster on this host uses.
 
-    That is one that was created after the backup: its place comes from the WAL and cannot be mapped. Only clusters with
-    the same system identifier are looked at. Raises BackupError as reading the archive does.
+    This happens with a tablespace that was created after the backup: its location comes from the WAL and cannot be
+    mapped. Only clusters with the same system identifier are checked. Raises BackupError as reading the archive does.
     """
     known = choice.record.stop.tablespaces
     for user, directory in _relatives(around, choice):
@@ -116,7 +116,7 @@ def check_relatives(
 
 
 def _relatives(around: Surroundings, choice: Choice) -> t.Iterator[tuple[str, bytes]]:
-    """Yield the other clusters on this host that are, or were, the source, and where their files can be seen."""
+    """Yield the other clusters on this host that are, or were, the source, and where their files can be read."""
     source = source_of(choice)
     places = [(server.data_directory, b"/proc/%d/cwd" % server.pid) for server in around.others()]
     if source != around.data and source not in [place for place, _seen in places]:
@@ -131,7 +131,7 @@ def _relatives(around: Surroundings, choice: Choice) -> t.Iterator[tuple[str, by
 
 
 def _replays(choice: Choice, archive: t.Optional[_archive.Archive], target: Target, oid: int, location: bytes) -> bool:
-    """Return whether the creation of a tablespace is, or may be, in the WAL up to the target."""
+    """Return whether the WAL up to the target creates a tablespace, or may do so."""
     if choice.target_lsn is None or not isinstance(archive, _archive.DirectoryArchive):
         return True
     limit = choice.target_lsn + (_NEXT_RECORD if target.kind == LSN else 0)

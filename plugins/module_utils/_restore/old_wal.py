@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The WAL of the cluster that a restore replaces: what was not archived is saved, and used where it belongs.
+"""The WAL of the cluster that a restore replaces: segments that were not archived are saved, and used for recovery.
 
 Source: PostgreSQL, section "Recovering Using a Continuous Archive Backup", steps 2 and 6.
 
@@ -43,19 +43,19 @@ class OldWal(t.NamedTuple):
     used: t.Tuple[t.Tuple[bytes, str], ...] = ()
 
 
-def look_at_old_wal(
+def find_old_wal(
     destination: Destination,
     archive: t.Optional[Archive],
     size: int,
     replace: bool,
     save_wal_to: t.Optional[str],
 ) -> OldWal:
-    """Return what is not archived, and where it is saved; ``size`` is that of a segment in bytes.
+    """Return the files that are not archived, and where to save them; ``size`` is the segment size in bytes.
 
     Raises BackupError, code ``unreadable``.
     """
     data, request = destination.data, destination.request
-    # That of a copy for tests is not part of the cluster's history.
+    # The WAL of a copy for tests is not part of the cluster's history.
     if destination.record is not None and destination.record.restore_as == "copy":
         return OldWal()
     sources = list(request.wal_from)
@@ -71,17 +71,17 @@ def look_at_old_wal(
     return OldWal(tuple(names), save_to, tuple(sources))
 
 
-def look_for_usable_wal(
+def find_usable_wal(
     destination: Destination,
     archive: t.Optional[Archive],
     sources: t.Sequence[bytes],
     choice: Choice,
     included: t.Container[bytes],
 ) -> t.Tuple[t.Tuple[bytes, str], ...]:
-    """Return the directory and name of each segment that recovery uses.
+    """Return the directory and name of each segment that recovery will use.
 
-    ``sources`` are directories that come before the ``pg_wal`` of the cluster to be replaced, ``included`` the paths
-    of the backup's files. Raises BackupError, code ``unreadable``.
+    ``sources`` are directories that are read before the ``pg_wal`` of the cluster to be replaced, ``included`` the
+    paths of the backup's files. Raises BackupError, code ``unreadable``.
     """
     if destination.record is not None and destination.record.restore_as == "copy":
         return ()
@@ -98,8 +98,8 @@ def look_for_usable_wal(
 
 
 def _own_wal(destination: Destination) -> t.Optional[bytes]:
-    """Return the ``pg_wal`` of the cluster to be replaced, None without one or when its WAL has been saved."""
-    # The file that says so does not count when a server may have run since.
+    """Return the ``pg_wal`` of the cluster to be replaced, None when there is none or its WAL has been saved."""
+    # The marker of saved WAL does not count when a server may have run since.
     marker = destination.data + b"/" + WORK + b"/" + WAL_SAVED
     saved = destination.state == INTERRUPTED and os.path.exists(marker)
     return None if saved else wal_directory(destination.data)
@@ -113,9 +113,9 @@ def _default_place(data: bytes) -> str:
 
 
 def _is_archived(archive: t.Optional[Archive], data: bytes, name: str) -> bool:
-    """Return whether a WAL file that the old cluster has marked as done is in the archive, as far as is known.
+    """Return whether a WAL file that the old cluster has marked as done is in the archive, as far as can be checked.
 
-    A standby marks so what it streams, whether its primary could archive it or not.
+    A standby marks streamed files as done, whether or not its primary could archive them.
     """
     if isinstance(archive, DirectoryArchive):
         return archive.has(name)
@@ -124,7 +124,7 @@ def _is_archived(archive: t.Optional[Archive], data: bytes, name: str) -> bool:
 
 
 def _moved_before(data: bytes) -> list[bytes]:
-    """Return the WAL of what was moved aside by a call that died before it could record that."""
+    """Return the WAL directories that a call moved aside before it died without recording that."""
     parent, name = os.path.split(data)
     names = os.listdir(parent) if os.path.isdir(parent) else []
     found = [one for one in names if one.startswith(name + b".replaced-")]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The files in a ``pg_wal``: which are not archived, which recovery can use; moving, copying and removing them.
+"""The files in a ``pg_wal``: which are not archived, which recovery can use, and moving, copying and removing them.
 
 Source: PostgreSQL, section "Recovering Using a Continuous Archive Backup", steps 2 and 6.
 
@@ -34,8 +34,8 @@ _FOLDERS = (_STATUS, b"summaries")
 def unarchived(directory: bytes, size: int, is_archived: t.Callable[[str], bool] = lambda name: True) -> list[str]:
     """Return the names of the files in a ``pg_wal`` that are not archived.
 
-    Those are the ones that its archiver has not marked as done, or that are not archived in spite of the mark, as
-    ``is_archived`` says. Segments prepared for later use, whose first page is that of an older one, are not meant.
+    Its archiver has not marked them as done, or ``is_archived`` returns False in spite of the mark. Recycled segments,
+    whose first page is that of an older segment, do not count.
     Raises BackupError, code ``unreadable``.
     """
     found = []
@@ -71,7 +71,7 @@ def read_header(directory: bytes, name: str) -> bytes:
 
 
 def check_header(directory: bytes, name: str, size: int, system_identifier: int) -> None:
-    """Check the first page of a segment, if it is there and not compressed.
+    """Check the first page of a segment, if it exists and is not compressed.
 
     Raises BackupError, code ``bad_segment`` or ``unreadable``.
     """
@@ -105,9 +105,9 @@ def usable(
     size: int,
     system_identifier: int,
 ) -> list[str]:
-    """Return which ``names`` recovery along ``path`` from ``start_lsn`` on can use and ``archive`` lacks.
+    """Return those of ``names`` that recovery along ``path`` from ``start_lsn`` on can use and that ``archive`` lacks.
 
-    Those are the segments that the path names, of this cluster. Raises BackupError, code ``unreadable``.
+    They are segments of this cluster on the path. Raises BackupError, code ``unreadable``.
     """
     found = []
     for name in names:
@@ -127,7 +127,7 @@ def usable(
 
 
 def save(names: t.Sequence[str], directory: bytes, target: bytes, mode: int) -> None:
-    """Move files to ``target``, which is made, durably; what has been moved before is not missed.
+    """Move files durably to ``target``, which is made if needed; files that were moved earlier are skipped.
 
     Raises BackupError as ``unwritable``.
     """
@@ -159,7 +159,7 @@ def copy_segment(source: bytes, target: bytes, mode: int, sync: bool) -> None:
 
 
 def empty(directory: bytes) -> None:
-    """Remove what lies in a ``pg_wal``, but not its folders.
+    """Remove the files in a ``pg_wal``, but not its folders.
 
     Raises BackupError as ``unwritable``.
     """

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which directories a restore may have, and which not.
+"""Which directories a restore may use.
 
 Sources: PostgreSQL, "Recovering Using a Continuous Archive Backup"; checkDataDir of miscinit.c for owner and mode.
 
@@ -40,12 +40,12 @@ _ELSEWHERE = "Choose a different directory."
 
 
 def is_root() -> bool:
-    """Return whether this user is the one that PostgreSQL refuses to run as."""
+    """Return whether this runs as root, as which PostgreSQL refuses to run."""
     return os.geteuid() == 0
 
 
 def check_alone(findings: Findings, around: Surroundings, name: str, real: bytes, *others: bytes) -> bool:
-    """Refuse a place that overlaps with what holds backups and WAL, with ``others``, or lies in another cluster."""
+    """Refuse a place that overlaps with ``others`` or with backups and WAL, or lies in another cluster."""
     known = [*around.holdings, *(("another place of this restore", one) for one in others)]
     overlapping = [f"{what}, {printable(one)}," for what, one in known if inside(real, one) or inside(one, real)]
     cluster = cluster_around(real)
@@ -57,7 +57,7 @@ def check_alone(findings: Findings, around: Surroundings, name: str, real: bytes
 
 
 def check_directory(findings: Findings, path: bytes) -> None:
-    """Refuse a directory that this user may not have, or not make."""
+    """Refuse a directory that belongs to another user, or that this user cannot make."""
     if os.path.lexists(path):
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
@@ -83,12 +83,12 @@ def check_directory(findings: Findings, path: bytes) -> None:
 
 
 def check_data_directory(findings: Findings, around: Surroundings) -> None:
-    """Check that this user may have the data directory, and that no server and nothing else has its files there."""
+    """Check that this user may use the data directory, and that no server and nothing else uses it."""
     data = around.data
     if is_root():
         findings.refuse(
             "running_as_root",
-            "This runs as root; what is restored must belong to the operating system user of the server.",
+            "This runs as root; the restored files must belong to the operating system user of the server.",
             f"Set {option('become_user')} to that user.",
         )
     check_directory(findings, data)
@@ -107,7 +107,7 @@ def check_data_directory(findings: Findings, around: Surroundings) -> None:
 
 
 def check_content(findings: Findings, destination: Destination, cluster: Cluster, delta: bool, replace: bool) -> None:
-    """Check that what the data directory has may be overwritten, or moved aside.
+    """Check that the contents of the data directory may be overwritten or moved aside.
 
     Raises BackupError for a damaged record of the cluster.
     """
@@ -165,10 +165,10 @@ def check_waldir(
     source: bytes,
     spaces: t.Sequence[bytes],
 ) -> t.Optional[bytes]:
-    """Return where ``pg_wal`` leads to, None when it is a directory itself.
+    """Return the target of the link ``pg_wal``, None when it is a directory itself.
 
-    ``waldir`` is what was asked for, ``linked`` where a link leads that stays, ``source`` the data directory of the
-    backup's server, ``spaces`` the server's directories in the tablespaces.
+    ``waldir`` is the module's argument, ``linked`` the target of an existing link that stays, ``source`` the data
+    directory of the backup's server, ``spaces`` the server's directories in the tablespaces.
     """
     link = around.data + b"/pg_wal"
     place = os.path.normpath(waldir) if waldir else linked
@@ -205,7 +205,7 @@ def check_waldir(
 def check_saved_wal(
     findings: Findings, around: Surroundings, destination: Destination, layout: Layout, wal: OldWal
 ) -> None:
-    """Check where the WAL goes that must not be lost."""
+    """Check the directory to which WAL is saved that was not archived."""
     if not wal.save_to:
         return
     real = os.path.realpath(wal.save_to)
@@ -214,7 +214,7 @@ def check_saved_wal(
     if not check_alone(findings, around, "save_wal_to", real + b"/x", *taken):
         return
     check_directory(findings, real)
-    # What an interrupted restore has saved is its own.
+    # An interrupted restore has saved its files there itself.
     if destination.request.save_wal_to != wal.save_to:
         present = [name for name in wal.unarchived if os.path.lexists(real + b"/" + os.fsencode(name))]
         if present:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The plan of a restore: what will be done, and every reason why it must not. Data alone; planner.py makes it.
+"""The plan of a restore: what will be done, or why it must not be done. It is only data; planner.py makes it.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -27,8 +27,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.target
 class Plan:
     """The plan of one restore with the module's arguments ``params``; nothing changes it.
 
-    ``target`` is the recovery target that was asked for. ``refusals`` are the reasons why the restore must not be done,
-    ``warnings`` what its administrator should know. The other parts are empty as far as the refusals left them unknown.
+    ``target`` is the requested recovery target. ``refusals`` are the reasons why the restore must not be done,
+    ``warnings`` are for the administrator. Parts that could not be found out because of a refusal are empty.
     """
 
     params: t.Mapping[str, t.Any]
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def is_done(self) -> bool:
-        """Whether this very restore has been finished here."""
+        """Whether this exact restore has been finished here."""
         record = self.destination.record
         return (
             self.choice is not None
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def replaces(self) -> bool:
-        """Whether what the data directory has is moved aside first."""
+        """Whether the contents of the data directory are moved aside first."""
         return bool(self.params["replace"]) and self.destination.state in (CLUSTER, OTHER)
 
     def approved(self) -> tuple[Choice, Layout]:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Making the plan of a restore, by reading alone.
+"""Making the plan of a restore, which only reads.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -25,28 +25,28 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candid
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.choose import choose_backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import (
     Contents,
+    check_contents,
     check_needed_wal,
-    look_at_contents,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, Survey, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
     Surroundings,
     check_relatives,
-    look_around,
     source_of,
+    surroundings_of,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import (
     OldWal,
-    look_at_old_wal,
-    look_for_usable_wal,
+    find_old_wal,
+    find_usable_wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
     EMPTY,
     Destination,
     digest_of,
-    look_at_destination,
+    read_destination,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.settings import Configuration, configure
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.tablespaces import (
@@ -63,24 +63,24 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive im
 
 
 def make(cluster: Cluster, params: t.Mapping[str, t.Any]) -> Plan:
-    """Return the plan of a restore; the order of the looks is that of the refusals.
+    """Return the plan of a restore; the refusals are in the order of the checks.
 
     Raises BackupError, code ``bad_target``, for arguments that name no target.
     """
     findings = Findings()
     target = parse_target(params)
-    destination = look_at_destination(findings, os.path.realpath(os.fsencode(params["data_directory"])))
-    archive, choice = _look_for_backup(findings, cluster, params, target, destination)
+    destination = read_destination(findings, os.path.realpath(os.fsencode(params["data_directory"])))
+    archive, choice = _find_backup(findings, cluster, params, target, destination)
     plan = Plan(params, digest_of(params), target, destination, choice)
     if not plan.is_done:
-        around = look_around(destination.data, cluster.repository.path, archive)
+        around = surroundings_of(destination.data, cluster.repository.path, archive)
         findings.collect(None, _check_destination, findings, around, destination, cluster, params)
         if choice is not None:
             plan = _complete(findings, plan, choice, archive, around)
     return dataclasses.replace(plan, refusals=tuple(findings.refusals), warnings=tuple(findings.warnings))
 
 
-def _look_for_backup(
+def _find_backup(
     findings: Findings, cluster: Cluster, params: t.Mapping[str, t.Any], target: Target, destination: Destination
 ) -> tuple[t.Optional[Archive], t.Optional[Choice]]:
     try:
@@ -116,7 +116,7 @@ def _choose(
 
 
 def _with_old_wal(archive: t.Optional[Archive], destination: Destination) -> t.Optional[Archive]:
-    """Return the archive with what only the cluster in the target directory has, where that will be used."""
+    """Return the archive combined with the WAL that only the cluster in the target directory has, if that is used."""
     if destination.record is not None and destination.record.restore_as == "copy":
         return archive
     own = wal_directory(destination.data)
@@ -140,16 +140,16 @@ def _check_destination(
 def _complete(
     findings: Findings, plan: Plan, choice: Choice, archive: t.Optional[Archive], around: Surroundings
 ) -> Plan:
-    """Return the plan with all that depends on the chosen backup."""
+    """Return the plan completed with everything that depends on the chosen backup."""
     params, destination = plan.params, plan.destination
-    contents = findings.collect(Contents(), look_at_contents, findings, choice)
+    contents = findings.collect(Contents(), check_contents, findings, choice)
     check_needed_wal(findings, choice, archive)
     placed = findings.collect(None, _lay_out, findings, plan, choice, contents, around)
     if placed is None:
         return dataclasses.replace(plan, contents=contents)
     layout, left_over = placed
     survey = findings.collect(Survey({}, []), _survey, plan, contents, layout)
-    wal = _look_at_wal(findings, plan, choice, archive, contents)
+    wal = _plan_wal(findings, plan, choice, archive, contents)
     findings.collect(None, _places.check_saved_wal, findings, around, destination, layout, wal)
     configuration = findings.collect(
         Configuration(), configure, findings, params, choice, archive, contents.directories, around.data
@@ -172,7 +172,7 @@ def _complete(
 def _lay_out(
     findings: Findings, plan: Plan, choice: Choice, contents: Contents, around: Surroundings
 ) -> tuple[Layout, LeftOver]:
-    """Return where everything goes, after checking those places. Raises BackupError, code ``bad_mapping``."""
+    """Return the checked places of all files. Raises BackupError, code ``bad_mapping``."""
     params, data, source = plan.params, plan.data, source_of(choice)
     version = version_directory(choice.record.server.major, choice.record.server.catalog_version)
     spaces = map_tablespaces(
@@ -205,21 +205,21 @@ def _check_mounts(findings: Findings, layout: Layout, contents: Contents) -> Non
 
 
 def _survey(plan: Plan, contents: Contents, layout: Layout) -> Survey:
-    # What is moved aside will not be in the way.
+    # Files that are moved aside first do not count.
     if plan.replaces or (plan.params["replace"] and plan.destination.state == EMPTY):
         return Survey({}, [])
     return layout.survey(contents.paths, frozenset(contents.directories), contents.links)
 
 
-def _look_at_wal(
+def _plan_wal(
     findings: Findings, plan: Plan, choice: Choice, archive: t.Optional[Archive], contents: Contents
 ) -> OldWal:
     params, destination = plan.params, plan.destination
     size = choice.record.server.wal_segment_size
-    wal = findings.collect(None, look_at_old_wal, destination, archive, size, params["replace"], params["save_wal_to"])
+    wal = findings.collect(None, find_old_wal, destination, archive, size, params["replace"], params["save_wal_to"])
     if wal is None:
         return OldWal()
     if params["restore_as"] == "primary":
-        used = findings.collect((), look_for_usable_wal, destination, archive, wal.sources, choice, contents.paths)
+        used = findings.collect((), find_usable_wal, destination, archive, wal.sources, choice, contents.paths)
         return wal._replace(used=used)
     return wal

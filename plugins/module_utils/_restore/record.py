@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The directory to restore to, and what restores record in it: what is asked for, and what has been done.
+"""The directory to restore to, and the files that a restore keeps in it: its request, and the record of its end.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -20,14 +20,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK, is_empty
 
-# Its presence says that the old cluster has nothing in pg_wal any more.
+# It exists when the old cluster has no WAL left in pg_wal.
 WAL_SAVED = b"wal_saved"
 REQUEST = b"request.json"
 SCHEMA = 1
-# What the target directory of a restore can be.
+# The states of the target directory.
 EMPTY, INTERRUPTED, CLUSTER, OTHER = "empty", "interrupted", "cluster", "other"
 
-# The arguments that distinguish one restore from another; the others say how it is done.
+# The arguments that distinguish one restore from another; the others change only how it is done.
 _REQUEST = (
     "repository cluster backup_id data_directory recovery_target recovery_target_time recovery_target_lsn"
     " recovery_target_xid recovery_target_name recovery_target_inclusive recovery_target_timeline"
@@ -48,10 +48,10 @@ class Record(t.NamedTuple):
 
 
 class Request(t.NamedTuple):
-    """The restore under way, or interrupted, with what the call that continues it must know; empty without one.
+    """A running or interrupted restore, with the facts that the call that continues it needs; empty without one.
 
-    ``spaces`` are the locations of the tablespaces by oid, ``save_wal_to`` where WAL is saved, ``wal_from`` the
-    directories with WAL that is used.
+    ``spaces`` are the locations of the tablespaces by oid, ``save_wal_to`` is the directory for saved WAL, ``wal_from``
+    are the directories with WAL that recovery uses.
     """
 
     digest: str = ""
@@ -70,24 +70,24 @@ class Destination(t.NamedTuple):
     request: Request
 
 
-def look_at_destination(findings: Findings, data: bytes) -> Destination:
-    """Return what ``data``, a path without links, is."""
+def read_destination(findings: Findings, data: bytes) -> Destination:
+    """Return the state of ``data``, a path without links."""
     state = findings.collect(OTHER, state_of, data)
-    # Where a cluster is, the request is not its own.
+    # A request in a complete cluster belongs to an earlier restore.
     request = read_request(data) if state in (EMPTY, INTERRUPTED) else Request()
     return Destination(data, state, read_record(data), request)
 
 
 def digest_of(params: t.Mapping[str, t.Any]) -> str:
-    """Return what is the same for two calls that ask for the same; it does not disclose passwords."""
+    """Return a digest that is equal for two calls of the same restore; it does not disclose passwords."""
     request = json.dumps({name: params[name] for name in _REQUEST.split()}, sort_keys=True)
     return hashlib.sha256(request.encode("ascii")).hexdigest()
 
 
 def read_record(data: bytes) -> t.Optional[Record]:
-    """Return the record of the finished restore of this very directory, None when there is none.
+    """Return the record of the finished restore of this directory, None when there is none.
 
-    That of a copy of the directory does not count, nor one of a restore that was not finished.
+    The record in a copy of the directory does not count, nor does that of an unfinished restore.
     """
     try:
         content = read_json(os.fsdecode(data + b"/" + RECORD))
@@ -101,14 +101,14 @@ def read_record(data: bytes) -> t.Optional[Record]:
 
 
 def write_record(data: bytes, record: Record) -> None:
-    """Write the record of a finished restore durably; it counts when ``pg_control`` is beside it."""
+    """Write the record of a finished restore durably; it counts once ``pg_control`` exists, too."""
     device, inode = identity_of(os.stat(data))
     content = {"schema": SCHEMA, "data_directory": os.fsdecode(data), "device": device, "inode": inode}
     write_json(os.fsdecode(data + b"/" + RECORD), {**content, **record._asdict()})
 
 
 def read_request(data: bytes) -> Request:
-    """Return the request of the restore that works, or has worked, in ``data``."""
+    """Return the request of the restore that is running, or was interrupted, in ``data``."""
     try:
         content = read_json(os.fsdecode(data + b"/" + WORK + b"/" + REQUEST))
     except (OSError, ValueError):
@@ -135,7 +135,7 @@ def write_request(data: bytes, request: Request) -> None:
 
 
 def state_of(data: bytes) -> str:
-    """Return what a directory is: EMPTY or absent, an INTERRUPTED restore, a CLUSTER, or OTHER.
+    """Return the state of a directory: EMPTY (or absent), INTERRUPTED, CLUSTER or OTHER.
 
     Raises BackupError, code ``unreadable``.
     """
@@ -147,7 +147,7 @@ def state_of(data: bytes) -> str:
 
 
 def control_in(data: bytes) -> t.Optional[ControlFile]:
-    """Return the control file of the cluster in ``data``, None without a good one."""
+    """Return the control file of the cluster in ``data``, None when there is no valid one."""
     try:
         return read_control(data + b"/" + CONTROL, attempts=1)
     except BackupError:

@@ -26,8 +26,8 @@ def result_of(
 ) -> dict[str, t.Any]:
     """Return the module's result as far as it is known before the work.
 
-    ``equal`` are number and bytes of the files that are right; without it those of the right size count as such.
-    ``aside`` is what has been moved, ``warnings`` come after those of the plan.
+    ``equal`` are number and bytes of the existing files with the right content; without it the files of the right size
+    are counted. ``aside`` is what was moved aside; ``warnings`` come after those of the plan.
     """
     numbers = _numbers(plan, *(equal or _of_equal_size(plan)))
     saved = plan.wal.save_to or (aside.wal if aside and plan.wal.unarchived else b"")

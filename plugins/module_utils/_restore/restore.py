@@ -1,11 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Doing what a plan says. The order is the guarantee.
+"""Carrying out a plan. The order of the steps is the guarantee.
 
-``global/pg_control`` is the first that goes and the last that comes, so the data directory cannot be started in
-between; the record that tells of a finished restore is written right before it and does not count without it. A
-restore that was killed at any point is continued by the next call.
+``global/pg_control`` is removed first and written last, so the data directory cannot be started in between. The record
+of the finished restore is written right before it, and does not count without it. The next call continues a restore
+that was killed at any point.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -58,10 +58,10 @@ JOURNAL = b"files.jsonl"
 
 
 class Restore:
-    """Carries out a plan, under the lock of the folder of the work. Each step can be repeated.
+    """Carries out a plan, under the lock of the work folder. Each step can be repeated.
 
-    ``aside`` is what has been moved out of the way, ``check`` is called often and may raise, ``progress`` is called
-    with the bytes and files done.
+    ``aside`` is what was moved aside, ``check`` is called often and may raise, ``progress`` gets the bytes and files
+    done.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Restore:
         self._used = [(self._aside.wal if place == aside.old_wal else place, name) for place, name in plan.wal.used]
 
     def write_request(self) -> None:
-        """Record what is asked for, for the call that has to continue."""
+        """Write the request, for the call that continues an interrupted restore."""
         plan, wal = self._plan, self._plan.wal
         if plan.destination.request.backup_id != self._choice.backup.id:
-            # Files without a checksum are known by their size alone, which those of another backup may have.
+            # A file without a checksum is recognised by its size alone, and one of another backup may have that size.
             unlink(self._folder + b"/" + JOURNAL)
             sync_path(self._folder)
         sources = [*wal.sources, *([self._aside.wal] if self._aside.wal else [])]
@@ -109,17 +109,17 @@ class Restore:
         return result
 
     def _remove_control(self) -> None:
-        """Make the data directory one that cannot be started."""
+        """Remove ``pg_control``, so that the data directory cannot be started."""
         _running.refuse_running(self._plan.data)
         control = self._layout.place(CONTROL)
         folder = os.path.dirname(control)
         try:
             if os.path.islink(folder):
-                # What it leads to belongs to something else.
+                # Its target belongs to something else.
                 os.unlink(folder)
                 sync_path(self._plan.data)
             if os.path.lexists(control):
-                # While it was there a server may have run, and changed what the journal vouches for.
+                # While it existed a server may have run, and changed files that the journal lists.
                 unlink(self._folder + b"/" + JOURNAL)
                 unlink(self._folder + b"/" + WAL_SAVED)
                 sync_path(self._folder)
@@ -130,7 +130,7 @@ class Restore:
             raise unwritable(control, exc) from exc
 
     def _save_old_wal(self) -> None:
-        """Move the WAL that is not archived to where it is kept, and empty the old ``pg_wal``."""
+        """Save the WAL that is not archived, and empty the old ``pg_wal``."""
         data, wal, layout = self._plan.data, self._plan.wal, self._layout
         directory = wal_directory(data)
         if directory is None:
@@ -146,7 +146,7 @@ class Restore:
         empty(directory)
 
     def _clear(self) -> Survey:
-        """Remove what does not belong there, and return what there was."""
+        """Remove surplus files, and return the survey."""
         plan, contents = self._plan, self._plan.contents
         set_aside(plan.data, self._aside.left_over, self._layout.version)
         survey = self._layout.survey(contents.paths, frozenset(contents.directories), contents.links)

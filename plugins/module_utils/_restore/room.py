@@ -31,7 +31,7 @@ class FileSystem(t.NamedTuple):
 def check_room(
     findings: Findings, layout: Layout, contents: Contents, survey: Survey, wal: OldWal, segment_size: int
 ) -> t.Tuple[FileSystem, ...]:
-    """Compare what is needed with what is free, file system by file system."""
+    """Compare the bytes needed with the bytes free, for each file system."""
     systems = []
     needs = _needs_of_roots(layout, contents, survey)
     needs[layout.wal_root] += len(wal.used) * segment_size
@@ -45,7 +45,7 @@ def check_room(
             findings.refuse(
                 "disk_full",
                 f"{readable_bytes(needed)} are needed at {printable(directory)}, {readable_bytes(free)} are free.",
-                "Make room there, or restore to another file system.",
+                "Free some space there, or restore to another file system.",
                 needed=needed,
                 free=free,
             )
@@ -53,7 +53,7 @@ def check_room(
 
 
 def _needs_of_roots(layout: Layout, contents: Contents, survey: Survey) -> dict[bytes, int]:
-    """Return how many bytes the files of the backup add to each root of the layout."""
+    """Return the bytes that the files of the backup add to each root of the layout."""
     needs = dict.fromkeys(layout.roots, 0)
     for file in contents.files:
         path = file.entry.path

@@ -54,7 +54,7 @@ class RestoreJob(Job):
         self._make_plan = make_plan
         self._plan: Plan
         self._aside: Aside
-        # What was done before this call is not its result.
+        # A restore that ended before this call is not its result.
         self._before: t.Optional[Record] = None
 
     def join(self) -> None:
@@ -67,13 +67,13 @@ class RestoreJob(Job):
             )
 
     def done_before(self) -> t.Optional[t.Mapping[str, t.Any]]:
-        """Make the plan; raise its refusals, or return the result when it asks for nothing."""
+        """Make the plan; raise its refusals, or return the recorded result when this restore is already done."""
         plan = self._plan = self._make_plan()
         if plan.is_done:
             return self.recorded(plan.destination.record) or {}
         if plan.refusals:
             first = plan.refusals[0]
-            # Ansible takes "path" in a result for a file of its own.
+            # Ansible takes "path" in a result for a file that the module manages.
             details = {name: value for name, value in first.details.items() if name != "path"}
             details.update(result_of(plan))
             if len(plan.refusals) == 1:
@@ -83,11 +83,11 @@ class RestoreJob(Job):
         return None
 
     def prepare(self) -> None:
-        """Move aside what is to be replaced; make the folder, which the lock is in."""
+        """Move the old cluster aside if it is to be replaced, and make the folder that contains the lock."""
         self._aside = prepare(self._plan)
 
     def enter(self, lock: int) -> None:
-        """Write the request. Raises BackupError (``busy``) when another restore has just ended with the folder."""
+        """Write the request. Raises BackupError (``busy``) when another restore just ended and removed the folder."""
         if not same(identity(self.lock), identity_of(os.fstat(lock))):
             raise BackupError(f"Another restore into {os.fsdecode(self._data)} just ended.", code="busy")
         self._restore(lambda _bytes, _files: None).write_request()
@@ -102,7 +102,7 @@ class RestoreJob(Job):
         return Restore(self._plan, self._aside, lambda: None, progress)
 
     def result(self) -> t.Optional[t.Mapping[str, t.Any]]:
-        """Return the recorded result of the restore with this digest, None of one before this call."""
+        """Return the recorded result of the restore with this digest, None when it ended before this call."""
         record = read_record(self._data)
         return None if record == self._before else self.recorded(record)
 
@@ -110,7 +110,7 @@ class RestoreJob(Job):
         """Return the result in ``record`` when it is that of the restore with this digest, else None."""
         if record is None or record.digest != self._digest:
             return None
-        # A crash right after the end leaves the folder, which is needed no more.
+        # A crash right after the end leaves the folder, which is no longer needed.
         with contextlib.suppress(BackupError, OSError):
             if os.path.isdir(self.folder):
                 with self.hold(0):
@@ -118,14 +118,14 @@ class RestoreJob(Job):
         return dict(record.result)
 
     def close(self) -> None:
-        """Wait until the process, which has only its folder to remove, has ended: the next task must not meet it."""
+        """Wait until the process, which now only removes its folder, has ended: the next task must not meet it."""
         deadline = time.monotonic() + _LEAVE_SECONDS
         while is_locked(self.lock) and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
 class Run:
-    """A call with the module's arguments. Raises BackupError: ``bad_path``, and what looking and working raise."""
+    """A call with the module's arguments. Raises BackupError: ``bad_path``, and those of the plan and the restore."""
 
     def __init__(self, params: dict[str, t.Any]) -> None:
         self._params = params
@@ -138,7 +138,7 @@ class Run:
         self._job = RestoreJob(self._data, digest_of(params), self._plan)
 
     def predict(self) -> dict[str, t.Any]:
-        """Return the plan with every refusal; nothing is touched."""
+        """Return the plan with every refusal; nothing is changed."""
         plan = self._plan()
         if plan.is_done:
             return self._done(self._job.recorded(plan.destination.record))
@@ -152,7 +152,7 @@ class Run:
         return {**result, "changed": True, "restorable": True, "msg": msg}
 
     def step(self) -> dict[str, t.Any]:
-        """Begin, or join the restore that runs here, and wait as long as is asked for."""
+        """Begin the restore or join the running one, and wait for ``wait_timeout``."""
         step = self._job.step(self._params["wait_timeout"])
         if step.result is None:
             return {

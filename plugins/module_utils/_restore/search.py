@@ -24,14 +24,15 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments i
     segment_of,
 )
 
-# By timeline: the position from which the WAL has been searched for a transaction or a name, and the first one found.
+# By timeline: the position from which the WAL has been searched for a transaction or a name, and its first record
+# found.
 Searched = t.Dict[int, t.Tuple[int, t.Optional[Event]]]
 
 
 class Search:
     """The WAL of an archive from the LSN ``start`` on, along a path of timelines.
 
-    ``size`` is that of a segment in bytes, ``reach`` is how far the archive goes, None where that is unknown: then only
+    ``size`` is the segment size in bytes. ``reach`` is how far the archive goes, None where that is unknown: then only
     :meth:`end_of_record` works.
     """
 
@@ -47,7 +48,7 @@ class Search:
         return t.cast(Reach, self._reach)
 
     def end_of_record(self, lsn: int) -> int:
-        """Return an LSN up to which WAL is needed for a record that starts at or after ``lsn``; 0 without one."""
+        """Return an LSN up to which the first record at or after ``lsn`` needs WAL, 0 when there is no such record."""
         if self._reach and (self._reach.last_lsn is None or self._reach.last_lsn < lsn):
             return 0
         first = segment_of(lsn, self._size)
@@ -68,7 +69,7 @@ class Search:
         end = self._known_reach.end_segment
         low = first = segment_of(self._start, self._size)
         high = end + 1
-        # The first segment from which on nothing ends in time; what is looked for begins there or in the one before.
+        # The first segment from which on every transaction ends too late; the record is in it or in the one before.
         while low < high:
             middle = (low + high) // 2
             if self._is_late(target, middle):
@@ -78,9 +79,9 @@ class Search:
         return self._first_stop(target, max(first, low - 1), end)
 
     def by_content(self, target: Target, searched: Searched) -> t.Optional[Event]:
-        """Return the first record at which recovery to a transaction or a name stops, None without one.
+        """Return the first record at which recovery to a transaction or a name stops, or None.
 
-        ``searched`` has what earlier searches for the same target found from later positions, and is updated.
+        ``searched`` has the results of earlier searches for the same target from later positions, and is updated.
         """
         limit, later = searched.get(self._path.timeline, (None, None))
         last = self._known_reach.end_segment if limit is None else segment_of(limit, self._size)
@@ -98,7 +99,7 @@ class Search:
         return [name for name in wanted if name not in names]
 
     def _segments(self, first: int, last: t.Optional[int]) -> t.Iterator[tuple[int, bytes]]:
-        """Yield segments of the path up to ``last``, without it all that the archive has without a break."""
+        """Yield segments of the path up to ``last``, or up to the first one missing in the archive."""
         for segment in itertools.count(first):
             name = path_segment(self._path, segment, self._size)
             if (last is not None and segment > last) or not self._archive.has(name):

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the restored server is configured: what is written to ``postgresql.auto.conf``, and whether it will do.
+"""The configuration of the restored server: its ``postgresql.auto.conf``, and whether recovery can run with it.
 
 Sources: PostgreSQL, sections "Archive Recovery", "Recovery Target" and "Administrator's Overview" of hot standby.
 
@@ -21,14 +21,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candid
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import read_verified
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import Found
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, restore_command
 
 AUTO_CONF = b"postgresql.auto.conf"
 
 
-# A copy for tests must not write to the archive, ask a publisher for its changes, wait for the source's standby, or
-# write to the source's log files, which the rotation truncates.
+# A copy for tests must not write to the archive, fetch changes from a publisher, wait for the source's standby, or
+# write to the source's log files, which log rotation truncates.
 _COPY = {
     "archive_mode": "off",
     "max_logical_replication_workers": "0",
@@ -37,10 +37,10 @@ _COPY = {
     "log_directory": "log",
 }
 
-# Commands and delays that belong to a standby; replay to a target would obey them too.
+# Commands and delays for a standby, which would also apply to recovery to a target.
 _NO_STANDBY = {"archive_cleanup_command": "", "recovery_end_command": "", "recovery_min_apply_delay": "0"}
 
-# These have options of their own, against which the plan is checked.
+# These have their own options, with which the plan is checked.
 _OPTIONS = frozenset(
     ("restore_command", "primary_conninfo", "primary_slot_name", "data_directory", "port", "include", "include_dir")
 )
@@ -66,7 +66,7 @@ def configure(
     directories: t.Sequence[bytes],
     data: bytes,
 ) -> Configuration:
-    """Decide the settings of the restored server, and refuse what is wrong with them.
+    """Return the configuration of the restored server, and refuse wrong settings.
 
     ``directories`` are those of the backup, ``data`` is the data directory. Raises BackupError, code ``bad_setting``.
     """
@@ -126,7 +126,7 @@ def _settings(
             settings["restore_command"] = restore_command(archive)
     else:
         settings.update(_target.recovery_settings(choice.target))
-        # Recovery asks for it; where there is no archive, nothing is ever found.
+        # Recovery requires one; without an archive it never finds a file.
         settings["restore_command"] = restore_command(archive) if archive else "false"
         settings.update(_NO_STANDBY)
     if params["restore_as"] == "copy":
@@ -135,7 +135,7 @@ def _settings(
             # Each server empties it when it starts.
             settings["stats_temp_directory"] = "pg_stat_tmp"
     if in_place_spaces:
-        # Without it recovery takes a directory in pg_tblspc for damage (CheckTablespaceDirectory of xlogrecovery.c).
+        # Without it a directory in pg_tblspc counts as corruption (CheckTablespaceDirectory of xlogrecovery.c).
         settings["allow_in_place_tablespaces"] = "on"
     if params["port"]:
         settings["port"] = params["port"]
@@ -146,7 +146,7 @@ def _settings(
 def _check_source(
     findings: Findings, params: t.Mapping[str, t.Any], choice: Choice, configuration: Configuration, data: bytes
 ) -> Configuration:
-    """Compare with the configuration of the source, and return the settings changed accordingly."""
+    """Compare the settings with the configuration of the source, and return them adapted to it."""
     layout = choice.backup.layout()
     source = os.fsdecode(layout.data)
     config = _config_file(params["config_file"], source, choice.record.server.config_files_outside)
@@ -167,7 +167,7 @@ def _check_source(
 
 
 def _config_file(given: t.Optional[str], source: str, outside: t.Sequence[str]) -> t.Optional[str]:
-    """Return the configuration file to check, None when there is none: the one ``given``, or the server's own.
+    """Return the configuration file to check: the one ``given``, or the server's own, or None.
 
     ``source`` is the data directory in the backup, ``outside`` are the server's files that are not in the backup.
     """
@@ -184,7 +184,7 @@ def _raise_parameters(
     configuration: Configuration,
     lowered: t.Sequence[t.Mapping[str, t.Any]],
 ) -> Configuration:
-    """Raise the parameters of a copy that are lower than at the source; of others refuse them: recovery would stop."""
+    """Raise parameters that are lower than at the source, for a copy; otherwise refuse them: recovery would stop."""
     settings = dict(configuration.settings)
     if params["restore_as"] == "copy":
         given = {name.lower() for name in params["settings"]}
@@ -206,12 +206,12 @@ def _overrides_data_directory(
 ) -> bool:
     """Return whether the restored ``postgresql.conf`` needs a line that overrides the data directory ``named`` in it.
 
-    The server would run in the directory that the setting names, and not in the restored one.
+    Without that line the server would run in that directory, not in the restored one.
     """
     if not named or os.path.realpath(named) == os.fsdecode(data):
         return False
     if os.path.dirname(os.path.realpath(config)) == os.path.realpath(source):
-        findings.warn(f"data_directory = {named!r} in postgresql.conf is overruled by a line at its end.")
+        findings.warn(f"A line at the end of postgresql.conf overrides its data_directory = {named!r}.")
         return True
     findings.warn(
         f"{config} says data_directory = {named!r}: a server started with it does not run in {os.fsdecode(data)}."
@@ -220,7 +220,7 @@ def _overrides_data_directory(
 
 
 def auto_conf(file: t.Optional[Found], settings: t.Mapping[str, t.Any]) -> bytes:
-    """Return the restored server's ``postgresql.auto.conf``, made from the backup's.
+    """Return the restored server's ``postgresql.auto.conf``, made from that of the backup.
 
     Raises BackupError, code ``corrupt_file``.
     """
@@ -238,10 +238,10 @@ def _sets(line: str, settings: t.Mapping[str, t.Any]) -> bool:
 
 
 def signal_file(restore_as: str) -> bytes:
-    """Return the name of the file that makes the server recover; a standby's wins over the other."""
+    """Return the name of the signal file that starts recovery; ``standby.signal`` takes precedence over the other."""
     return b"standby.signal" if restore_as == "standby" else b"recovery.signal"
 
 
 def data_directory_line(data: bytes) -> bytes:
-    """Return the line that makes the server run in ``data`` whatever ``postgresql.conf`` says before it."""
+    """Return the line that makes the server run in ``data``, whatever earlier lines of ``postgresql.conf`` say."""
     return b"\n" + os.fsencode(_conf.format_setting("data_directory", os.fsdecode(data)))

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the tablespaces of a backup go, and whether those places are free.
+"""The locations to which tablespaces are restored, and whether these are free.
 
 Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the restore; it knows nothing of ``_backup``.
 """
@@ -36,9 +36,9 @@ LeftOver = t.Tuple[t.Tuple[int, bytes], ...]
 def map_tablespaces(
     originals: t.Mapping[int, bytes], wanted: t.Mapping[str, str], folder: t.Optional[str]
 ) -> list[Space]:
-    """Return where the tablespaces with these original locations go, by oid.
+    """Return the new locations of tablespaces with these original locations, by oid.
 
-    ``wanted`` are the locations by oid or original location, ``folder`` is where the others go.
+    ``wanted`` has new locations by oid or original location; ``folder`` is the directory for all others.
     Raises BackupError, code ``bad_mapping``.
     """
     mapping = {os.fsencode(str(key)): os.fsencode(value) for key, value in wanted.items()}
@@ -62,19 +62,19 @@ def map_tablespaces(
 
 
 def place_of(location: bytes, version: bytes) -> bytes:
-    """Return where a tablespace is whose link leads to ``location``.
+    """Return the location of a tablespace whose link leads to ``location``.
 
-    That is its parent when a crash came while it was set aside, after its link and before its directory.
+    It is the parent when a crash interrupted setting it aside, between its link and its directory.
     """
     set_aside = os.path.basename(location).startswith(b"replaced-")
     return os.path.dirname(location) if set_aside and not os.path.exists(location + b"/" + version) else location
 
 
 class TablespaceChecks:
-    """The checks of the places of tablespaces.
+    """The checks of the locations of tablespaces.
 
     ``source`` is the data directory of the backup's server, ``version`` the name of the server's directory in each
-    tablespace, ``takes_over`` whether what the old cluster has may be overwritten or moved aside.
+    tablespace, ``takes_over`` whether the old cluster's files may be overwritten or moved aside.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class TablespaceChecks:
         self._source = source
         self._version = version
         self._takes_over = takes_over
-        # Through a link one would see another cluster's.
+        # A link would lead to another cluster's tablespaces.
         linked = os.path.islink(destination.data + b"/pg_tblspc")
         self._old: dict[int, bytes] = {} if linked else _running.tablespaces_of(destination.data)
 
     def check(self, spaces: t.Sequence[Space]) -> None:
-        """Refuse places that are in use, overlap, or are not empty."""
+        """Refuse locations that are in use, overlap, or are not empty."""
         for space in spaces:
             self._check(space, [one.real for one in spaces if one.oid != space.oid])
 
@@ -144,12 +144,12 @@ class TablespaceChecks:
         return ""
 
     def _is_own(self, space: Space) -> bool:
-        """Return whether what lies there is that of the cluster, or interrupted restore, in the data directory."""
+        """Return whether its files belong to the cluster, or interrupted restore, in the data directory."""
         destination = self._destination
         if destination.request.spaces.get(str(space.oid)) == os.fsdecode(space.location):
             return True
         if destination.state in (EMPTY, INTERRUPTED):
-            # The data directory is lost, its tablespaces are not.
+            # The old data directory does not exist any more, but its tablespaces do.
             return self._takes_over
         linked = self._old.get(space.oid)
         if linked is None or not self._takes_over:
@@ -157,7 +157,7 @@ class TablespaceChecks:
         return os.path.realpath(place_of(linked, self._version)) == space.real
 
     def left_over(self, spaces: t.Sequence[Space], replace: bool) -> LeftOver:
-        """Return the tablespaces of the old cluster that must not stay where replay may create them again."""
+        """Return the tablespaces of the old cluster that must be moved, because replay may create them again there."""
         state = self._destination.state
         found = []
         if state == EMPTY and replace:

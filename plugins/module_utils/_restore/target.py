@@ -36,8 +36,8 @@ class Target(t.NamedTuple):
     """A recovery target in PostgreSQL's terms.
 
     ``kind`` is "" (the end of the WAL), ``immediate`` (the end of the backup), ``time``, ``lsn``, ``xid`` or ``name``;
-    ``text`` is what was given. ``value`` is, by kind: None, None, microseconds since 1970 in UTC, an LSN, a transaction
-    as in WAL (32 bits), a name. ``timeline`` is ``latest``, ``current`` or a decimal number.
+    ``text`` is the text of the option. ``value`` is, by kind: None, None, microseconds since 1970 in UTC, an LSN, a
+    transaction as in WAL (32 bits), a name. ``timeline`` is ``latest``, ``current`` or a decimal number.
     """
 
     kind: str
@@ -49,10 +49,10 @@ class Target(t.NamedTuple):
 
 
 def parse_target(params: t.Mapping[str, t.Any]) -> Target:
-    """Return the target that a module's ``recovery_target*`` options name; absent and empty ones do not count.
+    """Return the target that a module's ``recovery_target*`` options set; absent and empty options are ignored.
 
-    A time needs its UTC offset: two machines would understand one without differently. Raises :class:`BackupError`,
-    code ``bad_target``.
+    A time needs its UTC offset: without it two machines may read it differently. Raises :class:`BackupError`, code
+    ``bad_target``.
     """
     given = [
         (kind, str(params.get(option))) for kind, option in _OPTIONS.items() if params.get(option) not in (None, "")
@@ -146,7 +146,7 @@ _PARSERS: dict[str, t.Callable[[str], t.Union[int, str, None]]] = {
 def _timeline(text: str) -> str:
     if text in ("latest", "current"):
         return text
-    # PostgreSQL would read a leading zero as octal, whoever copies it from a file's name means hexadecimal.
+    # PostgreSQL would read a leading zero as octal, but a number copied from a file name is hexadecimal.
     if not _NUMBER.fullmatch(text) or not 0 < int(text, 0) < 1 << 32:
         raise _bad(
             f"{option('recovery_target_timeline')} {text!r} is neither latest nor current nor a number"
@@ -157,7 +157,7 @@ def _timeline(text: str) -> str:
 
 
 def name_bytes(name: str) -> bytes:
-    """Return a restore point's name as it stands in WAL."""
+    """Return a restore point's name as in WAL."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -179,15 +179,15 @@ def is_stop(target: Target, event: Event) -> bool:
 
 
 def is_applied(target: Target) -> bool:
-    """Return whether the record at which recovery stops is part of the result; that of an inclusive time is not."""
+    """Return whether the record at which recovery stops is replayed; for an inclusive time it is not."""
     return target.kind == NAME or (target.kind in (XID, LSN) and target.inclusive)
 
 
 def recovery_settings(target: Target) -> dict[str, str]:
     """Return the settings that make a server recover to ``target``, in the order in which they must be written.
 
-    The targets that are not meant come first, as empty texts: one in the copied ``postgresql.conf`` would be a second
-    target, with which PostgreSQL does not start.
+    All other targets come first, as empty texts: a target in the copied ``postgresql.conf`` would be a second one, with
+    which PostgreSQL does not start.
     """
     values = {IMMEDIATE: IMMEDIATE, NAME: target.text, XID: str(target.value)}
     if target.kind == TIME:
@@ -206,7 +206,7 @@ def recovery_settings(target: Target) -> dict[str, str]:
 
 
 def in_words(target: Target) -> str:
-    """Name a target in a sentence."""
+    """Return the target in words for a sentence."""
     return {
         END: "the end of the WAL",
         IMMEDIATE: "the end of the backup",

@@ -179,6 +179,15 @@ def archiver_report(connection: Connection) -> dict[str, t.Any]:
     return connection.row(ARCHIVER)
 
 
+def archiver_words(address: str, report: t.Mapping[str, t.Any]) -> str:
+    """Return an :func:`archiver_report` as the end of a sentence."""
+    return (
+        f"the archiver of {address} last succeeded with {report['last_archived_wal'] or 'nothing'}"
+        f" at {report['last_archived_time'] or 'no time'} and last failed with {report['last_failed_wal'] or 'nothing'}"
+        f" at {report['last_failed_time'] or 'no time'}."
+    )
+
+
 def archives_itself(info: t.Mapping[str, t.Any]) -> bool:
     """Return whether this server's own archiver is responsible for the WAL that its backups need.
 

@@ -83,7 +83,7 @@ def connection_kwargs(params: t.Mapping[str, t.Any], application_name: str) -> d
         raise BackupError(
             f"{option('connect_params')} must not hold {', '.join(clash)}.",
             code="bad_connect_params",
-            hint="Each of them has an option of its own; client_encoding is always SQL_ASCII.",
+            hint="Each of them has its own option; client_encoding is always SQL_ASCII.",
         )
     host = params.get("login_host") or ""
     if params.get("login_unix_socket") and host in ("", "localhost"):
@@ -208,7 +208,7 @@ class Connection:
                 tuple(psycopg2.extensions.string_types), "AS_TEXT", lambda value, _cursor: value
             )
             psycopg2.extensions.register_type(as_text, cursor)
-            # psycopg2 does not know of it and still decodes as latin-1, which cannot fail.
+            # psycopg2 does not notice that and still decodes as latin-1, which cannot fail.
             cursor.execute("SET client_encoding = 'UTF8'")
             cursor.execute(query.encode("utf-8", "surrogateescape"))
             return cursor.fetchall() if cursor.description else []

@@ -68,15 +68,15 @@ def log_tail(log_file: t.Optional[str], lines: int = 20) -> list[str]:
         return []
 
 
-def told_by_log(log_file: t.Optional[str]) -> str:
+def quoted_log(log_file: t.Optional[str]) -> str:
     """Return what the log says about a server that died, as the end of a sentence."""
     tail = log_tail(log_file)
     if not tail:
-        return f"its log {log_file} says nothing." if log_file else "its log tells why."
+        return f"its log {log_file} has no message." if log_file else "see its log."
     # The lines before the fatal one often have the reason. Where messages are translated the last ones have to do.
     fatal = [number for number, line in enumerate(tail) if re.search(r"\b(FATAL|PANIC):", line)]
-    told = tail[max(0, fatal[-1] - 2) : fatal[-1] + 1] if fatal else tail[-5:]
-    return f"the log {log_file} says: {' | '.join(told)}"
+    quoted = tail[max(0, fatal[-1] - 2) : fatal[-1] + 1] if fatal else tail[-5:]
+    return f"the log {log_file} says: {' | '.join(quoted)}"
 
 
 def _refuse_root() -> None:
@@ -111,7 +111,7 @@ def start(data_directory: str, programs: str, config_file: t.Optional[str], log_
     if process is None and control_state(data_directory) != SHUT_DOWN_IN_RECOVERY:
         said = " ".join(done.stdout.decode("utf-8", "replace").split())
         raise BackupError(
-            f"The server on {data_directory} does not start: {said} - {told_by_log(log_file)}",
+            f"The server on {data_directory} does not start: {said} - {quoted_log(log_file)}",
             code="start_failed",
             log=log_tail(log_file),
         )
@@ -155,7 +155,7 @@ def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], 
         )
     if process is None:
         raise BackupError(
-            f"The server on {data_directory} was stopped and does not start: {said} - {told_by_log(log_file)}",
+            f"The server on {data_directory} was stopped and does not start: {said} - {quoted_log(log_file)}",
             code="start_failed",
             log=log_tail(log_file),
         )

@@ -24,7 +24,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
     log_tail,
-    told_by_log,
+    quoted_log,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import main_process
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
@@ -85,7 +85,7 @@ def ask(params: t.Mapping[str, t.Any], data_directory: t.Optional[str] = None) -
             try:
                 row = connection.row(QUESTION)
                 if data_directory:
-                    # Its process exists as long as the connection.
+                    # Its process ends with the connection.
                     _refuse_other(row["backend_pid"], data_directory)
                 break
             except BackupError as exc:
@@ -193,7 +193,7 @@ class Waiter:
             answer = after_shutdown(self.data_directory)
             if answer is None and (self._seen or self.wait_for == "none" or now > self._began + GRACE):
                 raise BackupError(
-                    f"The server on {self.data_directory} is not running: {told_by_log(self.log_file)}",
+                    f"The server on {self.data_directory} is not running: {quoted_log(self.log_file)}",
                     code="server_gone",
                     log=log_tail(self.log_file),
                 )

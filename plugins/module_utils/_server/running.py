@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The servers that run on this host, with their directories.
 
-A server's working directory is its data directory, in the main process and in all others, so one whose main process was
-killed is seen as long as any of its processes lives. Directories are compared by device and inode, which holds for
+The working directory of each process of a server is the data directory, so a server whose main process was killed is
+found until its last process has ended. Directories are compared by device and inode, which holds for
 servers in containers too. ``postmaster.pid`` alone is not believed: after a reboot its number may be that of another
 process, and a signal would stop that one.
 
@@ -45,7 +45,7 @@ class Postmaster(t.NamedTuple):
 class Running(t.NamedTuple):
     """A server: one of its processes, its directories by identity, and the same as the server's paths.
 
-    What another account's process has cannot be seen; then ``data_directory`` comes from its command line and the rest
+    The facts of another account's process are unreadable: ``data_directory`` comes from its command line and the rest
     is empty.
     """
 
@@ -58,7 +58,7 @@ class Running(t.NamedTuple):
 
 
 def running_servers() -> list[Running]:
-    """Return the PostgreSQL servers that run on this host, as far as this user may see."""
+    """Return the PostgreSQL servers on this host that this user may see."""
     found: dict[t.Any, Running] = {}
     for name in os.listdir(b"/proc"):
         if name.isdigit():

@@ -87,7 +87,7 @@ def _number(parameter: t.Mapping[str, t.Any], text: str) -> str:
         raise BackupError(f"{name} is {what}, not {readable(text)}.", code="bad_setting")
     number = float(match.group(1))
     if match.group(2):
-        # A unit such as 8kB has a factor of its own.
+        # A unit such as 8kB has its own factor.
         name_of_unit = unit.lstrip("0123456789")
         base = kinds[0][name_of_unit] * int(unit[: -len(name_of_unit)] or 1)
         number *= kinds[0][match.group(2)] / base

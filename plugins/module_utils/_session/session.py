@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Starting the session process (``keeper.py``) and talking to it.
+"""Starting the session process (``keeper.py``) and sending it requests.
 
 Private to pgfleet.basebackup. Room ``_session``: the session process, starting and asking it; it knows no repository.
 """

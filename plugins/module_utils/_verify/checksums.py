@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The checksums of a backup's files, computed again.
+"""Checking a backup's files against their checksums.
 
 Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
@@ -15,7 +15,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.copier import FileCopier
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import BadFile, Found, bad_file
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import BadFile, Found, bad_file
 
 
 def wrong_checksums(
@@ -24,10 +24,10 @@ def wrong_checksums(
     check: t.Callable[[], None],
     progress: t.Callable[[int, int], None],
 ) -> t.Iterator[BadFile]:
-    """Yield those of ``files`` whose content is not what was backed up: ``checksum``, or ``unreadable``.
+    """Yield the bad ones of ``files``, whose content is not what was backed up: ``checksum``, or ``unreadable``.
 
-    Files without a checksum are passed over. ``jobs`` processes read; ``check`` stops them by raising, ``progress``
-    gets the bytes and files done, both as in :func:`._copy.copy_cluster`.
+    Files without a checksum are skipped. ``jobs`` processes read. ``check`` is called ten times a second and stops
+    them by raising; ``progress`` gets the bytes and files done.
     """
     work = [one for one in files if one.entry.algorithm]
     done_bytes = done_files = 0

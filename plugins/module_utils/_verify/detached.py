@@ -20,9 +20,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import make_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Wish, chosen, verify
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Options, chosen, verify
 
-# After that many seconds without a call no task waits for the result.
+# After this many seconds without a call no task waits for the result any more.
 ABANDONED_SECONDS = 900.0
 LEFTOVER_SECONDS = 86400.0
 
@@ -30,17 +30,17 @@ LEFTOVER_SECONDS = 86400.0
 class VerificationJob(Job):
     """The verification of one task, which ``run_id`` distinguishes from those of other tasks.
 
-    A failure is the answer to that task too: it is not begun again by the next call.
+    A failure is a result as well: the task's next call does not begin it again.
     """
 
     noun = "verification"
     verb = "verifying"
     again = "Verify it again; nothing was changed."
 
-    def __init__(self, cluster: Cluster, backup_id: str, run_id: str, wish: Wish) -> None:
+    def __init__(self, cluster: Cluster, backup_id: str, run_id: str, options: Options) -> None:
         self._cluster = cluster
         self._backup_id = backup_id
-        self._wish = wish
+        self._options = options
         self._backup: Backup
         name = "\0".join((run_id, cluster.path, backup_id))
         self._top = os.path.join(tempfile.gettempdir(), f"pgfleet-verify-{os.geteuid()}")
@@ -48,11 +48,11 @@ class VerificationJob(Job):
         super().__init__(folder, f"the backup {backup_id}")
 
     def is_running(self) -> bool:
-        """Return whether this task has begun it, however it ended."""
+        """Return whether this task has begun it, whether or not it has ended."""
         return bool(self.read())
 
     def join(self) -> None:
-        """Record that the result is still wanted."""
+        """Record that a task still waits for the result."""
         os.utime(self.lock)
 
     def prepare(self) -> None:
@@ -63,10 +63,10 @@ class VerificationJob(Job):
         self.make_folder()
 
     def work(self, recorder: Recorder) -> dict[str, t.Any]:
-        """Verify the backup as long as a task asks for the result."""
+        """Verify the backup until no task asks for the result any more."""
 
         recorder.content.update(backup_id=self._backup.id)
-        return {"result": verify(self._backup, self._wish, self._check, recorder)}
+        return {"result": verify(self._backup, self._options, self._check, recorder)}
 
     def _check(self) -> None:
         try:
@@ -77,7 +77,7 @@ class VerificationJob(Job):
             raise BackupError("No task has asked for its result.", code="abandoned")
 
     def result(self) -> t.Optional[t.Mapping[str, t.Any]]:
-        """Return what was found."""
+        """Return the result of the verification."""
         record = super().result()
         return None if record is None else t.cast("t.Mapping[str, t.Any]", record["result"])
 
@@ -98,7 +98,7 @@ def _make_private(path: str) -> None:
 
 
 def _sweep(top: str) -> None:
-    """Remove what verifications whose task died have left."""
+    """Remove the folders of verifications whose task has died."""
     for name in os.listdir(top):
         folder = os.path.join(top, name)
         if time.time() - os.lstat(folder).st_mtime > LEFTOVER_SECONDS:

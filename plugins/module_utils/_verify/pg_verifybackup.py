@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PostgreSQL's own judge, ``pg_verifybackup``, where it is installed.
+"""PostgreSQL's own ``pg_verifybackup``, where it is installed.
 
 Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
@@ -27,7 +27,7 @@ def run_tool(tool: str, backup: Backup, checksums: bool, wal: bool, check: t.Cal
     """
     command = [tool, *([] if checksums else ["--skip-checksums"]), *([] if wal else ["--no-parse-wal"])]
     with tempfile.TemporaryFile() as output:
-        # run_command belongs to a module, and knows no way to end what it started.
+        # run_command belongs to a module, and cannot end the program early.
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             [os.fsencode(one) for one in command] + [backup.layout().data],
             stdin=subprocess.DEVNULL,

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Verification as a whole: which backup, which looks at it, in this process or in one that outlives the task.
+"""A verification as a whole: which backup, which checks, and its result.
 
-Nothing is written to the repository. The record of a detached verification lies in a private folder of the user below
-the temporary directory, under a name that the caller chooses; a verification that nobody asks for ends by itself.
+The record of a detached verification is in a private folder of the user below the temporary directory, under a name
+that the caller chooses. A verification whose result no task waits for ends by itself.
 
 Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
@@ -21,8 +21,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.checksums import wrong_checksums
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Look, bad_file
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.pg_verifybackup import run_tool
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import QuickCheck, bad_file
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.wal import bad_wal, required_bytes
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive, open_archive
 
@@ -41,7 +41,7 @@ def chosen(cluster: Cluster, backup_id: str) -> Backup:
             raise BackupError(
                 f"The backup {backup.id} in {cluster.path} is not published; it cannot be verified.",
                 code="not_published",
-                hint="pgfleet.basebackup.backup_info tells what it waits for.",
+                hint="pgfleet.basebackup.backup_info reports what it waits for.",
             )
         return backup
     published = cluster.published_in_order()
@@ -49,13 +49,13 @@ def chosen(cluster: Cluster, backup_id: str) -> Backup:
         raise BackupError(
             f"There is no published backup in {cluster.path}.",
             code="no_backup",
-            hint="pgfleet.basebackup.backup_info lists what is there.",
+            hint="pgfleet.basebackup.backup_info lists the backups.",
         )
     return published[-1].backup
 
 
-class Wish(t.NamedTuple):
-    """What is to be verified, and how: arguments of ``backup_verify``."""
+class Options(t.NamedTuple):
+    """What to verify, and how: arguments of ``backup_verify``."""
 
     levels: t.Sequence[str]
     jobs: int
@@ -66,11 +66,11 @@ class Wish(t.NamedTuple):
 
 
 def verify(
-    backup: Backup, wish: Wish, check: t.Callable[[], None], recorder: t.Optional[Recorder] = None
+    backup: Backup, options: Options, check: t.Callable[[], None], recorder: t.Optional[Recorder] = None
 ) -> dict[str, t.Any]:
-    """Return the part of the module's result that tells of the backup: ``bad_files``, ``files``, ``bytes`` ...
+    """Return the part of the module's result that describes the backup: ``bad_files``, ``files``, ``bytes`` ...
 
-    ``check`` is called ten times a second and stops everything by raising; ``recorder`` is told of the progress.
+    ``check`` is called ten times a second and stops everything by raising; ``recorder`` records the progress.
     Raises :class:`BackupError` when it cannot be verified at all.
     """
     begun = time.monotonic()
@@ -80,18 +80,18 @@ def verify(
         if exc.code != "damaged_backup":
             raise
         return _result(backup, [bad_file("backup.json", "damaged", exc.msg)], begun)
-    look = Look(backup, record)
-    bad = look.bad_files
+    quick = QuickCheck(backup, record)
+    bad = quick.bad_files
     if any(one["path"] == "backup.json" for one in bad):
-        # Where the record is wrong, so would be all that follows from it.
+        # With a wrong record all further checks would be wrong, too.
         return _result(backup, bad, begun)
     included = record.includes_wal
-    reads_wal = WAL in wish.levels or (FULL in wish.levels and included)
-    archive = None if included or not reads_wal else _archive(backup, record.server, wish)
-    # It reads the manifests of its own version only.
-    tool = find("pg_verifybackup", record.server.major, wish.bin_directory) if wish.pg_verifybackup else None
-    files = look.files
-    hashed = [one for one in files if one.entry.algorithm] if FULL in wish.levels else []
+    reads_wal = WAL in options.levels or (FULL in options.levels and included)
+    archive = None if included or not reads_wal else _archive(backup, record.server, options)
+    # It reads only manifests of its own version.
+    tool = find("pg_verifybackup", record.server.major, options.bin_directory) if options.pg_verifybackup else None
+    files = quick.files
+    hashed = [one for one in files if one.entry.algorithm] if FULL in options.levels else []
     hashed_bytes = sum(one.entry.size for one in hashed)
     result: dict[str, t.Any] = {"files": len(files), "bytes": sum(one.entry.size for one in files), "warnings": []}
     if recorder:
@@ -104,8 +104,8 @@ def verify(
 
         return progress
 
-    if FULL in wish.levels:
-        bad += wrong_checksums(hashed, wish.jobs, check, progress_from(0))
+    if FULL in options.levels:
+        bad += wrong_checksums(hashed, options.jobs, check, progress_from(0))
         result["unchecked_files"] = len(files) - len(hashed)
         if result["unchecked_files"]:
             result["warnings"].append(
@@ -113,20 +113,20 @@ def verify(
             )
     if reads_wal:
         known = {one["path"] for one in bad}
-        found = bad_wal(backup, record, archive, wish.jobs, check, progress_from(hashed_bytes))
+        found = bad_wal(backup, record, archive, options.jobs, check, progress_from(hashed_bytes))
         bad += [one for one in found if one["path"] not in known]
         result["wal_files"] = len(record.required_wal)
     if tool:
-        said = run_tool(tool, backup, FULL in wish.levels, included, check)
-        result["pg_verifybackup"] = said
-        if not said["ok"] and not bad:
-            bad.append(bad_file("", "pg_verifybackup", f"pg_verifybackup found what we did not: {said['output']}"))
+        answer = run_tool(tool, backup, FULL in options.levels, included, check)
+        result["pg_verifybackup"] = answer
+        if not answer["ok"] and not bad:
+            bad.append(bad_file("", "pg_verifybackup", f"Only pg_verifybackup found damage: {answer['output']}"))
     return {**_result(backup, bad, begun), **result}
 
 
 def _result(backup: Backup, bad: t.Sequence[dict[str, str]], begun: float) -> dict[str, t.Any]:
     if not os.path.isdir(backup.path):
-        raise BackupError(f"The backup {backup.path} was removed meanwhile.", code="unknown_backup")
+        raise BackupError(f"The backup {backup.path} was removed during its verification.", code="unknown_backup")
     return {
         "backup_id": backup.id,
         "directory": backup.path,
@@ -135,13 +135,13 @@ def _result(backup: Backup, bad: t.Sequence[dict[str, str]], begun: float) -> di
     }
 
 
-def _archive(backup: Backup, server: Server, wish: Wish) -> Archive:
-    directory = backup.cluster.archive_directory(wish.archive_directory, wish.restore_command)
+def _archive(backup: Backup, server: Server, options: Options) -> Archive:
+    directory = backup.cluster.archive_directory(options.archive_directory, options.restore_command)
     identifier = int(server.system_identifier)
-    archive = open_archive(directory, wish.restore_command, server.wal_segment_size, identifier)
+    archive = open_archive(directory, options.restore_command, server.wal_segment_size, identifier)
     if archive is None:
         raise BackupError(
-            f"The backup {backup.id} does not contain its WAL, and no archive is known.",
+            f"The backup {backup.id} does not contain its WAL, and there is no archive to check.",
             code="no_archive",
             hint=f"Set {option('archive_directory')} or {option('restore_command')}.",
         )
@@ -149,7 +149,7 @@ def _archive(backup: Backup, server: Server, wish: Wish) -> Archive:
 
 
 def damage(result: t.Mapping[str, t.Any]) -> t.Optional[BackupError]:
-    """Return the failure that a result with bad files is, else None."""
+    """Return the error for a result with bad files, else None."""
     bad = result["bad_files"]
     if not bad:
         return None

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether the WAL that a backup needs is there and can be read from its start to its end.
+"""Whether the WAL that a backup needs exists and can be read from its start to its end.
 
 Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
@@ -16,13 +16,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import BackupRecord
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import BadFile, bad_file
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import BadFile, bad_file
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import Archive
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.records import scan_segments
 
-# What is wrong with a file of the archive; anything else is wrong with the way to it.
+# Problems of a file in the archive; any other error is one of reaching it.
 FINDINGS = ("wal_missing", "history_missing", "bad_segment", "bad_history", "unreadable")
 
 
@@ -46,21 +46,21 @@ def bad_wal(
 ) -> t.Iterator[BadFile]:
     """Yield the WAL files of a backup that are missing or damaged: ``wal_missing``, ``bad_segment``, ``checksum``...
 
-    Looked at are those in the backup itself when it was made with its WAL, else those in ``archive``. A segment is good
-    when it belongs to the cluster and its records follow each other without a gap as far as the backup needs them; the
+    The files are those in the backup itself when it includes its WAL, else those in ``archive``. A segment is good when
+    it belongs to the cluster and its records follow each other without a gap as far as the backup needs them. The
     checksums of single records are not computed, those of included files are. ``jobs``, ``check`` and ``progress`` are
-    as in :func:`._verify.wrong_checksums`. Raises :class:`BackupError` when the archive cannot be asked.
+    as in :func:`.checksums.wrong_checksums`. Raises :class:`BackupError` when the archive cannot be reached.
     """
     done_bytes = done_files = 0
 
-    def look(batch: t.Sequence[str], reporter: Reporter) -> None:
+    def check_files(batch: t.Sequence[str], reporter: Reporter) -> None:
         for name in batch:
             finding = _finding(backup, record, archive, name)
             if _segments.is_segment_name(name):
                 reporter.advance(record.server.wal_segment_size)
             reporter.finish(json.dumps(finding).encode("ascii") + b"\n" if finding else b"")
 
-    for report in run_workers(batches(record.required_wal, _sizes(record)), look, jobs, check):
+    for report in run_workers(batches(record.required_wal, _sizes(record)), check_files, jobs, check):
         done_bytes += report.done_bytes
         done_files += report.files
         progress(done_bytes, done_files)
@@ -75,7 +75,7 @@ def _finding(backup: Backup, record: BackupRecord, archive: t.Optional[Archive],
         if included:
             _check_included(backup, record, name)
         elif archive is None:
-            raise BackupError("There is no archive to look into.", code="wal_missing")
+            raise BackupError("There is no archive that could have it.", code="wal_missing")
         elif _segments.is_history_name(name):
             archive.history(int(name[:8], 16))
         else:
@@ -108,7 +108,7 @@ def _check_included(backup: Backup, record: BackupRecord, name: str) -> None:
 def _check_segment(record: BackupRecord, name: str, data: bytes) -> None:
     size = record.server.wal_segment_size
     _timeline, segment = _segments.parse_segment_name(name, size)
-    # Behind the end of the backup the server, or we, may have left the segment unfinished.
+    # After the end of the backup the segment may be unfinished, by the server or by us.
     end = record.stop.lsn
     for scan in scan_segments([(segment, data)], size):
         if scan.stops_at is not None and scan.stops_at < end:

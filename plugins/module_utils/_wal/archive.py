@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import abc
 import os
-import shlex
 import shutil
-import sys
 import tempfile
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import script as _script
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.files import (
@@ -36,7 +35,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.files impo
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import is_segment, segment_numbers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry
 
-# The role pg_archive installs it beside its archive.
+# The role pg_archive installs it next to its archive.
 SCRIPT = "pgfleet_wal.py"
 
 # The programs that a restore_command calls.
@@ -252,20 +251,16 @@ def restore_command(archive: Archive) -> str:
         return archive.command
     if not isinstance(archive, DirectoryArchive):
         raise TypeError(f"{archive!r} is neither a directory nor a command")
-    folder = _quoted(archive.directory)
-    script = os.path.join(os.path.dirname(os.path.abspath(archive.directory)), SCRIPT)
+    folder = _script.quoted(archive.directory)
+    script = os.path.join(os.path.dirname(os.path.abspath(archive.directory)), _script.SCRIPT)
     if os.path.isfile(script):
-        # Without the script Python would exit with 2, which the server takes for a missing file.
-        script = _quoted(script)
-        return f'[ -r {script} ] || exit 255; {_quoted(sys.executable)} -I {script} restore {folder} "%f" "%p"'
+        return _script.restore_command(script, archive.directory)
     steps = [f'[ -e {folder}/%f ]; then cp {folder}/%f "%p" || exit 255']
     for suffix in sorted({entry.suffix for entry in archive.entries() if entry.name in archive.names()} - {""}):
         tool = shutil.which(_DECOMPRESSORS[suffix])
         if tool is None:
             raise tool_missing(archive.description, _DECOMPRESSORS[suffix])
-        steps.append(f'[ -e {folder}/%f{suffix} ]; then {_quoted(tool)} -dc {folder}/%f{suffix} > "%p" || exit 255')
+        steps.append(
+            f'[ -e {folder}/%f{suffix} ]; then {_script.quoted(tool)} -dc {folder}/%f{suffix} > "%p" || exit 255'
+        )
     return f"[ -x {folder}/. ] || exit 255; if {'; elif '.join(steps)}; else exit 1; fi"
-
-
-def _quoted(word: str) -> str:
-    return shlex.quote(word).replace("%", "%%")

@@ -28,7 +28,7 @@ def load(server: Server, *options: str) -> t.Iterator[None]:
         process.wait()
         wait_until(
             lambda: not server.sql("SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgbench'"),
-            "pgbench is gone",
+            "pgbench has ended",
         )
 
 

@@ -139,7 +139,7 @@ def held_copy(fleet: RoleHosts, host: str, server: Server, **variables: t.Any) -
         copying = Copying(play, backup, os.getpgid(read_json(record)["pid"]))
         os.killpg(copying.process, signal.SIGSTOP)
         try:
-            wait_until(lambda: f"[{host}] {backup.name}: " in play.stdout, f"progress is told: {play.stdout}")
+            wait_until(lambda: f"[{host}] {backup.name}: " in play.stdout, f"progress is shown: {play.stdout}")
             big.unlink()
             yield copying
         finally:

@@ -85,7 +85,7 @@ def test_claims_at_once(backup: Backup) -> None:
     assert owner_of(backup)["owner"] == "x" * 500
 
 
-def test_claim_of_what_is_gone(backup: Backup) -> None:
+def test_claim_of_a_removed_backup(backup: Backup) -> None:
     gone = Backup(backup.cluster, "b1", published=False)
     backup.remove()
     with pytest.raises(BackupError) as caught:
@@ -103,24 +103,24 @@ def test_claim_with_a_damaged_record(backup: Backup) -> None:
 @pytest.mark.parametrize("state", ["stopped", "complete", "failed"])
 def test_look_at_recorded_states(tmp_path: pathlib.Path, state: str) -> None:
     """No session is asked: after the stop the record alone counts."""
-    activity = _work.look(make_backup(make_cluster(tmp_path), state=state, error="why"))
+    activity = _work.activity_of(make_backup(make_cluster(tmp_path), state=state, error="why"))
     assert (activity.state, activity.reason, activity.owner, activity.locked) == (state, "why", "me", False)
     assert (activity.stopped_at is None) == (state == "failed")
 
 
 def test_look_without_a_session(backup: Backup) -> None:
     write(backup, "session/state.json", {"state": "running", "pid": 1})
-    activity = _work.look(backup)
+    activity = _work.activity_of(backup)
     assert (activity.state, "killed" in activity.reason) == ("failed", True)
     pathlib.Path(backup.file("session", "state.json")).unlink()
-    assert _work.look(backup).state == "failed"
+    assert _work.activity_of(backup).state == "failed"
 
 
 def test_look_at_a_session_that_ended(backup: Backup) -> None:
     write(backup, "session/state.json", {"state": "failed", "error": "lost", "code": "connection_lost"})
-    assert _work.look(backup)[:2] == ("failed", "lost")
+    assert _work.activity_of(backup)[:2] == ("failed", "lost")
     write(backup, "session/state.json", {"state": "stopped"})
-    assert _work.look(backup)[:2] == ("stopping", "")
+    assert _work.activity_of(backup)[:2] == ("stopping", "")
 
 
 def test_look_at_a_session_that_does_not_answer(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,22 +128,22 @@ def test_look_at_a_session_that_does_not_answer(backup: Backup, monkeypatch: pyt
     ask = Session.ask
     monkeypatch.setattr(Session, "ask", lambda self, action, renew: ask(self, action, renew, seconds=0.1))
     with held_by_another_process(backup.file("session", "lock")):
-        activity = _work.look(backup)
+        activity = _work.activity_of(backup)
     assert (activity.state, "did not answer" in activity.reason) == ("running", True)
 
 
-def test_lock_is_looked_at_first(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_is_checked_first(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that starts its session and releases the lock during a look must not pass for a dead backup."""
     steps: list[str] = []
     monkeypatch.setattr(Backup, "is_worked_on", lambda self: steps.append("lock") or True)
     monkeypatch.setattr(_work, "_session_state", lambda *args: steps.append("session") or ("failed", ""))
-    assert _work.look(backup).locked
+    assert _work.activity_of(backup).locked
     assert steps == ["lock", "session"]
 
 
 def test_look_at_something_damaged(backup: Backup) -> None:
     pathlib.Path(backup.file("backup.json")).write_text("{")
-    activity = _work.look(backup)
+    activity = _work.activity_of(backup)
     assert (activity.state, "damaged" in activity.reason) == ("failed", True)
 
 
@@ -151,29 +151,33 @@ def test_session_of_another_host(backup: Backup) -> None:
     """A session on another host cannot be asked: it counts as alive until its lease must have expired."""
     edit(backup, host="elsewhere")
     _work.claim(backup, "one")
-    assert _work.look(backup)[:2] == ("running", "")
-    assert not _work.look(backup).here
+    assert _work.activity_of(backup)[:2] == ("running", "")
+    assert not _work.activity_of(backup).here
     write(backup, "owner.json", {"owner": "one", "since": 1.0, "seen": time.time() - 3700})
-    assert _work.look(backup).state == "failed"
+    assert _work.activity_of(backup).state == "failed"
     # A running copy renews it too.
     write(backup, "copy/progress.json", {"state": "running", "percent": 1.0})
-    assert _work.look(backup).state == "running"
+    assert _work.activity_of(backup).state == "running"
 
 
 def test_progress(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_work, "_session_state", lambda *args: ("running", ""))
     _work.claim(backup, "deploy@controller")
-    assert _work.look(backup).state == "running"
+    assert _work.activity_of(backup).state == "running"
     write(backup, "copy/progress.json", {"state": "running", "percent": 41.6})
     with held_by_another_process(backup.file("lock")):
-        activity = _work.look(backup)
+        activity = _work.activity_of(backup)
     assert (activity.state, activity.locked, activity.copying) == ("running", True, True)
     text = activity.describe(backup)
-    assert text.startswith("deploy@controller works on the backup b1 since 20")
+    assert text.startswith("deploy@controller has been working on the backup b1 since 20")
     assert "42 % copied" in text
     write(backup, "copy/progress.json", {"state": "done", "percent": 100.0})
     with held_by_another_process(backup.file("lock")):
-        activity = _work.look(backup)
+        activity = _work.activity_of(backup)
     assert (activity.state, activity.locked, activity.copying) == ("copied", True, False)
     os.unlink(backup.file("owner.json"))
-    assert _work.look(backup).describe(backup).startswith("Somebody works on the backup b1 since an unknown time")
+    assert (
+        _work.activity_of(backup)
+        .describe(backup)
+        .startswith("Another run has been working on the backup b1 since an unknown time")
+    )

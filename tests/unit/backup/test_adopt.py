@@ -327,7 +327,7 @@ def test_killed_after_the_stop(stopping: Stopping) -> None:
     assert listed[b"global/pg_control"].size == 8192
 
 
-def test_stopped_by_another_call_meanwhile(stopping: Stopping) -> None:
+def test_already_stopped_by_another_call(stopping: Stopping) -> None:
     """The second of two calls has read the state before the first finished."""
     late = _stop.Stop(stopping.backup, "SHA256", 1)
     stopping.run()

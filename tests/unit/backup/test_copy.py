@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The copy engine: exact sizes, every refusal, and what an interruption at any point leaves behind."""
+"""The copy engine: exact sizes, every refusal, and the state after an interruption at any point."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def children() -> list[int]:
 
 
 def place_in(scan: Scan, path: bytes) -> bytes:
-    """Return where ``path`` lies in a backup, relative to its directory."""
+    """Return where ``path`` is in a backup, relative to its directory."""
     return PlainLayout(b"", external(scan.tablespaces)).place(path)[1:]
 
 
@@ -386,7 +386,7 @@ def test_a_worker_that_is_killed_fails_the_copy_and_loses_nothing(
     assert result.files + result.reused_files == 5
 
 
-def test_an_unexpected_error_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_self: t.Any, *_args: t.Any) -> None:
         raise RuntimeError("no idea")
 

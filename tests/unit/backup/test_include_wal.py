@@ -88,7 +88,7 @@ def test_names_contents_and_marks(tmp_path: pathlib.Path, source: pathlib.Path) 
 
 
 @pytest.mark.parametrize("used", [40, 8192, SIZE - 1, SIZE])
-def test_what_lies_behind_the_end_is_left_out(tmp_path: pathlib.Path, source: pathlib.Path, used: int) -> None:
+def test_wal_after_the_end_is_left_out(tmp_path: pathlib.Path, source: pathlib.Path, used: int) -> None:
     """Only of the segment that contains the end, not of earlier ones."""
     target = tmp_path / "target"
     digests = include(source, target, name_of(2), name_of(3), end=3 * SIZE + used)

@@ -123,7 +123,7 @@ def test_damaged(backup: Backup, name: str) -> None:
     assert (error.code, name in error.msg) == ("damaged_backup", True)
 
 
-def test_somebody_works_on_it(backup: Backup) -> None:
+def test_another_process_works_on_it(backup: Backup) -> None:
     with held_by_another_process(backup.file("lock")):
         with pytest.raises(BackupError) as caught:
             with backup.hold(0.1):

@@ -143,7 +143,7 @@ def test_dead(cluster: Cluster, sessions: Sessions) -> None:
     assert choose(cluster) == (None, None, [])
 
 
-def test_dead_beside_alive(cluster: Cluster, sessions: Sessions) -> None:
+def test_dead_and_alive(cluster: Cluster, sessions: Sessions) -> None:
     for name in ("a", "b", "c"):
         heard_of(make_backup(cluster, name), "one", 100)
     sessions["b"] = ("copied", "")
@@ -279,7 +279,7 @@ def test_cleaning(cluster: Cluster, sessions: Sessions, launched: list[Backup]) 
     assert cluster.find("old") is not None
 
 
-def test_cleaning_spares_what_somebody_has_gone_on_with(
+def test_cleaning_spares_a_backup_that_another_run_continued(
     cluster: Cluster, sessions: Sessions, launched: list[Backup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The start happens between the decision and the cleaning, and may wait for a checkpoint."""
@@ -307,7 +307,7 @@ def test_busy(cluster: Cluster, sessions: Sessions, launched: list[Backup]) -> N
         assert (answer["skipped_busy"], answer["changed"], answer["busy"]["owner"]) == (True, False, "one")
         with pytest.raises(BackupError) as caught:
             start(cluster, concurrent="fail").run()
-        assert (caught.value.code, "one works on the backup b1" in caught.value.msg) == ("busy", True)
+        assert (caught.value.code, "one has been working on the backup b1" in caught.value.msg) == ("busy", True)
         start(cluster, concurrent="allow").run()
     assert len(launched) == 1
 

@@ -86,7 +86,7 @@ def test_long_gap(folder: pathlib.Path) -> None:
     assert (gap["count"], len(gap["missing"]), gap["missing"][-1]) == (4999, 100, name(1, 103))
 
 
-def test_switch_is_no_gap(folder: pathlib.Path) -> None:
+def test_switch_is_not_a_gap(folder: pathlib.Path) -> None:
     """Timeline 2 begins in segment 5, which the old one never archives; the old primary may also continue."""
     put(folder, 1, 3, 4)
     put(folder, 2, 5, 6)

@@ -119,7 +119,7 @@ def test_a_socket_directory_that_is_not_ours(tmp_path: pathlib.Path, sockets: pa
     assert (other / "rows").exists()
 
 
-def test_a_restore_that_goes_on_is_ended(tmp_path: pathlib.Path, sockets: pathlib.Path) -> None:
+def test_a_running_restore_is_ended(tmp_path: pathlib.Path, sockets: pathlib.Path) -> None:
     """The restore's process outlives the run and would write into the directory during its removal."""
     scratch = Scratch(str(tmp_path), "main")
     scratch.make("first", "me", str(sockets))

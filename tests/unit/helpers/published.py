@@ -13,9 +13,9 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import look as _verify
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import quick as _verify
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import verification as _verify_job
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Wish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Options
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
@@ -96,8 +96,8 @@ class Published:
         return {(one["path"], one["problem"]) for one in _verify.quick(self.backup, self.backup.load())}
 
     def verify(self, *levels: str, **wish: t.Any) -> dict[str, t.Any]:
-        given = dict.fromkeys(Wish._fields, None) | {"levels": levels, "jobs": 2} | wish
-        return _verify_job.verify(self.backup, Wish(**given), lambda: None)
+        given = dict.fromkeys(Options._fields, None) | {"levels": levels, "jobs": 2} | wish
+        return _verify_job.verify(self.backup, Options(**given), lambda: None)
 
     def bad(self, *levels: str, **wish: t.Any) -> set[tuple[str, str]]:
         return {(one["path"], one["problem"]) for one in self.verify(*levels, **wish)["bad_files"]}

@@ -87,7 +87,7 @@ def test_from_begin_to_end(bench: Bench) -> None:
     bench.launch(bench.waiting)
     assert bench.job.wait(0.05) is None
     assert bench.job.is_running()
-    record = wait_until(lambda: (one := bench.job.read()).get("percent") and one, "progress is told")
+    record = wait_until(lambda: (one := bench.job.read()).get("percent") and one, "progress is recorded")
     assert (record["state"], record["percent"], record["phase"]) == ("running", 40.0, "copy")
     told = Step(None, record).progress("restored")
     assert (told["finished"], told["msg"], set(told["progress"])) == (False, "40.0 % restored.", set(_job.PROGRESS))
@@ -159,7 +159,7 @@ def test_killed(bench: Bench) -> None:
     assert error.details["progress"]["percent"] == 40.0
 
 
-def test_somebody_else_holds_the_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_holds_the_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beginning work gets time to record itself; another process that holds the lock is not mistaken for it."""
     monkeypatch.setattr(_job, "BEGIN_SECONDS", 0.1)
     bench.job.make_folder()

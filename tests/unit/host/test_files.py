@@ -47,7 +47,7 @@ def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
     assert seen == {"old", "new"}
 
 
-def test_what_is_no_object(tmp_path: pathlib.Path) -> None:
+def test_not_an_object(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match="JSON object"):
         _files.read_json(str(tmp_path / "x.json"))

@@ -153,7 +153,7 @@ def test_plan_of_a_standby_with_problems() -> None:
         "What would stop it: repository, not_primary",
     ]
     assert answer["plan"][7].startswith("me run 1 has been working on the backup b0 since 2026-01-01T00:00:00Z")
-    assert "(state running, 50 % copied, last heard of 3 s ago)" in answer["plan"][7]
+    assert "(state running, 50 % copied, last active 3 s ago)" in answer["plan"][7]
     assert answer["plan"][8:] == [
         "repository: It does not exist. Create it.",
         "not_primary: It does not exist. Create it.",

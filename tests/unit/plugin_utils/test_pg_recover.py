@@ -67,7 +67,7 @@ def test_log_file() -> None:
     assert decide(log_file="/var/log/pg.log")["log_file"] == "/var/log/pg.log"
 
 
-def test_running_server_is_no_refusal() -> None:
+def test_running_server_is_not_refused() -> None:
     """A running server is no reason to refuse: the role stops it."""
     assert decide(plan=planned(RUNNING_THERE))["refusal"] == ""
     assert decide(plan=planned(RUNNING_THERE, REFUSAL))["refusal"] == "It is not empty. Use delta."
@@ -115,7 +115,7 @@ def test_plan() -> None:
 
 def test_plan_that_is_refused() -> None:
     plan = decide(plan=planned(REFUSAL), check_mode=True)["plan"]
-    assert plan[0] == "db: nothing can be restored like this."
+    assert plan[0] == "db: nothing can be restored with these variables."
     assert plan[3] == "Server there: does not run"
     assert plan[-2:] == ["What would stop it: not_empty", "not_empty: It is not empty. Use delta."]
     assert decide(plan=planned(finished=True), check_mode=True)["plan"][0].endswith("has been done already.")
@@ -159,12 +159,12 @@ def test_result_of_check_mode() -> None:
 
 @pytest.mark.parametrize("more, changed, outcome", [
     ({"begun": True, "restore": planned(finished=True)}, True, "The files are restored. Repair the cause"),
-    ({}, False, "Nothing was touched."),
-    ({"stopped": True}, True, "Nothing was touched but the server, which was stopped."),
-    ({"begun": True, "failed_result": {"msg": "Why.", "code": "x"}}, False, "Nothing was touched."),
+    ({}, False, "Nothing was changed."),
+    ({"stopped": True}, True, "Nothing was changed, but the server was stopped."),
+    ({"begun": True, "failed_result": {"msg": "Why.", "code": "x"}}, False, "Nothing was changed."),
     ({"begun": True, "failed_result": {"msg": "Why.", "code": "x", "progress": {}}}, True, "Without global/pg_control"),
     ({"begun": True}, True, "Without global/pg_control"),
-    ({"begun": True, "plan": planned(REFUSAL)}, False, "Nothing was touched."),
+    ({"begun": True, "plan": planned(REFUSAL)}, False, "Nothing was changed."),
 ])  # fmt: skip
 def test_failure(more: dict[str, t.Any], changed: bool, outcome: str) -> None:
     """The message gives the state of the data directory; a restore that has begun reports its progress."""

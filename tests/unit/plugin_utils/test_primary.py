@@ -53,7 +53,7 @@ def test_host_of_the_play() -> None:
     assert (found["several"], found["problems"]) == ("", [])
 
 
-def test_hosts_that_were_not_looked_at() -> None:
+def test_hosts_that_were_not_queried() -> None:
     """A host whose query failed, or that is in another batch, is not a candidate."""
     found = find(facts(), hostvars(a={"__pg_backup_server": {"failed": True, "msg": "No route."}}))
     assert found["find_primary"] is True
@@ -108,7 +108,7 @@ def test_upstream() -> None:
     [
         ("d", {"failed": True, "msg": "Connection refused."}, "Connection refused."),
         ("d", {"unreachable": True, "msg": "No route to host."}, "No route to host."),
-        ("d", {"changed": False}, "It is not known."),
+        ("d", {"changed": False}, "It is unknown."),
         ("", {"primary": {"error": "It has no upstream."}}, "It has no upstream."),
         ("", {"failed": True, "msg": "Connection refused."}, "Connection refused."),
     ],

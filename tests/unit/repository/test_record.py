@@ -305,7 +305,7 @@ def test_drill_without_a_time(at: t.Any, code: str) -> None:
 
 
 def test_drill_of_a_play() -> None:
-    """What the checks found and wanted is kept, whatever it is; what nothing wrote is not recorded."""
+    """Found and expected values of checks are kept, whatever they are; unknown fields are not recorded."""
     checks = [
         {"name": "a", "ok": True, "msg": "b", "value": [["c"]], "expected": None},
         {"name": "a", "ok": None, "msg": "b"},

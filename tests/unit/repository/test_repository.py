@@ -175,7 +175,7 @@ def test_other_cluster(cluster: Cluster) -> None:
         assert IDENTIFIER in caught.value.msg
 
 
-def test_new_cluster_is_anybodys(tmp_path: pathlib.Path) -> None:
+def test_new_cluster_accepts_any_server(tmp_path: pathlib.Path) -> None:
     (tmp_path / "repository").mkdir(mode=0o700)
     cluster = Repository(str(tmp_path / "repository")).cluster("new")
     cluster.refuse_other("1")
@@ -309,7 +309,7 @@ def test_lock_is_not_inherited(cluster: Cluster) -> None:
         assert not os.get_inheritable(handle)
 
 
-def test_work_on_a_backup_that_is_gone(cluster: Cluster) -> None:
+def test_work_on_a_removed_backup(cluster: Cluster) -> None:
     backup = make_backup(cluster)
     gone = Backup(cluster, "b1", published=False)
     backup.remove()

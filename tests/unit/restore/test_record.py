@@ -17,7 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
     OTHER,
     Record,
     Request,
-    look_at_destination,
+    read_destination,
     read_record,
     read_request,
     state_of,
@@ -41,7 +41,7 @@ def touch(path: bytes) -> None:
         pass
 
 
-def test_a_record_counts_beside_its_control_file(data: bytes) -> None:
+def test_a_record_counts_with_its_control_file(data: bytes) -> None:
     write_record(data, RECORD)
     assert read_record(data) is None
     touch(data + b"/global/pg_control")
@@ -83,9 +83,9 @@ def test_states(data: bytes) -> None:
 
 def test_the_request_of_an_interrupted_restore_alone_counts(data: bytes) -> None:
     write_request(data, REQUEST)
-    found = look_at_destination(Findings(), data)
+    found = read_destination(Findings(), data)
     assert (found.state, found.record, found.request) == (INTERRUPTED, None, REQUEST)
     for name in (b"/PG_VERSION", b"/global/pg_control"):
         touch(data + name)
-    found = look_at_destination(Findings(), data)
+    found = read_destination(Findings(), data)
     assert (found.state, found.request) == (CLUSTER, Request())

@@ -16,7 +16,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findin
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Existing, Layout, Space, Survey
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import OldWal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.room import FileSystem, check_room
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.look import Found
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.quick import Found
 
 MB = 1 << 20
 VERSION = b"PG_18_202506291"
@@ -51,6 +51,6 @@ def test_one_file_system(layout: Layout, tmp_path: pathlib.Path, monkeypatch: py
 def test_saved_wal_on_another_file_system(layout: Layout) -> None:
     wal = OldWal(("x", "y"), b"/dev/shm/saved")
     if os.stat("/dev/shm").st_dev == os.stat(os.path.dirname(layout.data)).st_dev:
-        pytest.skip("/dev/shm is no file system of its own here")
+        pytest.skip("/dev/shm is not a separate file system here")
     systems = check_room(Findings(), layout, Contents(), Survey({}, []), wal, MB)
     assert [(one.directory, one.needed) for one in systems][1:] == [(b"/dev/shm", 2 * MB)]

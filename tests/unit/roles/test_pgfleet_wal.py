@@ -27,7 +27,7 @@ from tests.unit.helpers import crashes as crashing
 from tests.unit.helpers.crashes import crashes
 from tests.unit.helpers.processes import held_by_another_process
 
-SCRIPT: t.Final = pathlib.Path(__file__).resolve().parents[3] / "roles/pg_archive/files/pgfleet_wal.py"
+SCRIPT: t.Final = pathlib.Path(__file__).resolve().parents[3] / "plugins/module_utils/_wal/pgfleet_wal.py"
 NAME: t.Final = "00000001000000020000000A"
 HISTORY: t.Final = "00000002.history"
 SIZE: t.Final = 1 << 20
@@ -253,7 +253,7 @@ def test_durable_before_it_counts(place: Place) -> None:
         assert order == [NAME, "archive"]
 
 
-def test_appeared_meanwhile(place: Place) -> None:
+def test_stored_by_another_host(place: Place) -> None:
     """A host outside the lock's reach stores the same name: its file stays."""
     real_link = os.link
 
@@ -285,7 +285,7 @@ def test_lock_held_for_long(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_zstd
-def test_killed_while_zstd_goes_on(place: Place) -> None:
+def test_killed_while_zstd_runs(place: Place) -> None:
     """A process orphaned by a kill does not write into the file of the next attempt."""
     fifo = place.source.with_name("slow")
     os.mkfifo(fifo)

@@ -122,7 +122,7 @@ def test_order_is_kept() -> None:
     assert server.missing([HISTORY, NAMES[5], NAMES[4], NAMES[0], NAMES[1]]) == [NAMES[5], NAMES[4], NAMES[1]]
 
 
-def test_who_cannot_tell() -> None:
+def test_server_that_does_not_know() -> None:
     """With archive_mode=off no segment has a status, and a recycled one would pass for archived."""
     server = MadeUpServer([], [])
     with pytest.raises(BackupError) as caught:

@@ -136,7 +136,7 @@ def test_the_slot_is_no_good(case: Case, on: list[t.Any], code: str, sqlstate: s
 
 
 @pytest.mark.parametrize("end", ["lease", "deadline", "connection", "abort", "signal"])
-def test_it_does_not_keep_the_wal_for_ever(case: Case, end: str) -> None:
+def test_it_does_not_retain_the_wal_forever(case: Case, end: str) -> None:
     """A stopped backup stays stopped, however the session ends after that."""
     limits = {"lease": {"session_idle_timeout": 0.5}, "deadline": {"session_timeout": 1}}.get(end, {})
     session = case.launch(orders={"reserve_wal": True, **limits})
@@ -161,7 +161,7 @@ def test_a_connection_that_is_lost_with_its_slot(case: Case) -> None:
     assert (caught.value.code, "max_slot_wal_keep_size" in caught.value.hint) == ("connection_lost_with_slot", True)
 
 
-def test_what_is_seen_of_it(case: Case) -> None:
+def test_what_is_visible_of_it(case: Case) -> None:
     """ps shows the process; no file, command line or environment has the password; no descriptor is kept."""
     session = case.launch()
     pid = session.wait_started()["pid"]

@@ -16,9 +16,9 @@ import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import checksums as _verify_checksums
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import look as _verify
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import quick as _verify
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify import verification as _verify_job
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Wish
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Options
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
 from tests.unit.helpers.backups import make_cluster, metadata, proof, record_of
@@ -127,7 +127,7 @@ def test_metadata(published: Published, changes: dict[str, t.Any]) -> None:
     assert ("backup.json", "damaged") in published.bad("quick", "full", "wal")
 
 
-def test_metadata_is_no_json(published: Published) -> None:
+def test_metadata_is_not_json(published: Published) -> None:
     (published.path / "backup.json").write_text("{")
     assert published.bad("quick", "full", "wal") == {("backup.json", "damaged")}
 
@@ -266,14 +266,14 @@ def test_which_one(tmp_path: pathlib.Path) -> None:
     assert _verify_job.chosen(cluster, "latest").id == "a"
 
 
-def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_during_the_verification(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backup removed during its verification is not called damaged."""
 
     def check() -> None:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(published.path)
 
-    wish = Wish(**dict.fromkeys(Wish._fields, None) | {"levels": ["full"], "jobs": 1})
+    wish = Options(**dict.fromkeys(Options._fields, None) | {"levels": ["full"], "jobs": 1})
     with pytest.raises(BackupError) as caught:
         _verify_job.verify(published.backup, wish, check)
     assert caught.value.code == "unknown_backup"
@@ -281,8 +281,8 @@ def test_removed_meanwhile(published: Published, monkeypatch: pytest.MonkeyPatch
 
 def test_library_is_missing(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checksums that cannot be computed do not count as verified."""
-    look = _verify.Look(published.backup, published.backup.load())
-    files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in look.files]
+    quick = _verify.QuickCheck(published.backup, published.backup.load())
+    files = [one._replace(entry=one.entry._replace(algorithm="CRC32C", checksum="0" * 8)) for one in quick.files]
     monkeypatch.setattr(_host_checksums, "crc32c", None)
     with pytest.raises(BackupError) as caught:
         list(_verify_checksums.wrong_checksums(files, 2, lambda: None, lambda done_bytes, done_files: None))

@@ -12,7 +12,7 @@ from tests.unit.helpers.made_up_wal import Wal
 
 @pytest.fixture
 def wal() -> Wal:
-    """Three segments with a transaction at the begin of each, and one record in a fourth."""
+    """Three segments with a transaction at the start of each, and one record in a fourth."""
     made = Wal()
     for number in range(3):
         made.commit(number + 1)

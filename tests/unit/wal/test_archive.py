@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An archive: what it has and what it gives, by directory and by command, and the restore_command for it."""
+"""An archive: its files, read as a directory and through a command, and the restore_command for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import script as _script
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive import (
     Archive,
@@ -136,7 +136,7 @@ def test_restore_command(
 
 def test_restore_command_of_the_role(tmp_path: pathlib.Path, odd: pathlib.Path) -> None:
     """The command uses the role's script if it is installed."""
-    script = tmp_path / _archive.SCRIPT
+    script = tmp_path / _script.SCRIPT
     script.write_text("import sys; print(sys.argv[1:]); sys.exit(9)")
     command = restore_command(DirectoryArchive(f"{odd}/", SIZE, NUMBER))
     words = shlex.split(command.partition("; ")[2])

@@ -29,7 +29,7 @@ from tests.unit.helpers.made_up_wal import SIZE, directory_archive
 
 @pytest.fixture
 def family(tmp_path: pathlib.Path) -> DirectoryArchive:
-    """Timeline 2 leaves 1 at 0/500000, 3 leaves 1 at 0/700000, 4 leaves 3, 6 leaves 2, and of 5 there is nothing."""
+    """Timeline 2 leaves 1 at 0/500000, 3 leaves 1 at 0/700000, 4 leaves 3, 6 leaves 2, and 5 has no file."""
     for timeline, text in {
         2: "1\t0/500000\tx\n",
         3: "1\t0/700000\tx\n",
@@ -88,7 +88,7 @@ def test_unreachable_is_explained(family: DirectoryArchive) -> None:
 
 @pytest.mark.parametrize("switch", [0x500000, 0x500008, 0x5FFFF8])
 def test_needed_segments(switch: int) -> None:
-    """As the proof of a backup lists them, wherever the range begins and ends."""
+    """The segments that the proof of a backup lists, wherever the range begins and ends."""
     path = Path(3, [HistoryEntry(1, switch), HistoryEntry(2, 0x7F0000)])
     for start, end in itertools.combinations(range(0x400028, 0x900000, 0x3FFF8), 2):
         names = needed_segments(path, start, end, SIZE)
@@ -99,6 +99,6 @@ def test_needed_segments(switch: int) -> None:
         if start < switch and end > 0x7F0000:
             ranges = _timelines.wal_ranges(1, start, 3, end, path.history)
             assert names[:-1] == [one for one in _timelines.required_wal(ranges, SIZE) if _wal.is_segment_name(one)]
-    # Before the switch, in its segment: only the newer timeline's file is sure to be archived.
+    # Before the switch, in the same segment: only the newer timeline's file is certain to be archived.
     assert needed_segments(path, 0x7E0000, 0x7EFF00, SIZE)[0][:8] == "00000003"
     assert needed_segments(Path(1, []), 0x400028, 0x500000, SIZE) == [_wal.segment_name(1, 4, SIZE)]

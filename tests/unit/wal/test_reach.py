@@ -30,7 +30,7 @@ def test_reach(tmp_path: pathlib.Path, wal: Wal) -> None:
     found = reach(directory_archive(tmp_path), path, start)
     assert (found.segments, found.first_missing, found.gap) == (1, names[1], True)
     assert (found.last_lsn, found.last_time_us) == (FIRST * SIZE + 40 + 40, NOW_US + 1)
-    # Behind the only transaction.
+    # After the only transaction.
     found = reach(directory_archive(tmp_path), path, start + 8)
     assert (found.last_lsn, found.last_time_us) == (start + 40, None)
     (tmp_path / names[0]).unlink()
@@ -54,7 +54,7 @@ def test_reach(tmp_path: pathlib.Path, wal: Wal) -> None:
 
 @pytest.mark.parametrize("length", [100, SIZE // 2, 2 * SIZE + 100, 4 * SIZE])
 def test_reach_through_a_long_record(tmp_path: pathlib.Path, length: int) -> None:
-    """The last transaction ends in another segment than it begins, with nothing else behind it."""
+    """The last transaction begins in one segment and ends in another, with nothing after it."""
     wal = Wal()
     wal.commit(1)
     wal.fill((FIRST + 1) * SIZE - 64)
@@ -62,13 +62,13 @@ def test_reach_through_a_long_record(tmp_path: pathlib.Path, length: int) -> Non
     put(tmp_path, wal)
     found = reach(directory_archive(tmp_path), Path(1, []), FIRST * SIZE + 40)
     assert (found.last_lsn, found.last_time_us) == (last, NOW_US + 2)
-    # Cut off, it does not count.
+    # A truncated transaction does not count.
     (tmp_path / _wal.segment_name(1, wal.last, SIZE)).unlink()
     assert reach(directory_archive(tmp_path), Path(1, []), FIRST * SIZE + 40).last_time_us == NOW_US + 1
 
 
 def test_reach_across_timelines(tmp_path: pathlib.Path, wal: Wal) -> None:
-    """The segment of the switch is there on the newer timeline only."""
+    """The segment of the switch exists on the newer timeline only."""
     put(tmp_path, wal, 1, [FIRST])
     put(tmp_path, wal, 2, [FIRST + 1, FIRST + 2])
     path = Path(2, [HistoryEntry(1, (FIRST + 1) * SIZE + 4000)])

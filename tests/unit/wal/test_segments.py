@@ -260,7 +260,7 @@ def test_required_wal_covers_every_byte_once() -> None:
                 segments[segment] = timeline
         assert sorted(segments) == list(range(start // size, (stop - 1) // size + 1))
         for segment, timeline in segments.items():
-            # The file's timeline is the one on which its last needed byte lies, and recovery finds it: it looks for
+            # The file's timeline is the one of its last needed byte, and recovery finds it: it searches for
             # the newest timeline that had begun in this segment or before.
             assert timeline == _timelines.timeline_at(min((segment + 1) * size, stop), newest, history)
         assert names[len(segments) :] == [_wal.history_name(item) for item in range(oldest + 1, newest + 1)]

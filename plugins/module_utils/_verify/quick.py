@@ -1,12 +1,12 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a published backup still is what was published: states, label, map, control file, sizes, checksums.
+"""The quick check of a published backup, which reads no data files: label, map, control file, manifest, sizes, links.
 
-Nothing is written. Every bad file is found, not only the first. What is refused here and accepted by PostgreSQL's own
-``pg_verifybackup`` is a file that belongs to no backup of ours (a signal file, a changed ``postgresql.auto.conf``, WAL
-in ``pg_wal``), a file that the manifest does not describe as this collection wrote it, and a label, map, control file
-or link to a tablespace that a restore would stumble over, whatever their checksums say.
+Every bad file is reported, not only the first. Some files that ``pg_verifybackup`` accepts are refused here: those that
+this collection never puts into a backup (a signal file, a changed ``postgresql.auto.conf``, WAL in ``pg_wal``), those
+that differ from what it wrote into the manifest, and a label, map, control file or tablespace link with which a restore
+would fail, whatever its checksum.
 
 Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is still what was published; it only reads.
 """
@@ -31,8 +31,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import tim
 BadFile = t.Dict[str, str]
 _HEADER_BYTES = 8192
 
-# Empty in a backup, or empty in many clusters, so that no manifest misses them; without one the server does not start
-# (initdb's list of directories).
+# initdb's list of directories. They are empty in a backup or in many clusters, so that the manifest does not show that
+# one is missing; the server needs all of them to start.
 _DIRECTORIES = (
     *("base", "global", "pg_commit_ts", "pg_dynshmem", "pg_logical", "pg_logical/mappings", "pg_logical/snapshots"),
     *("pg_multixact", "pg_multixact/members", "pg_multixact/offsets", "pg_notify", "pg_replslot", "pg_serial"),
@@ -41,23 +41,23 @@ _DIRECTORIES = (
 
 
 class Found(t.NamedTuple):
-    """A file that has the size of its entry in the manifest, and where it lies."""
+    """A file whose size is that of its entry in the manifest, and its path on disk."""
 
     entry: _manifest.ManifestFile
     place: bytes
 
 
 def quick(backup: Backup, record: BackupRecord) -> list[BadFile]:
-    """Return what is wrong with a published backup as far as it can be told without reading its files.
+    """Return the bad files of a published backup that are found without reading the data files.
 
-    Each answer has ``path`` (as in ``backup_manifest``), ``problem`` (``missing``,
-    ``surplus``, ``size``, ``not_a_file``, ``unreadable``, ``damaged``, ``link``) and ``msg``.
+    Each has ``path`` (as in ``backup_manifest``), ``problem`` (``missing``, ``surplus``, ``size``, ``not_a_file``,
+    ``unreadable``, ``damaged``, ``link``) and ``msg``.
     """
-    return Look(backup, record).bad_files
+    return QuickCheck(backup, record).bad_files
 
 
-class Look:
-    """The quick look at a backup: ``bad_files``, and ``files`` whose checksums are worth a look."""
+class QuickCheck:
+    """The quick check of a backup: ``bad_files``, and ``files``, whose checksums are still to be checked."""
 
     def __init__(self, backup: Backup, record: BackupRecord) -> None:
         self._layout = backup.layout(record.stop.tablespaces)
@@ -73,13 +73,13 @@ class Look:
 
     def _add(self, path: t.Union[str, bytes], problem: str, msg: str) -> None:
         name = printable(path) if isinstance(path, bytes) else path
-        # The first word on a file says most.
+        # The first problem of a file says most.
         self._bad.setdefault(name, bad_file(name, problem, msg))
 
     def _everything(self) -> None:
         major = self._record.server.major
         if self._read(b"PG_VERSION") not in (None, b"%d\n" % major):
-            self._add("PG_VERSION", "damaged", f"It does not say {major}.")
+            self._add("PG_VERSION", "damaged", f"Its version is not {major}.")
         label = self._check_label()
         self._check_map()
         self._check_control(label)
@@ -120,7 +120,9 @@ class Look:
         says = (label.start_lsn, label.start_timeline, label.backup_from == "standby")
         if says != (start.lsn, start.timeline, start.from_standby):
             self._add(
-                "backup_label", "damaged", f"It is not that of a backup from {_segments.format_lsn(start.lsn)} on."
+                "backup_label",
+                "damaged",
+                f"It is not that of a backup that starts at {_segments.format_lsn(start.lsn)}.",
             )
         return label
 
@@ -152,9 +154,7 @@ class Look:
         elif label and (label.backup_from == "standby") != control.in_recovery:
             problem = f"Its state {control.state} contradicts a backup from a {label.backup_from}."
         elif control.min_recovery_point > self._record.stop.lsn:
-            problem = (
-                f"It asks for WAL up to {_segments.format_lsn(control.min_recovery_point)}, beyond the backup's end."
-            )
+            problem = f"It needs WAL up to {_segments.format_lsn(control.min_recovery_point)}, beyond the backup's end."
         if problem:
             self._add("global/pg_control", "damaged", problem)
 
@@ -169,13 +169,13 @@ class Look:
             self._add("backup_manifest", "damaged", f"It is damaged: {exc}.")
             return None
         if data.rstrip(b'"}\n')[-64:].decode("ascii").lower() != checksum:
-            self._add("backup_manifest", "damaged", f"Its checksum is not the one it had, {checksum}.")
+            self._add("backup_manifest", "damaged", f"Its checksum is not the recorded one, {checksum}.")
         return manifest
 
     def _check_required(self) -> None:
         needed = _timelines.required_wal(self._record.stop.wal_ranges, self._record.server.wal_segment_size)
         if set(needed) - set(self._record.required_wal):
-            self._add("backup.json", "damaged", "It does not name all the WAL that a restore needs.")
+            self._add("backup.json", "damaged", "It does not list all the WAL that a restore needs.")
 
     def _check_links(self) -> None:
         for oid in self._record.stop.tablespaces:
@@ -191,7 +191,7 @@ class Look:
                     self._add(name, "link", f"It leads to {printable(target)} instead of {printable(wanted)}.")
 
     def _scan(self) -> dict[bytes, tuple[bytes, int]]:
-        """Return where all that is no directory lies, and its size, -1 where it is no regular file either."""
+        """Return place and size of everything that is not a directory; the size is -1 when it is not a regular file."""
 
         def unread(path: bytes, exc: OSError) -> None:
             self._add(path or b".", "unreadable", f"The directory cannot be read: {exc.strerror}.")
@@ -205,12 +205,12 @@ class Look:
         return found
 
     def _check_wal(self, found: dict[bytes, tuple[bytes, int]]) -> None:
-        """Take what may lie in pg_wal out of ``found``; the rest is surplus there as elsewhere.
+        """Check the WAL that belongs in pg_wal and take it out of ``found``; any other file there is surplus.
 
-        A segment that does not belong to the backup is worse than none: recovery would replay it.
+        A segment of another cluster is worse than none: recovery would replay it.
         """
         size, identifier = self._record.server.wal_segment_size, int(self._record.server.system_identifier)
-        # What is needed, and the histories of the timelines, which help.
+        # The needed segments, and the timeline histories included with them.
         for name in self._record.included_wal:
             path = b"pg_wal/" + name.encode("ascii")
             found.pop(b"pg_wal/archive_status/" + name.encode("ascii") + b".done", None)
@@ -255,5 +255,5 @@ class Look:
 
 
 def bad_file(path: str, problem: str, msg: str) -> BadFile:
-    """Return one answer of :func:`quick`."""
+    """Return one entry of :func:`quick`."""
     return {"path": path, "problem": problem, "msg": msg}

@@ -1,0 +1,37 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands that run ``pgfleet_wal.py``, for ``sh`` and with PostgreSQL's percent signs.
+
+Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL; it knows no server and no backup.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+# Its name in the directory of the cluster.
+SCRIPT = "pgfleet_wal.py"
+COMPRESSIONS = ("none", "gzip", "zstd")
+
+
+def quoted(word: str) -> str:
+    """Return ``word`` for a command of PostgreSQL's configuration, which gives it to ``sh``."""
+    return shlex.quote(word).replace("%", "%%")
+
+
+def archive_command(script: str, directory: str, compression: str) -> str:
+    """Return the ``archive_command`` by which ``script`` stores files in ``directory``."""
+    options = "" if compression == "none" else f"--compress {compression} "
+    return f'{_run(script)} archive {options}{quoted(directory)} "%p" "%f"'
+
+
+def restore_command(script: str, directory: str) -> str:
+    """Return the ``restore_command`` by which ``script`` fetches files from ``directory``."""
+    # Without the script Python would exit with 2, which the server takes for a missing file.
+    return f'[ -r {quoted(script)} ] || exit 255; {_run(script)} restore {quoted(directory)} "%f" "%p"'
+
+
+def _run(script: str) -> str:
+    return f"{quoted(sys.executable)} -I {quoted(script)}"
