@@ -17,7 +17,7 @@ from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_directory, own_file
 from tests.integration.helpers.files import listing
-from tests.integration.helpers.plays import message, told
+from tests.integration.helpers.plays import message, reached, told
 
 # Several plays, each with several hosts.
 pytestmark = pytest.mark.timeout(400)
@@ -139,6 +139,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
         assert (found["changed"], found["proven"], found["restart_required"]) == (True, True, False), found
         assert "fetched back by restore_command" in found["msg"]
         assert changes(made, name)[-2:] == ["Restart the server", "Enable WAL archiving and prove it"]
+        assert len(reached(made, name)) == 3
         assert found["segment"] + (".zst" if name == "packed" else "") in wal_of(archives, name)
         assert (archives.repository / name / "pgfleet_wal.py").stat().st_mode & 0o777 == 0o700
     # No restart allowed: everything else is done, and the pending restart is reported, also the second time.
@@ -153,6 +154,7 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
     assert [state(server, archives) for server in servers.values()] == before
     for name in hosts:
         assert (changes(second, name), result(second, name)["changed"]) == ([], False)
+        assert len(reached(second, name)) == 1
     assert result(second, "patient")["restart_required"]
     for name in ("old", "packed"):
         assert result(second, name)["proven"]

@@ -177,6 +177,7 @@ def test_several_ways_at_once(site: Site) -> None:
     assert "failed: " not in told(third, "hooks")
     assert numbers(servers["files"]) == [1, 2, 3, 4, 5, 6]
     assert "is not empty" in message(third, "paused")
+    assert "Set pg_recover_delta to keep" in message(third, "paused")
     assert "Nothing was changed." in message(third, "paused")
     assert numbers(servers["paused"]) == [1, 2, 3, 4, 5]
     assert "Stop it my way" in message(third, "hooks")

@@ -166,7 +166,7 @@ def test_last_segment(name: str | None, last: str) -> None:
 
 def test_commands_run_as_the_server_runs_them(tmp_path: pathlib.Path) -> None:
     """Quotes, blanks and percent signs in the paths survive PostgreSQL's and the shell's reading."""
-    home = tmp_path / "it's 100% mine"
+    home = tmp_path / "it's 100%f mine"
     (home / "wal").mkdir(parents=True)
     decided = archiving(home=str(home), directory=f"{home}/wal", method="script", compression="gzip")
     script = home / "pgfleet_wal.py"
