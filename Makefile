@@ -5,7 +5,6 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 COLLECTION := ansible_collections.pgfleet.basebackup
-COLLECTIONS := $(CURDIR)/.venv/collections
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Another version's shim or an activated environment must not leak in.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
@@ -47,8 +46,7 @@ test:
 lint: .venv/stamp
 	ruff check .
 	ruff format --check .
-	MYPYPATH=$(COLLECTIONS) mypy -p $(COLLECTION).plugins
-	mypy -p tests.harness -p tools
+	mypy -p $(COLLECTION).plugins -p tests.harness -p tools
 	yamllint --strict .
 	ansible-lint --offline --strict
 	antsibull-changelog lint

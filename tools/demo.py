@@ -127,9 +127,11 @@ class Demo:
         self.output.heading("Verify every checksum and every WAL file; PostgreSQL's own program must agree")
         options = {"levels": "full,wal", "archive_directory": "{{pg_drill_archive_directory}}"}
         self.messages(self.module("backup_verify", "all", cluster="{{inventory_hostname}}", **options))
+        repository, archive = shortened(self.repository), shortened(self.archive_directory)
+        every = f"for data in {repository}/*/backups/*/data; do pg_verifybackup -w {archive} $data; done"
+        self.output.say(f"$ {every}")
         for server in (self.primary, self.standby):
             (data,) = self.repository.glob(f"{server.name}/backups/*/data")
-            self.output.command("pg_verifybackup", "-w", shortened(self.archive_directory), shortened(data))
             verifybackup(data, MAJOR, self.archive_directory)
         self.output.say("backup successfully verified, both")
 
@@ -161,13 +163,15 @@ class Demo:
     def disaster(self) -> None:
         """Drop a table, and commit something after that."""
         self.output.heading("Drop a table by mistake, and commit something else after it")
+        # It would follow its primary into this, and could not follow it back.
         self.standby.stop(timeout=PATIENCE)
-        self.output.say("(The standby is stopped first: it could not follow its primary back in time.)")
         self.kept = self.state()
         self.moment = self.primary.value("SELECT clock_timestamp()").isoformat()
         drop, later = "DROP TABLE pgbench_history", "UPDATE pgbench_accounts SET abalance = 0 WHERE aid < 1000"
         self.postgresql("psql", "-q", "-c", drop, "-c", later, SERVICE)
-        self.output.say(f"Before, at {self.moment}, pgbench_history had {self.kept[0]:,} rows.")
+        self.output.say(
+            f"Before, at {self.moment}, pgbench_history had {self.kept[0]:,} rows. (The standby is stopped.)"
+        )
 
     def recover(self) -> None:
         """Plan the recovery, then carry it out."""

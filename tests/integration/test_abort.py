@@ -127,9 +127,9 @@ def test_kept_for_inspection(steps: Steps) -> None:
     assert (again["changed"], again["state"]) == (False, "failed")
     (entry,) = steps.modules.ok("backup_info")["clusters"][0]["unfinished"]
     assert (entry["state"], entry["session_alive"]) == ("failed", False)
-    assert "given up" in entry["problem"]
+    assert "was aborted" in entry["problem"]
     for name in ("backup_start", "backup_stop"):
-        assert "given up" in steps.fails(name)["msg"]
+        assert "aborted" in steps.fails(name)["msg"]
     gone(steps)
 
 

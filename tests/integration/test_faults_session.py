@@ -143,7 +143,8 @@ def test_time_is_up(steps: Steps, primary: Server, option: str) -> None:
     assert not sessions(primary)
     result = steps.fails("backup_copy")
     assert result["code"] == option
-    assert f"{option} of 1 s" in result["msg"]
+    assert " 1 s." in result["msg"]
+    assert f"Raise {option} above" in result["hint"]
     steps.void()
 
 

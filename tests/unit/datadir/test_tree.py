@@ -421,8 +421,8 @@ def test_an_unreadable_tablespace_is_not_an_empty_one(
 
 def test_a_large_database_takes_no_longer_a_file(data: pathlib.Path) -> None:
     put(data, "base/5/1_init", *(f"base/5/{number}" for number in range(1, 5001)))
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = scan(data)
     # It takes a twentieth of this; a quadratic rule takes far more.
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
     assert len(found.files) == 1 + 1 + 4999
