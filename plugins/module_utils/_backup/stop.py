@@ -166,10 +166,8 @@ class Stop:
         backup, server = self._backup, self._server
         label_bytes, map_bytes = bytes.fromhex(state["label_file"]), bytes.fromhex(state["map_file"])
         label, tablespaces = _label.parse_backup_label(label_bytes), _label.parse_tablespace_map(map_bytes)
-        with open(self._layout.place(b"global/pg_control"), "rb") as file:
-            control = _control.parse_control(file.read())
         stop_lsn = _segments.parse_lsn(state["stop_lsn"])
-        start = self._check(state, label, tablespaces, control)
+        start = self._check(state, label, tablespaces)
         timeline, ranges = self._ranges(label, stop_lsn, state)
         for name, content in ((b"backup_label", label_bytes), (b"tablespace_map", map_bytes)):
             if content:
@@ -199,7 +197,6 @@ class Stop:
         state: t.Mapping[str, t.Any],
         label: _label.BackupLabel,
         tablespaces: t.Iterable[int],
-        control: _control.ControlFile,
     ) -> StartFacts:
         """Return the start. Raises :class:`BackupError` when the copy contradicts it: the backup is void."""
         server, start = self._server, start_of(self._backup)
@@ -207,6 +204,8 @@ class Stop:
             refuse_new_tablespaces(self._backup.id, state, server.data_directory)
             known = {one["oid"] for one in state["tablespaces_after"]}
             refuse_lost_tablespaces([oid for oid in tablespaces if oid in known], server, self._layout)
+            with open(self._layout.place(b"global/pg_control"), "rb") as file:
+                control = _control.parse_control(file.read())
             check_control(control, label, _segments.parse_lsn(state["stop_lsn"]), server)
             if start is None or start.lsn != label.start_lsn:
                 recorded = _segments.format_lsn(start.lsn) if start else "none"

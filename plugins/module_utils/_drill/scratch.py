@@ -25,7 +25,7 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import new_directory, read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import check_name
@@ -114,12 +114,12 @@ class Scratch:
                 hint=f"Set {option('socket_parent')} to a shorter path, such as /tmp.",
             )
         self.remove(None)
-        new_directory(self.path)
+        os.mkdir(self.path, 0o700)
         socket = os.path.join(socket_parent, SOCKET_PREFIX + secrets.token_hex(4))
         # Its name is recorded before it is made, so that it can be removed after a crash.
         write_json(self.file(MARKER), {"run": run, "by": by, "socket_directory": socket})
-        new_directory(socket)
-        new_directory(self.file("run"))
+        os.mkdir(socket, 0o700)
+        os.mkdir(self.file("run"), 0o700)
         for name, content in CONFIGURATION.items():
             with open(self.file("run", name), "w", encoding="ascii") as stream:
                 stream.write(content)

@@ -152,7 +152,7 @@ class Candidate:
         self._require(self._stop)
         point = self._stop_point()
         self._require(point.end)
-        self._check_damage(point.end)
+        self._check_damage(point)
         return Choice(
             self._backup,
             self._record,
@@ -252,12 +252,12 @@ class Candidate:
         if missing:
             raise self._incomplete(missing)
 
-    def _check_damage(self, end: int) -> None:
+    def _check_damage(self, point: _StopPoint) -> None:
         """Refuse a damaged file that the server may read, and warn of a later one."""
         if self._reach is None or self._reach.damage is None:
             return
         # The server reads ahead of replay (recovery_prefetch), and ends when the next segment is damaged.
-        if self._target.kind == END or last_segment_of(end, self._size) >= self._reach.end_segment:
+        if point.target.kind == END or last_segment_of(point.end, self._size) >= self._reach.end_segment:
             raise self._damaged(self._reach, self._reach.damage)
         self._warnings.append(f"The archive is damaged after the target: {self._reach.damage.msg}")
 

@@ -92,11 +92,15 @@ def check_data_directory(findings: Findings, around: Surroundings) -> None:
             f"Set {option('become_user')} to that user.",
         )
     check_directory(findings, data)
-    pid = _running.server_in(data, around.servers)
+    # The restore asks find_server, which also knows a server with a renamed program by its postmaster.pid.
+    process = findings.collect(None, _running.find_server, data)
+    pid = process.pid if process else _running.server_in(data, around.servers)
     if pid is not None:
         findings.refuse("server_running", f"A PostgreSQL server runs in {printable(data)} (process {pid}).", "Stop it.")
     for server in around.servers:
-        if pid != server.pid and (inside(data, server.data_directory) or inside(server.data_directory, data)):
+        if _running.server_in(data, [server]) is None and (
+            inside(data, server.data_directory) or inside(server.data_directory, data)
+        ):
             findings.refuse(
                 "overlap",
                 f"The data directory, {printable(data)}, and the running server in"

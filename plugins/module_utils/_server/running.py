@@ -26,6 +26,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths imp
 )
 
 _PROGRAMS = (b"postgres", b"postmaster", b"edb-postgres")
+# Options with which the program is not a server (PostgreSQL's main.c).
+_OTHER_MODES = frozenset((b"--single", b"--boot", b"--check", b"--describe-config", b"-C"))
 # The line of postmaster.pid that holds the status (PostgreSQL's pidfile.h, LOCK_FILE_LINE_PM_STATUS).
 _STATUS_LINE = 8
 
@@ -65,7 +67,8 @@ def running_servers() -> list[Running]:
             with contextlib.suppress(OSError):
                 server = _server_of(int(name))
                 key = server and (server.identity or server.data_directory)
-                if server is not None and (server.is_main or key not in found):
+                # A child that was just forked still has the command line of the main process, which came first.
+                if server is not None and (key not in found or (server.is_main and not found[key].is_main)):
                     found[key] = server
     return list(found.values())
 
@@ -90,12 +93,20 @@ def _server_of(pid: int) -> t.Optional[Running]:
     except OSError:
         link = b""
     wal = identity(root + link if os.path.isabs(link) else directory + b"/pg_wal")
-    return Running(pid, path, identity_of(status), spaces, wal, not _words(pid)[0].startswith(b"postgres: "))
+    return Running(pid, path, identity_of(status), spaces, wal, _is_main(pid))
 
 
 def _is_server_process(pid: int) -> bool:
     with open(b"/proc/%d/comm" % pid, "rb") as stream:
         return stream.read().startswith(_PROGRAMS)
+
+
+def _is_main(pid: int) -> bool:
+    """Return whether a process of a server is its main process: no child, and in no mode that serves no clients."""
+    words = _words(pid)
+    with open(b"/proc/%d/comm" % pid, "rb") as stream:
+        is_program = stream.read().strip() in _PROGRAMS
+    return is_program and not words[0].startswith(b"postgres: ") and not _OTHER_MODES & set(words[1:])
 
 
 def _words(pid: int) -> list[bytes]:

@@ -8,6 +8,7 @@ Private to pgfleet.basebackup. Room ``_verify``: whether a published backup is s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -17,7 +18,6 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import make_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.verification import Options, chosen, verify
@@ -87,7 +87,8 @@ class VerificationJob(Job):
 
 
 def _make_private(path: str) -> None:
-    make_directory(path)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise BackupError(

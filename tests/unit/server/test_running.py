@@ -92,6 +92,18 @@ def test_main_process_was_killed(data: pathlib.Path, process: int, monkeypatch: 
     assert caught.value.code == "server_running"
 
 
+@pytest.mark.parametrize("words", [[b"postgres", b"--single"], [b"postgres", b"--boot", b"-D"]])
+def test_a_program_that_is_not_a_server(
+    data: pathlib.Path, process: int, monkeypatch: pytest.MonkeyPatch, words: list[bytes]
+) -> None:
+    """A single-user session or initdb prevents a restore, but it is never signalled and never counts as started."""
+    monkeypatch.setattr(_live, "_words", lambda _pid: words)
+    assert _live.main_process(str(data)) is None
+    with pytest.raises(BackupError) as caught:
+        _live.refuse_running(os.fsencode(data))
+    assert caught.value.code == "server_running"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
 def test_another_accounts_process(data: pathlib.Path, process: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that cannot be inspected may be the server only if it is a postgres of the data directory's owner."""
