@@ -25,7 +25,8 @@ options:
         M(pgfleet.basebackup.recovery_info).
       - V(stopped) ensures that no server runs, even if there is no data directory.
       - V(restarted) (since 0.3.0) stops a running server, starts it with the same command line and the same log file,
-        and waits until it accepts connections. A server that does not run is started as with V(started).
+        and waits until it accepts connections. It refuses a server that does not run, because a cluster manager or an
+        administrator may have stopped it.
     type: str
     choices: [started, stopped, restarted]
     required: true
@@ -184,7 +185,12 @@ def main() -> None:
     def restarted() -> dict[str, object]:
         server = main_process(directory)
         if server is None:
-            return started()
+            raise BackupError(
+                f"The server on {directory} does not run, so it is not restarted: a cluster manager or an administrator"
+                " may have stopped it.",
+                code="server_not_running",
+                hint="If it is to run, start it: pgfleet.basebackup.server_state with state: started.",
+            )
         answer = {"changed": True, "running": True, "was_running": True, "data_directory": directory}
         if module.check_mode:
             return dict(answer, msg=f"The server on {directory} would be restarted.")

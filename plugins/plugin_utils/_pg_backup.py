@@ -25,6 +25,8 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
 # States in which a backup is void without its session, and those in which only its WAL is still missing.
 BEGUN = ("running", "copied")
 STOPPED = ("stopping", "stopped", "complete")
+# What Ansible puts into a result where the password occurs, and where it is the whole value.
+MASKS: t.Final = ("********", "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER")
 
 
 class BackupRun:
@@ -146,20 +148,25 @@ class BackupRun:
             f" pg_backup_concurrent={self.facts['concurrent']} decides."
         )
 
-    def _directory(self, parent: str) -> str:
-        # Never from a module's result, in which Ansible masks every occurrence of the password.
-        return f"{self.facts['repository']}/{self.facts['cluster']}/{parent}/{self.backup_id}"
+    def _directory(self, result: str, parent: str) -> str:
+        own = f"{self.facts['repository']}/{self.facts['cluster']}/{parent}/{self.backup_id}"
+        return _unmasked(part(self.facts, result).get("directory"), own)
 
     @property
     def handle(self) -> dict[str, str]:
         """The handle of the backup, for the user's own tasks."""
         directory = ""
         if self.published:
-            directory = self._directory("backups")
+            directory = self._directory("publish", "backups")
         elif "directory" in self.start:
-            directory = self._directory("in_progress")
-        names = {name: str(self.facts[name]) for name in ("repository", "cluster", "owner")}
-        return {**names, "backup_id": self.backup_id, "directory": directory}
+            directory = self._directory("start", "in_progress")
+        return {
+            "repository": _unmasked(self.start.get("repository"), str(self.facts["repository"])),
+            "cluster": str(self.facts["cluster"]),
+            "owner": str(self.facts["owner"]),
+            "backup_id": self.backup_id,
+            "directory": directory,
+        }
 
     @property
     def result(self) -> dict[str, t.Any]:
@@ -204,5 +211,13 @@ class BackupRun:
         return str(part(self.facts, "abort").get("msg") or "")
 
     def _result(self, changed: bool, backup_id: str, msg: str) -> dict[str, t.Any]:
-        directory = self._directory("backups") if self.published else ""
+        directory = self._directory("publish", "backups") if self.published else ""
         return {"changed": changed, "backup_id": backup_id, "directory": directory, "msg": msg}
+
+
+def _unmasked(path: t.Any, own: str) -> str:
+    """Return the path of a module's result, or ``own`` when Ansible has masked the password in the module's.
+
+    The module has expanded ``~`` and links, which only the host can do.
+    """
+    return own if not path or any(mask in str(path) for mask in MASKS) else str(path)

@@ -9,6 +9,7 @@ Private to pgfleet.basebackup: no stability is promised.
 from __future__ import annotations
 
 import datetime
+import errno
 import re
 import typing as t
 
@@ -23,6 +24,8 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
 
 # Characters of a program's output that a report keeps.
 LONGEST_OUTPUT: t.Final = 4000
+# ansible-core 2.19 and later keep nothing of a module that crashed when the task goes on.
+NO_MESSAGE: t.Final = "The module failed without a message; -vvv shows more."
 # Everything by which the server could affect anything outside its data directory is off, and it is reached only through
 # its socket. Its messages are in English because the role reads those of pg_amcheck.
 SETTINGS: t.Final = {
@@ -116,8 +119,8 @@ class DrillRun:
     @property
     def stoppers(self) -> list[Facts]:
         """What would prevent the drill, in check mode: a module's whole failure, or each refusal of the restore."""
-        failures = [one for one in (self.scratch, self.restored) if "code" in one]
-        return failures + list(part(self.restored, "plan").get("refusals") or [])
+        failures = [_failure(self.scratch, "data_directory"), _failure(self.restored, "plan")]
+        return [one for one in failures if one] + list(part(self.restored, "plan").get("refusals") or [])
 
     @property
     def plan(self) -> list[str]:
@@ -160,9 +163,9 @@ class DrillRun:
         failed = part(self.facts, "failed")
         if failed:
             found.append(_check(failed.get("name"), False, failed.get("msg")))
-        cleaned = part(self.facts, "clean")
-        if "code" in cleaned:
-            found.append(_check("cleaning", False, cleaned.get("msg")))
+        uncleaned = _failure(part(self.facts, "clean"), "directory")
+        if uncleaned:
+            found.append(_check("cleaning", False, uncleaned.get("msg")))
         return found
 
     def _amcheck(self) -> dict[str, t.Any]:
@@ -170,11 +173,13 @@ class DrillRun:
         if wanted == "never":
             return _check("pg_amcheck", None, "not wanted")
         output = f"{result.get('stdout') or ''} {result.get('stderr') or ''}".strip()
-        # Not every server package has the program and the extension. A program that ran and failed has printed why.
-        if (not output and result.get("rc") != 0) or "extension control file" in output:
+        # Not every server package has the program and the extension.
+        if _is_missing(result) or "extension control file" in output:
             missing = "pg_amcheck or the extension amcheck is not installed"
             return _check("pg_amcheck", False if wanted == "always" else None, missing)
-        return _check("pg_amcheck", result.get("rc") == 0, output or "no corruption found")
+        if result.get("rc") == 0:
+            return _check("pg_amcheck", True, output or "no corruption found")
+        return _check("pg_amcheck", False, output or f"{result.get('msg') or NO_MESSAGE} (rc {result.get('rc')})")
 
     def _pages(self) -> dict[str, t.Any]:
         result = part(self.facts, "pages")
@@ -251,6 +256,22 @@ class DrillRun:
             "msg": self.msg,
             "checks": self.checks,
         }
+
+
+def _is_missing(result: Facts) -> bool:
+    """Return whether the task's program does not exist. A program may exit with the same number, but not so."""
+    msg = str(result.get("msg"))
+    # ansible-core up to 2.18 has the error in the message, later versions only in what -vvv shows.
+    return result.get("rc") == errno.ENOENT and ("[Errno 2]" in msg or msg.startswith("Error executing command"))
+
+
+def _failure(result: Facts, success: str) -> Facts:
+    """Return the problem of a module that failed, {} for one that has not run, or has returned ``success``."""
+    if not result or "code" in result:
+        return result
+    if result.get("skipped") or success in result:
+        return {}
+    return {"code": "module_failed", "msg": str(result.get("msg") or NO_MESSAGE), "hint": ""}
 
 
 def _check(name: t.Any, ok: t.Optional[bool], msg: t.Any) -> dict[str, t.Any]:

@@ -236,8 +236,16 @@ class RecoverRun:
         if self.restored.get("finished", self.done):
             return "The files are restored. Repair the cause and run the same command again; it continues from there."
         if self._refused or not self.facts["begun"]:
-            return f"Nothing was changed{', but the server was stopped.' if self.facts['stopped'] else '.'}"
+            return f"Nothing was changed{self._stop()}."
         return (
             "Without global/pg_control the data directory cannot be started by accident. Repair the cause and run the"
             " same command again; it continues from there."
         )
+
+    def _stop(self) -> str:
+        if not self.facts["stopped"]:
+            return ""
+        # The restore begins only after a stop without an error; tasks of the user may not have stopped the server.
+        if self.facts["begun"] and part(self.facts, "failed_result").get("code") != "server_running":
+            return ", but the server was stopped"
+        return ", but the stop of the server was begun; check whether it runs"

@@ -12,6 +12,7 @@ whether a template has made a string of ``42``.
 from __future__ import annotations
 
 import decimal
+import math
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
@@ -91,7 +92,7 @@ def run_checks(
         try:
             with Connection(dict(params, login_db=check.get("database") or params["login_db"])) as connection:
                 connection.rows("SET default_transaction_read_only = on")
-                connection.rows("SELECT set_config('statement_timeout', %s, false)", (str(int(timeout * 1000)),))
+                connection.rows("SELECT set_config('statement_timeout', %s, false)", (str(math.ceil(timeout * 1000)),))
                 result.update(_answer(connection, check))
         except BackupError as exc:
             result.update(ok=False, msg=exc.msg)

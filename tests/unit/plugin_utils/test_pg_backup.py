@@ -35,8 +35,8 @@ def entry(**more: t.Any) -> dict[str, t.Any]:
 
 
 def started(state: str = "running", **more: t.Any) -> dict[str, t.Any]:
-    return {"backup_id": "b1", "state": state, "skipped_busy": False, "wal": "archive", "directory": "/elsewhere",
-            "msg": "Started.", **more}  # fmt: skip
+    return {"backup_id": "b1", "state": state, "skipped_busy": False, "wal": "archive", "repository": "/srv",
+            "directory": "/srv/main/in_progress/b1", "msg": "Started.", **more}  # fmt: skip
 
 
 FACTS: t.Final[dict[str, t.Any]] = {
@@ -111,21 +111,30 @@ def test_archiver() -> None:
     assert decide(server=server("standby"), primary=PRIMARY, external_archive=True)["archiver"] == own
 
 
-def test_paths_come_from_the_variables() -> None:
-    """A module's result also has the directory, but Ansible masks any part of it that equals the password."""
-    begun = decide(start=started(directory="/********/in_progress/b1"))
-    handle = {"repository": "/srv", "cluster": "main", "owner": "me run 2", "backup_id": "b1"}
-    assert begun["handle"] == {**handle, "directory": "/srv/main/in_progress/b1"}
-    assert begun["result"] == {"changed": False, "backup_id": "b1", "directory": "", "msg": "Started."}
-    publish = {"directory": "/********/backups/b1", "msg": "Published."}
-    done = decide(start=started(), publish=publish)
-    assert done["handle"] == {**handle, "directory": "/srv/main/backups/b1"}
-    assert done["result"] == {
-        "changed": True, "backup_id": "b1", "directory": "/srv/main/backups/b1", "msg": "Published.",
-    }  # fmt: skip
+def test_paths_are_those_of_the_modules() -> None:
+    """The variable may begin with ``~`` or lead through a link, which the module has resolved on the host."""
+    begun = started(repository="/home/me/backups", directory="/home/me/backups/main/in_progress/b1")
+    answer = decide(repository="~/backups", start=begun)
+    handle = {"repository": "/home/me/backups", "cluster": "main", "owner": "me run 2", "backup_id": "b1"}
+    assert answer["handle"] == {**handle, "directory": "/home/me/backups/main/in_progress/b1"}
+    assert answer["result"] == {"changed": False, "backup_id": "b1", "directory": "", "msg": "Started."}
+    place = "/home/me/backups/main/backups/b1"
+    done = decide(repository="~/backups", start=begun, publish={"directory": place, "msg": "Published."})
+    assert done["handle"] == {**handle, "directory": place}
+    assert done["result"] == {"changed": True, "backup_id": "b1", "directory": place, "msg": "Published."}
     busy = started(skipped_busy=True)
     del busy["directory"]
     assert decide(start=busy)["handle"]["directory"] == ""
+
+
+def test_paths_that_ansible_has_masked() -> None:
+    """Ansible masks any part of a result that equals the password; then the variables count."""
+    begun = started(repository="VALUE_SPECIFIED_IN_NO_LOG_PARAMETER", directory="/********/in_progress/b1")
+    handle = {"repository": "/srv", "cluster": "main", "owner": "me run 2", "backup_id": "b1"}
+    assert decide(start=begun)["handle"] == {**handle, "directory": "/srv/main/in_progress/b1"}
+    done = decide(start=begun, publish={"directory": "/********/backups/b1", "msg": "Published."})
+    assert done["handle"] == {**handle, "directory": "/srv/main/backups/b1"}
+    assert done["result"]["directory"] == "/srv/main/backups/b1"
 
 
 def test_plan_of_a_primary() -> None:
@@ -181,6 +190,7 @@ def test_refusal() -> None:
 
 FAILED: t.Final = {"failed_task": "Copy the files", "failed_result": {"msg": "The disk is full."}}
 STOP: t.Final = {"stop_lsn": "0/3000000"}
+PUBLISHED: t.Final = {"directory": "/srv/main/backups/b1", "msg": "y"}
 
 
 @pytest.mark.parametrize("start, stop, gives_up", [
@@ -201,7 +211,7 @@ def test_gives_up(start: dict[str, t.Any], stop: dict[str, t.Any], gives_up: boo
     ({"start": started(), "abort": {"msg": "The backup b1 was given up."}}, " The backup b1 was given up."),
     ({"start": started(), "stop": STOP}, " It is stopped and kept; the next run continues it."),
     ({"start": started("stopped")}, " It is stopped and kept; the next run continues it."),
-    ({"start": started(), "stop": STOP, "publish": {"directory": "/x", "msg": "y"}}, " The backup is published."),
+    ({"start": started(), "stop": STOP, "publish": PUBLISHED}, " The backup is published."),
     ({"start": started("stopped"), "failed_result": {"msg": "The disk is full.", "code": "void"}}, ""),
 ])  # fmt: skip
 def test_failure(more: dict[str, t.Any], outcome: str) -> None:

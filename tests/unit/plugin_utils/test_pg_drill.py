@@ -12,8 +12,8 @@ import pytest
 import yaml
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._pg_drill import DrillRun
 
-SCRATCH: t.Final = {"directory": "/drills/main.drill", "socket_directory": "/tmp/s", "hba_file": "/h",
-                    "ident_file": "/i"}  # fmt: skip
+SCRATCH: t.Final = {"directory": "/drills/main.drill", "data_directory": "/drills/main.drill/data",
+                    "socket_directory": "/tmp/s", "hba_file": "/h", "ident_file": "/i"}  # fmt: skip
 RECOVERY: t.Final = {"reached": "promoted", "replay_lsn": "0/5", "timeline": 2, "data_checksums": True,
                      "last_transaction_at": None, "msg": "Promoted."}  # fmt: skip
 SOUND: t.Final = {"rc": 0, "stdout": "", "stderr": ""}
@@ -117,6 +117,22 @@ def test_plan_that_is_stopped() -> None:
     assert decide(restore=refused)["stoppers"] == refused["plan"]["refusals"]
 
 
+@pytest.mark.parametrize("more", [
+    {"scratch": {"failed": False, "msg": "MODULE FAILURE", "rc": 1}, "restore": {"skipped": True}},
+    {"restore": {"failed": False, "msg": "MODULE FAILURE", "rc": 1}},
+])  # fmt: skip
+def test_plan_with_a_module_that_crashed(more: dict[str, t.Any]) -> None:
+    answer = decide(**more)
+    assert answer["stoppers"] == [{"code": "module_failed", "msg": "MODULE FAILURE", "hint": ""}]
+    assert "cannot be restored" in answer["plan"][0]
+
+
+def test_plan_with_a_module_that_crashed_without_a_message() -> None:
+    """ansible-core 2.21 registers nothing else of it."""
+    (stopper,) = decide(restore={"failed": False, "failed_when_result": False})["stoppers"]
+    assert stopper["msg"].startswith("The module failed without a message")
+
+
 def test_all_checks() -> None:
     own = {"name": "mine", "ok": True, "msg": "7"}
     found = checks(recovery=RECOVERY, amcheck=SOUND, pages={**SOUND, "stdout": "Bad  checksums:\n 0"},
@@ -132,14 +148,28 @@ def test_all_checks() -> None:
 @pytest.mark.parametrize("wanted, result, ok, msg", [
     ("never", {"skipped": True}, None, "not wanted"),
     ("auto", {"rc": 1, "stdout": "", "stderr": "heap t: bad"}, False, "heap t: bad"),
-    ("auto", {"rc": 2, "stdout": "", "stderr": "", "msg": "No such file"}, None, "is not installed"),
-    ("always", {"rc": 2, "stdout": "", "stderr": "", "msg": "No such file"}, False, "is not installed"),
+    ("auto", {"rc": 2, "stdout": "", "stderr": "", "msg": "[Errno 2] No such file"}, None, "is not installed"),
+    ("auto", {"rc": 2, "stdout": "", "stderr": "", "msg": "Error executing command."}, None, "is not installed"),
+    ("always", {"rc": 2, "stdout": "", "stderr": "", "msg": "[Errno 2] No such file"}, False, "is not installed"),
     ("auto", {"rc": 1, "stdout": "", "stderr": "could not open extension control file"}, None, "is not installed"),
 ])  # fmt: skip
 def test_amcheck(wanted: str, result: dict[str, t.Any], ok: t.Any, msg: str) -> None:
     """A missing program proves nothing: neither corruption nor its absence."""
     (found,) = checks(amcheck_wanted=wanted, amcheck=result)
     assert (found[1], msg in found[2]) == (ok, True), found
+
+
+@pytest.mark.parametrize("result, msg", [
+    ({"rc": -9, "stdout": "", "stderr": "", "msg": "non-zero return code"}, "non-zero return code (rc -9)"),
+    ({"rc": 2, "stdout": "", "stderr": "", "msg": "non-zero return code"}, "non-zero return code (rc 2)"),
+    ({"rc": 13, "stdout": "", "stderr": "", "msg": "[Errno 13] Denied"}, "[Errno 13] Denied (rc 13)"),
+    ({"rc": 13, "stdout": "", "stderr": "", "msg": "Error executing command."}, "Error executing command. (rc 13)"),
+    ({"rc": 1, "msg": "MODULE FAILURE"}, "MODULE FAILURE (rc 1)"),
+    ({"failed": False}, "The module failed without a message; -vvv shows more. (rc None)"),
+])  # fmt: skip
+def test_amcheck_that_could_not_run(result: dict[str, t.Any], msg: str) -> None:
+    """An installed program that was killed or not run is a failed check, not a skipped one."""
+    assert checks(amcheck=result) == [("pg_amcheck", False, msg)]
 
 
 @pytest.mark.parametrize("wanted, on, result, ok, msg", [
@@ -163,6 +193,11 @@ def test_failure_and_what_is_left() -> None:
     failed = {"name": "recover | Wait", "msg": "Too late. "}
     found = checks(recovery=late, failed=failed, clean={"code": "busy", "msg": "Still runs."})
     assert found == [("recover | Wait", False, "Too late."), ("cleaning", False, "Still runs.")]
+
+
+def test_cleaning_that_crashed() -> None:
+    assert checks(clean={"rc": 1, "msg": "MODULE FAILURE"}) == [("cleaning", False, "MODULE FAILURE")]
+    assert checks(clean={"directory": "/drills/main.drill", "changed": True, "msg": "Removed."}) == []
 
 
 def test_result_of_a_success() -> None:

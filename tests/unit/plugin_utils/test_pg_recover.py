@@ -160,7 +160,21 @@ def test_result_of_check_mode() -> None:
 @pytest.mark.parametrize("more, changed, outcome", [
     ({"begun": True, "restore": planned(finished=True)}, True, "The files are restored. Repair the cause"),
     ({}, False, "Nothing was changed."),
-    ({"stopped": True}, True, "Nothing was changed, but the server was stopped."),
+    (
+        {"stopped": True, "failed_result": {"msg": "Why.", "code": "stop_timeout"}},
+        True,
+        "Nothing was changed, but the stop of the server was begun; check whether it runs.",
+    ),
+    (
+        {"stopped": True, "begun": True, "failed_result": {"msg": "Why.", "code": "x"}},
+        True,
+        "Nothing was changed, but the server was stopped.",
+    ),
+    (
+        {"stopped": True, "begun": True, "failed_result": {"msg": "Why.", "code": "server_running"}},
+        True,
+        "Nothing was changed, but the stop of the server was begun; check whether it runs.",
+    ),
     ({"begun": True, "failed_result": {"msg": "Why.", "code": "x"}}, False, "Nothing was changed."),
     ({"begun": True, "failed_result": {"msg": "Why.", "code": "x", "progress": {}}}, True, "Without global/pg_control"),
     ({"begun": True}, True, "Without global/pg_control"),
