@@ -24,7 +24,7 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
 
 # Characters of a program's output that a report keeps.
 LONGEST_OUTPUT: t.Final = 4000
-# ansible-core 2.19 and later keep nothing of a module that crashed when the task goes on.
+# What ansible-core 2.21 registers of a module that crashed, with failed_when: false, has no message.
 NO_MESSAGE: t.Final = "The module failed without a message; -vvv shows more."
 # Everything by which the server could affect anything outside its data directory is off, and it is reached only through
 # its socket. Its messages are in English because the role reads those of pg_amcheck.
@@ -261,7 +261,7 @@ class DrillRun:
 def _is_missing(result: Facts) -> bool:
     """Return whether the task's program does not exist. A program may exit with the same number, but not so."""
     msg = str(result.get("msg"))
-    # ansible-core up to 2.18 has the error in the message, later versions only in what -vvv shows.
+    # ansible-core 2.18 has the error in the message, 2.21 only this sentence.
     return result.get("rc") == errno.ENOENT and ("[Errno 2]" in msg or msg.startswith("Error executing command"))
 
 
