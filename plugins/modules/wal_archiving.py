@@ -96,7 +96,7 @@ attributes:
 notes:
   - The module must run as the server's operating system user. The role that it logs in as must be a superuser, for
     C(ALTER SYSTEM) and C(LOAD).
-  - A run that changed something and then failed to prove it has RV(ignore:changed=true) in its failure.
+  - A run that changed something and then failed has RV(ignore:changed=true) in its failure.
 seealso:
   - module: pgfleet.basebackup.wal_archive_info
   - module: pgfleet.basebackup.server_settings
@@ -263,6 +263,8 @@ class Run:
         self.params = module.params
         self.check_mode = module.check_mode
         self.connection = connection
+        # Whether this call began to change something.
+        self.touched = False
         self.info = server_info(connection)
         libraries = [_archiving.BASIC_ARCHIVE] if self.info["major"] >= 15 else []
         self.parameters = Parameters(connection, _archiving.NAMES, libraries)
@@ -300,6 +302,7 @@ class Run:
             diff = place.diff() + diff
         pending = self.parameters.pending_restart(changes)
         if diff and not self.check_mode:
+            self.touched = True
             if place:
                 place.make()
             if changes:
@@ -309,23 +312,30 @@ class Run:
         return bool(diff), diff, pending
 
     def prove(self, changed: bool) -> Proof:
-        """Prove that the server archives; a failure says whether something was changed before."""
-        try:
-            return prove(
-                self.params,
-                self.connection,
-                self.info,
-                self.archiving.restore_command,
-                force=changed or self.params["restart"] == "done",
-                timeout=self.params["timeout"],
-                means=self.archiving.means(),
-            )
-        except BackupError as exc:
-            exc.details["changed"] = changed or exc.details.get("changed", False)
-            raise
+        """Prove that the server archives."""
+        return prove(
+            self.params,
+            self.connection,
+            self.info,
+            self.archiving.restore_command,
+            force=changed or self.params["restart"] == "done",
+            timeout=self.params["timeout"],
+            means=self.archiving.means(),
+        )
 
     def result(self) -> dict[str, t.Any]:
-        """Do everything and return the module's result."""
+        """Do everything and return the module's result; a failure says whether something was changed before."""
+        try:
+            return self._result()
+        except BackupError as exc:
+            exc.details["changed"] = self.touched or exc.details.get("changed", False)
+            raise
+        except OSError as exc:
+            where = f"{exc.filename}: " if exc.filename else ""
+            said = f"{where}{exc.strerror or exc}"
+            raise BackupError(said, code="os_error", errno=exc.errno, changed=self.touched) from exc
+
+    def _result(self) -> dict[str, t.Any]:
         problems = self.problems()
         if problems and not self.check_mode:
             said = " ".join(f"{one['msg']} {one['hint']}".strip() for one in problems)

@@ -176,7 +176,7 @@ def test_disk_is_full(
         assert result["code"] == "disk_full", result
         assert f"Cannot write {steps.work}" in result["msg"]
         assert "No space left on device" in result["msg"]
-        assert "B are free and" in result["msg"]
+        assert "B are free, and" in result["msg"]
         assert not (steps.work / "data" / BIG_FILE).exists(), "the incomplete file has freed its space"
         assert steps.fails("backup_stop")["code"] == "copy_not_finished"
         big.unlink()

@@ -97,7 +97,7 @@ def test_variables_in_several_spellings(sandbox: Sandbox, fleet: RoleHosts, prim
     assert play.rc != 0
     assert {host: play.stats[host]["changed"] for host in young} == dict.fromkeys(young, 0)
     assert {host: play.stats[host]["changed"] for host in due} == dict.fromkeys(due, 1)
-    assert "max_age: 'a while' is not a duration" in message(play, "nonsense")
+    assert "pg_backup_max_age cannot be 'a while'" in message(play, "nonsense")
     assert "nonsense: the backup" in message(play, "nonsense")
     assert "pg_backup_concurrent" in json.dumps(play.of("choice", "failed"))
     assert "pg_backup_repository" in json.dumps(play.of("nowhere", "failed"))

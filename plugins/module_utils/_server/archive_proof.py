@@ -16,11 +16,12 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archive
     archiver_report,
     archiver_words,
     missing_on_server,
+    require_cluster,
     switch_wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiving import last_segment
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import find_primary
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import find_primary, server_info
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archived import missing_by_command, wait_archived
 
 INTERVAL = 0.2
@@ -53,7 +54,7 @@ def prove(
 
     ``params`` are the login arguments, with which a standby's primary is found. ``command``, a ``restore_command``,
     fetches the file back; without it the server's answer has to do. Raises :class:`BackupError`: ``wal_not_archived``
-    after ``timeout`` seconds, ``not_fetched_back``.
+    after ``timeout`` seconds, ``not_fetched_back``; each after the switch has the detail ``changed``.
     """
     last = last_segment(info["archiving"])
     if not force and not must_force(info["archiving"]) and (not command or not _why_not_fetched(command, last, info)):
@@ -68,7 +69,22 @@ def prove(
             return Proof("", False, f"{unknown} {exc.as_result()['msg']}")
         login = dict(params, login_host=primary["login_host"], login_port=primary["login_port"], login_unix_socket=None)
         with Connection(login) as upstream:
-            segment = str(switch_wal(upstream, primary, None, False)["segment"])
+            # Another connection than the one that found the primary: it may have reached another server.
+            there = server_info(upstream)
+            require_cluster(there, info["system_identifier"])
+            segment = str(switch_wal(upstream, there, None, False)["segment"])
+    try:
+        _require_archived(connection, info, segment, command, timeout, means)
+    except BackupError as exc:
+        exc.details.setdefault("changed", True)
+        raise
+    return Proof(segment, True, _proven(segment, command))
+
+
+def _require_archived(
+    connection: Connection, info: t.Mapping[str, t.Any], segment: str, command: str, timeout: float, means: str
+) -> None:
+    """Wait until the finished ``segment`` is archived, and fetch it back with ``command`` if there is one."""
     missing = wait_archived(lambda names: missing_on_server(connection, info, names), [segment], timeout, INTERVAL)
     if missing:
         report = archiver_report(connection)
@@ -78,7 +94,6 @@ def prove(
             hint=f"Check the server's log and the archive's free space. WAL is archived by {means}.",
             missing=missing,
             archiver=report,
-            changed=True,
         )
     reason = _why_not_fetched(command, segment, info) if command else ""
     if reason:
@@ -86,9 +101,7 @@ def prove(
             f"The WAL file {segment} was archived, but restore_command does not fetch it back: {reason}",
             code="not_fetched_back",
             hint=f"Run it by hand, with {segment} for %f and a new file for %p. WAL is archived by {means}.",
-            changed=True,
         )
-    return Proof(segment, True, _proven(segment, command))
 
 
 def _proven(segment: str, command: str) -> str:

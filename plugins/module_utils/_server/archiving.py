@@ -77,8 +77,9 @@ class Archiving:
         """Return the method that the configuration files have: "" when none, OWN when it is not this collection's."""
         if self.library:
             directory = self.found.configured.get(BASIC_DIRECTORY) or ""
-            ours = self.library == BASIC_ARCHIVE and directory == self.wanted.directory
-            return BASIC_ARCHIVE if ours else OWN
+            # A relative or empty one is never ours, since the wanted one is absolute.
+            same = os.path.normpath(directory) == os.path.normpath(self.wanted.directory)
+            return BASIC_ARCHIVE if self.library == BASIC_ARCHIVE and same else OWN
         if not self.command:
             return ""
         return SCRIPT if _script.SCRIPT in self.command else OWN

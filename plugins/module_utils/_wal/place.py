@@ -80,6 +80,9 @@ def _make_directory(path: str) -> None:
         # Missing parents get this mode by the umask that all modules set.
         os.makedirs(path, MODE)
     except FileExistsError:
+        # Not the mode of a file, or of what a dangling link may name later.
+        if not os.path.isdir(path):
+            raise
         os.chmod(path, MODE)
     fsync_path(path)
     fsync_path(os.path.dirname(os.path.abspath(path)))

@@ -54,7 +54,12 @@ def codes(decided: Archiving) -> list[str]:
             },
             "script",
         ),
+        (
+            {"archive_library": "basic_archive", "basic_archive_archive_directory": "/srv/backups//main/wal/"},
+            "basic_archive",
+        ),
         ({"archive_library": "basic_archive", "basic_archive_archive_directory": "/elsewhere"}, "own"),
+        ({"archive_library": "basic_archive", "basic_archive_archive_directory": ""}, "own"),
         # A library counts before a command, as on the server.
         ({"archive_library": "pgbackrest", "archive_command": "pgfleet_wal.py"}, "own"),
         # What is asked for replaces anything.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pathlib
 
+import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.place import Place, unusable
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[3] / "plugins/module_utils/_wal/pgfleet_wal.py"
@@ -45,6 +46,28 @@ def test_only_what_differs(tmp_path: pathlib.Path) -> None:
     again.make()
     assert Place(str(home), str(archive)).changes == {}
     assert mode(archive) == 0o770
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_no_mode_of_a_file(tmp_path: pathlib.Path, link: bool) -> None:
+    """A file in the place of the archive, or a link to one, keeps its mode."""
+    file = tmp_path / "file"
+    file.touch(0o640)
+    archive = file
+    if link:
+        archive = tmp_path / "wal"
+        archive.symlink_to(file)
+    with pytest.raises(FileExistsError):
+        Place(str(tmp_path / "main"), str(archive)).make()
+    assert mode(file) == 0o640
+
+
+def test_a_link_to_a_directory(tmp_path: pathlib.Path) -> None:
+    far, home = tmp_path / "far", tmp_path / "main"
+    far.mkdir(0o755)
+    home.symlink_to(far)
+    Place(str(home), str(home / "wal")).make()
+    assert mode(far) == 0o700
 
 
 def test_unusable(tmp_path: pathlib.Path) -> None:
