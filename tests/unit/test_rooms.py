@@ -90,8 +90,8 @@ def test_the_page_draws_these_arrows() -> None:
     """The table in docs/architecture.md has each package, what it is and what it may import."""
     page = (PLUGINS.parent / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| `(_\w+)` \| ([^|]*) \|([^|]*)\|$", page, re.MULTILINE)
-    assert {name: " ".join(re.findall(r"_\w+", arrows)) for name, _, arrows in rows} == ALLOWED
-    assert {name: text.replace("`", "``") for name, text, _ in rows} == SENTENCES
+    assert {name: " ".join(re.findall(r"_\w+", arrows)) for name, _text, arrows in rows} == ALLOWED
+    assert {name: text.replace("`", "``") for name, text, _arrows in rows} == SENTENCES
 
 
 @pytest.mark.parametrize("package", SENTENCES)

@@ -139,7 +139,7 @@ def integer(low: int, high: int) -> Check[int]:
     """Check for a whole number from ``low`` to ``high``."""
 
     def check(value: t.Any) -> int:
-        if type(value) is not int or not low <= value <= high:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise _not(value, f"a whole number from {low} to {high}")
         return value
 
