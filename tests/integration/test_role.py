@@ -42,7 +42,7 @@ def test_first_run_publishes_and_second_changes_nothing(
         plan = told(planned, host)
         assert f"{host}: a base backup of the {host} at" in plan
         assert f"From: {server.data}; tablespaces: extra" in plan
-        assert "MB; free: " in plan
+        assert "MiB; free: " in plan
         assert f"To: {fleet.repository}/{host}" in plan
         assert "What would stop it: nothing" in plan
     assert "WAL: switched here" in told(planned, "primary")
