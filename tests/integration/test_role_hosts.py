@@ -28,6 +28,7 @@ def advance(primary: Server, *standbys: Server) -> None:
     primary.sql("CHECKPOINT")
     lsn = primary.lsn()
     for standby in standbys:
+        # mypy infers no type for a lambda with a default, which binds the loop's variable.
         wait_until(
             lambda one=standby: one.value("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [lsn]), f"{lsn} is replayed"
         )  # type: ignore[misc]
