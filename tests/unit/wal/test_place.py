@@ -52,7 +52,8 @@ def test_only_what_differs(tmp_path: pathlib.Path) -> None:
 def test_no_mode_of_a_file(tmp_path: pathlib.Path, link: bool) -> None:
     """A file in the place of the archive, or a link to one, keeps its mode."""
     file = tmp_path / "file"
-    file.touch(0o640)
+    file.touch()
+    file.chmod(0o640)
     archive = file
     if link:
         archive = tmp_path / "wal"
@@ -73,7 +74,8 @@ def test_a_link_to_a_directory(tmp_path: pathlib.Path) -> None:
 def test_unusable(tmp_path: pathlib.Path) -> None:
     assert unusable(str(tmp_path)) is unusable(str(tmp_path / "absent")) is None
     file = tmp_path / "file"
-    file.touch(0o640)
+    file.touch()
+    file.chmod(0o640)
     reason = unusable(str(file))
     assert reason is not None
     assert "mode 0640" in reason
