@@ -79,6 +79,8 @@ def run_module_as_server(
     # Python loads these modules lazily, from a folder that the other account may not be able to read.
     for needed in (f"{COLLECTION}.plugins.modules.{name}", "_strptime"):
         importlib.import_module(needed)
+    with _module_arguments({}):
+        pass
     for codec in ("ascii", "idna", "latin_1", "utf_8"):
         codecs.lookup(codec)
     python = binaries.server_python()
