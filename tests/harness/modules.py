@@ -109,7 +109,7 @@ def run_module_as_server(
     return result
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load_what_is_loaded_late() -> None:
     """Load what modules load or read while they run: another account may not be able to read the clone."""
     importlib.import_module("_strptime")
