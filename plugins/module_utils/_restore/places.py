@@ -24,6 +24,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
     Surroundings,
     cluster_around,
+    user_of,
     user_of_wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import OldWal
@@ -97,16 +98,9 @@ def check_data_directory(findings: Findings, around: Surroundings) -> None:
     pid = process.pid if process else _running.server_in(data, around.servers)
     if pid is not None:
         findings.refuse("server_running", f"A PostgreSQL server runs in {printable(data)} (process {pid}).", "Stop it.")
-    for server in around.servers:
-        if _running.server_in(data, [server]) is None and (
-            inside(data, server.data_directory) or inside(server.data_directory, data)
-        ):
-            findings.refuse(
-                "overlap",
-                f"The data directory, {printable(data)}, and the running server in"
-                f" {printable(server.data_directory)} overlap.",
-                _ELSEWHERE,
-            )
+    user = user_of(around, data)
+    if user:
+        findings.refuse("overlap", f"The data directory, {printable(data)}, and {user} overlap.", _ELSEWHERE)
     check_alone(findings, around, "The data directory", data)
 
 
@@ -215,6 +209,10 @@ def check_saved_wal(
     real = os.path.realpath(wal.save_to)
     old = wal_directory(around.data)
     taken = [*layout.roots, *(space.real for space in layout.spaces), *([old] if old else [])]
+    user = user_of(around, real)
+    if user:
+        findings.refuse("overlap", f"save_wal_to, {printable(real)}, and {user} overlap.", _ELSEWHERE)
+        return
     if not check_alone(findings, around, "save_wal_to", real + b"/x", *taken):
         return
     check_directory(findings, real)
