@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import AnyPath, sync_path, unreadable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
 
@@ -43,7 +45,7 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
 
     def sync(batch: t.Sequence[bytes], reporter: Reporter) -> None:
         for path in batch:
-            sync_path(path)
+            _sync(path)
             reporter.finish(None)
 
     found = list(walk(destination))
@@ -54,14 +56,34 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
             pass
 
 
+def _sync(path: bytes) -> None:
+    """Flush a file or directory, unless it belongs to another user, who alone can have written it."""
+    try:
+        sync_path(path)
+    except BackupError as exc:
+        if exc.details.get("errno") != "EACCES" or os.lstat(path).st_uid == os.geteuid():
+            raise
+
+
 def remove(path: AnyPath) -> None:
     """Remove a file, a link or a directory with its contents; links are not followed, and a missing one is no error.
-    Raises OSError."""
+
+    Raises OSError, whose ``filename`` is the whole path of what could not be removed.
+    """
     with contextlib.suppress(FileNotFoundError):
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
+        if not os.path.isdir(path) or os.path.islink(path):
             os.unlink(path)
+        elif sys.version_info >= (3, 12):
+            shutil.rmtree(path, onexc=lambda _function, place, error: _raise(error, place, path))
+        else:
+            shutil.rmtree(path, onerror=lambda _function, place, error: _raise(error[1], place, path))
+
+
+def _raise(error: BaseException, place: t.Any, path: AnyPath) -> None:
+    """Raise an error of rmtree, which names only the last part of the path, and as text even where it got bytes."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        error.filename = os.fsencode(place) if isinstance(path, bytes) else os.fsdecode(place)
+        raise error
 
 
 def discard(path: AnyPath) -> None:

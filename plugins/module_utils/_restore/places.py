@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.changes import closed, fixed
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
@@ -70,13 +71,19 @@ def check_directory(findings: Findings, path: bytes) -> None:
                 " PostgreSQL does not start in another user's directory.",
                 f"Set {option('become_user')} to its owner, or: chown {os.geteuid()} {printable(path)}",
             )
+        else:
+            obstacle = closed(path)
+            if obstacle is not None:
+                findings.refuse("not_writable", f"{printable(path)} {obstacle.why}.", obstacle.cure)
         return
     parent = nearest(os.path.dirname(path))
-    if not os.access(parent, os.W_OK | os.X_OK):
+    obstacle = closed(parent)
+    if obstacle is not None:
+        user = os.geteuid()
         findings.refuse(
             "not_writable",
-            f"{printable(path)} cannot be made: the user {os.geteuid()} may not write to {printable(parent)}.",
-            f"Make it as root: install -d -m 0700 -o <the server's user> {printable(path)}",
+            f"{printable(path)} cannot be made by the user {user}: {printable(parent)} {obstacle.why}.",
+            f"Make it as root: install -d -m 0700 -o {user} {printable(path)}",
         )
 
 
@@ -139,10 +146,12 @@ def check_content(findings: Findings, destination: Destination, cluster: Cluster
 
 
 def _check_movable(findings: Findings, data: bytes) -> None:
+    parent = os.path.dirname(data)
+    obstacle = closed(parent) or fixed(data, os.lstat(data), os.stat(parent))
     if os.path.ismount(data) or _paths.mounts_below(data):
         why = "it is a mount point or has one inside"
-    elif not os.access(os.path.dirname(data), os.W_OK | os.X_OK):
-        why = f"the user {os.geteuid()} may not write to {printable(os.path.dirname(data))}"
+    elif obstacle is not None:
+        why = f"{printable(obstacle.path)} {obstacle.why}"
     else:
         return
     findings.refuse(
