@@ -65,25 +65,36 @@ def _sync(path: bytes) -> None:
             raise
 
 
+class _NotRemoved(Exception):
+    """Carries an error of rmtree past its own handlers, which replace the name of the file by its directory's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def remove(path: AnyPath) -> None:
     """Remove a file, a link or a directory with its contents; links are not followed, and a missing one is no error.
 
     Raises OSError, whose ``filename`` is the whole path of what could not be removed.
     """
+
+    def failed(place: t.Any, error: BaseException) -> None:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            # rmtree names it by text even when it got bytes, and partly by its last part alone.
+            error.filename = os.fsencode(place) if isinstance(path, bytes) else os.fsdecode(place)
+            raise _NotRemoved(error)
+
     with contextlib.suppress(FileNotFoundError):
-        if not os.path.isdir(path) or os.path.islink(path):
-            os.unlink(path)
-        elif sys.version_info >= (3, 12):
-            shutil.rmtree(path, onexc=lambda _function, place, error: _raise(error, place, path))
-        else:
-            shutil.rmtree(path, onerror=lambda _function, place, error: _raise(error[1], place, path))
-
-
-def _raise(error: BaseException, place: t.Any, path: AnyPath) -> None:
-    """Raise an error of rmtree, which names only the last part of the path, and as text even where it got bytes."""
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        error.filename = os.fsencode(place) if isinstance(path, bytes) else os.fsdecode(place)
-        raise error
+        try:
+            if not os.path.isdir(path) or os.path.islink(path):
+                os.unlink(path)
+            elif sys.version_info >= (3, 12):
+                shutil.rmtree(path, onexc=lambda _function, place, error: failed(place, error))
+            else:
+                shutil.rmtree(path, onerror=lambda _function, place, error: failed(place, error[1]))
+        except _NotRemoved as exc:
+            raise exc.error from exc
 
 
 def discard(path: AnyPath) -> None:
