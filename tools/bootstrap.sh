@@ -6,6 +6,8 @@
 # Creates a virtual environment with the locked tools: .venv with the newest Python that works, .venv-oldest with the
 # oldest. Runs every Python that it finds, since a command on PATH may be a broken shim.
 set -eu
+# Tests run its programs as another account, too.
+umask 022
 venv=$1
 cd "$(dirname "$0")/.."
 

@@ -196,7 +196,7 @@ class Demo:
         self.output.command("psql", SERVICE)
         inventory = shortened(self.inventory)
         self.output.say(
-            f"$ ansible-playbook -i {inventory} playbooks/backup.yml --limit primary -e pg_backup_force=true"
+            f"$ ansible-playbook -i {inventory} playbooks/backup.yml -e pg_backup_hosts=primary -e pg_backup_force=true"
         )
         self.output.command("less", shortened(self.output.log))
         self.output.say("$ make demo-down      # stops the servers and removes everything")
@@ -303,7 +303,8 @@ class Demo:
 
     def play(self, name: str, *arguments: str, changed: bool, hosts: int = 2) -> Events:
         """Run one of the playbooks and return its events; require that it changed every host, or none."""
-        events = self.ansible("ansible-playbook", f"playbooks/{name}.yml", *arguments)
+        named = [] if name == "restore" else ["-e", f"pg_{name}_hosts=all"]
+        events = self.ansible("ansible-playbook", f"playbooks/{name}.yml", *named, *arguments)
         stats: dict[str, dict[str, int]] = events[-1]["stats"]
         servers = {host: numbers for host, numbers in stats.items() if host != "localhost"}
         if len(servers) != hosts:

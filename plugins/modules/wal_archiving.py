@@ -18,6 +18,9 @@ description:
     O(method=script), and the C(restore_command) of O(method=basic_archive) too.
   - An C(archive_command) or C(archive_library) that this module did not set is only checked, unless O(method) replaces
     it.
+  - C(basic_archive) with a directory below O(repository), and a command that runs C(pgfleet_wal.py), are this module's
+    own. If they name another directory than O(directory), as after a rebuild from another node's files, the module
+    repairs them.
 options:
   repository:
     description:
@@ -347,6 +350,8 @@ class Run:
         proof = self.prove(changed) if provable and not self.check_mode else Proof("", False, "")
         forced = provable and self.check_mode and (changed or must_force(self.info["archiving"]))
         story = [f"WAL is {'to be ' if self.check_mode and changed else ''}archived by {self.archiving.means()}."]
+        if self.archiving.elsewhere:
+            story.append(self.repair_words())
         if problems:
             story.append("What prevents it:")
             story += [f"{one['msg']} {one['hint']}".strip() for one in problems]
@@ -371,6 +376,14 @@ class Run:
             "segment": proof.segment,
             "data_directory": self.info["data_directory"],
         }
+
+    def repair_words(self) -> str:
+        """Return where the server archived to by a setting that was meant for another node."""
+        repaired = "is to be" if self.check_mode else "is"
+        return (
+            f"Its setting archived into {self.archiving.elsewhere}, which is not the archive of this server;"
+            f" a copy of another node has the settings of that node. It {repaired} repaired."
+        )
 
     def restart_words(self, pending: list[str]) -> str:
         """Return what waits for a restart, and who makes it."""

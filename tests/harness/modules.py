@@ -10,8 +10,10 @@ import codecs
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import json
+import linecache
 import os
 import pathlib
 import shutil
@@ -76,11 +78,8 @@ def run_module_as_server(
     user = server_user()
     if user.is_me:
         return run_module(name, arguments, check=check, diff=diff)
-    # Python loads these modules lazily, from a folder that the other account may not be able to read.
-    for needed in (f"{COLLECTION}.plugins.modules.{name}", "_strptime"):
-        importlib.import_module(needed)
-    for codec in ("ascii", "idna", "latin_1", "utf_8"):
-        codecs.lookup(codec)
+    importlib.import_module(f"{COLLECTION}.plugins.modules.{name}")
+    _load_what_is_loaded_late()
     python = binaries.server_python()
     reader, writer = os.pipe()
     pid = os.fork()
@@ -93,7 +92,8 @@ def run_module_as_server(
             os.setuid(user.uid)
             os.chdir("/")
             sys.executable = python
-            answer = run_module(name, arguments, check=check, diff=diff)
+            with mock.patch.object(linecache, "checkcache"):
+                answer = run_module(name, arguments, check=check, diff=diff)
         except BaseException:  # this process has no caller that would see an exception
             answer = {"harness": traceback.format_exc()}
         finally:
@@ -107,6 +107,19 @@ def run_module_as_server(
     result: Result = json.loads(text)
     assert "harness" not in result, result["harness"]
     return result
+
+
+@functools.cache
+def _load_what_is_loaded_late() -> None:
+    """Load what modules load or read while they run: another account may not be able to read the clone."""
+    importlib.import_module("_strptime")
+    for codec in ("ascii", "idna", "latin_1", "utf_8"):
+        codecs.lookup(codec)
+    for script in ("_session.keeper", "_wal.pgfleet_wal"):
+        inspect.getsource(importlib.import_module(f"{COLLECTION}.plugins.module_utils.{script}"))
+    with _module_arguments(_special(False, False)), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            basic.AnsibleModule(argument_spec={}).exit_json()
 
 
 def run_module_as(

@@ -241,7 +241,7 @@ def test_installed_from_the_artifact(sandbox: Sandbox, fleet: RoleHosts, primary
     inventory = work / "inventory.json"
     inventory.write_text(json.dumps({"all": {"hosts": {"db": fleet.host(primary)}}}))
     command = ["env", f"ANSIBLE_COLLECTIONS_PATH={work / 'here'}", bin_path("ansible-playbook"), "-i", str(inventory)]
-    play = RunningPlay([*command, "pgfleet.basebackup.backup"], work).wait().ok()
+    play = RunningPlay([*command, "pgfleet.basebackup.backup", "-e", "pg_backup_hosts=all"], work).wait().ok()
     assert play.stats["db"]["changed"] > 0
     assert fleet.one("db")
 

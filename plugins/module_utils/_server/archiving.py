@@ -60,7 +60,11 @@ class Archiving:
         self.found = found
         self.library = found.configured.get("archive_library") or ""
         self.command = found.configured.get("archive_command") or ""
+        # Where basic_archive is configured to archive to.
+        self.present = found.configured.get(BASIC_DIRECTORY) or "" if self.library == BASIC_ARCHIVE else ""
+        before = self.library, self.command
         self.method = self._method()
+        self.elsewhere = ""
         if self.method == OWN:
             self.mode = found.running_mode
             self.restore_command = wanted.restore_command
@@ -72,17 +76,27 @@ class Archiving:
         basic = self.method == BASIC_ARCHIVE
         self.library = BASIC_ARCHIVE if basic else ""
         self.command = "" if basic else _script.archive_command(script, wanted.directory, wanted.compression)
+        self.elsewhere = self._elsewhere(*before)
 
     def _configured(self) -> str:
         """Return the method that the configuration files have: "" when none, OWN when it is not this collection's."""
         if self.library:
-            directory = self.found.configured.get(BASIC_DIRECTORY) or ""
-            # A relative or empty one is never ours, since the wanted one is absolute.
-            same = os.path.normpath(directory) == os.path.normpath(self.wanted.directory)
-            return BASIC_ARCHIVE if self.library == BASIC_ARCHIVE and same else OWN
+            return BASIC_ARCHIVE if self.library == BASIC_ARCHIVE and self._is_ours(self.present) else OWN
         if not self.command:
             return ""
         return SCRIPT if _script.SCRIPT in self.command else OWN
+
+    def _is_ours(self, directory: str) -> bool:
+        """Return whether a directory is the wanted archive, or another one below the repository.
+
+        A rebuilt node has the settings of the node that it was made from, which name the archive of that node.
+        """
+        if not os.path.isabs(directory):
+            return False
+        if _same(directory, self.wanted.directory):
+            return True
+        repository = os.path.dirname(os.path.normpath(self.wanted.home))
+        return any(_is_below(kind(directory), kind(repository)) for kind in (os.path.normpath, os.path.realpath))
 
     def _method(self) -> str:
         if self.wanted.method != AUTO:
@@ -93,6 +107,15 @@ class Archiving:
         if self.wanted.compression != "none" or not self.found.has_basic_archive:
             return SCRIPT
         return configured or BASIC_ARCHIVE
+
+    def _elsewhere(self, library: str, command: str) -> str:
+        """Return where this collection's present setting archives to, "" when that is the wanted directory."""
+        directory = ""
+        if library:
+            directory = self.present if self._is_ours(self.present) else ""
+        elif _script.SCRIPT in command:
+            directory = _script.directory_of(command)
+        return "" if not directory or _same(directory, self.wanted.directory) else directory
 
     def settings(self) -> dict[str, str]:
         """Return the parameters to set, in this order; none for OWN."""
@@ -225,8 +248,16 @@ def problem(code: str, msg: str, hint: str) -> Problem:
 def _is_inside(directory: str, data_directory: t.Optional[str]) -> bool:
     if data_directory is None:
         return False
-    real = os.path.realpath(data_directory)
-    return (os.path.realpath(directory) + "/").startswith(real + "/")
+    real, data = os.path.realpath(directory), os.path.realpath(data_directory)
+    return real == data or _is_below(real, data)
+
+
+def _is_below(directory: str, parent: str) -> bool:
+    return directory.startswith(parent.rstrip("/") + "/")
+
+
+def _same(directory: str, other: str) -> bool:
+    return os.path.normpath(directory) == os.path.normpath(other)
 
 
 def last_segment(archiver: t.Mapping[str, t.Any]) -> str:

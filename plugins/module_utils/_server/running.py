@@ -208,7 +208,8 @@ def _postmaster_of(directory: bytes) -> t.Optional[Postmaster]:
         with open(directory + b"/postmaster.pid", encoding="utf-8", errors="replace") as stream:
             lines = stream.read().splitlines()
         pid = int(lines[0])
-        if not same(identity_of(os.stat(f"/proc/{pid}/cwd")), identity(directory)):
+        # Its number may be that of another process, even of one that stands in this directory.
+        if not same(identity_of(os.stat(f"/proc/{pid}/cwd")), identity(directory)) or not _is_server_process(pid):
             return None
     except PermissionError as exc:
         if pid and not _may_be_server_of(pid, directory):

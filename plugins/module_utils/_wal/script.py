@@ -33,5 +33,16 @@ def restore_command(script: str, directory: str) -> str:
     return f'[ -r {quoted(script)} ] || exit 255; {_run(script)} restore {quoted(directory)} "%f" "%p"'
 
 
+def directory_of(command: str) -> str:
+    """Return where an :func:`archive_command` stores files, "" when it is none."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    if "archive" not in words or len(words) < 4 or words[-2:] != ["%p", "%f"]:
+        return ""
+    return words[-3].replace("%%", "%")
+
+
 def _run(script: str) -> str:
     return f"{quoted(sys.executable)} -I {quoted(script)}"

@@ -49,10 +49,12 @@ class RoleHosts:
 
     def run(self, hosts: Inventory, playbook: str | list[dict[str, t.Any]] = PLAYBOOK, **options: t.Any) -> Play:
         """Run the playbook, or another one, to its end; ``options`` are those of `run_playbook`."""
+        options["extra_vars"] = {"pg_backup_hosts": "all", **(options.get("extra_vars") or {})}
         return run_playbook(playbook, hosts, directory=self.sandbox.root, **options)
 
     def start(self, hosts: Inventory, **options: t.Any) -> RunningPlay:
         """Start the playbook."""
+        options["extra_vars"] = {"pg_backup_hosts": "all", **(options.get("extra_vars") or {})}
         return start_playbook(PLAYBOOK, hosts, directory=self.sandbox.root, **options)
 
     def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:

@@ -59,6 +59,15 @@ def codes(decided: Archiving) -> list[str]:
             "basic_archive",
         ),
         ({"archive_library": "basic_archive", "basic_archive_archive_directory": "/elsewhere"}, "own"),
+        # That of another node, with whose files this one was rebuilt; not a neighbour of the repository.
+        (
+            {"archive_library": "basic_archive", "basic_archive_archive_directory": "/srv/backups/pg1/wal"},
+            "basic_archive",
+        ),
+        ({"archive_library": "basic_archive", "basic_archive_archive_directory": "/srv/backups2/pg1/wal"}, "own"),
+        ({"archive_library": "basic_archive", "basic_archive_archive_directory": "/srv/backups/../own/wal"}, "own"),
+        ({"archive_library": "basic_archive", "basic_archive_archive_directory": "../srv/backups/pg1/wal"}, "own"),
+        ({"archive_library": "pgbackrest", "basic_archive_archive_directory": "/srv/backups/pg1/wal"}, "own"),
         ({"archive_library": "basic_archive", "basic_archive_archive_directory": ""}, "own"),
         # A library counts before a command, as on the server.
         ({"archive_library": "pgbackrest", "archive_command": "pgfleet_wal.py"}, "own"),
@@ -86,6 +95,47 @@ def test_settings() -> None:
     assert (script["archive_mode"], script["archive_library"]) == ("on", "")
     assert list(archiving(major=14, library=False).settings()) == ["archive_mode", "archive_command"]
     assert archiving(archive_command=COMMAND).settings() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "elsewhere"),
+    [
+        (
+            {"archive_library": "basic_archive", "basic_archive_archive_directory": "/srv/backups/pg1/wal"},
+            "/srv/backups/pg1/wal",
+        ),
+        ({"archive_library": "basic_archive", "basic_archive_archive_directory": f"{HOME}//wal/"}, ""),
+        ({"archive_command": f'python3 -I {HOME}/pgfleet_wal.py archive {HOME}/wal "%p" "%f"'}, ""),
+        (
+            {"archive_command": 'python3 -I /s/pgfleet_wal.py archive \'/srv/it\'"\'"\'s 100%%\' "%p" "%f"'},
+            "/srv/it's 100%",
+        ),
+        ({"archive_command": "/usr/bin/pgfleet_wal.py '"}, ""),
+        ({"archive_command": COMMAND}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_setting_for_another_node_is_repaired(options: dict[str, t.Any], elsewhere: str) -> None:
+    decided = archiving(**options)
+    assert decided.elsewhere == elsewhere
+    if elsewhere and decided.method == "basic_archive":
+        assert decided.settings()["basic_archive.archive_directory"] == f"{HOME}/wal"
+    elif elsewhere:
+        assert f"{HOME}/wal" in decided.settings()["archive_command"]
+
+
+def test_a_repository_behind_a_link(tmp_path: pathlib.Path) -> None:
+    """The repository's real path counts, too."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for repository, present in (("link", "real"), ("real", "link")):
+        decided = archiving(
+            home=f"{tmp_path}/{repository}/main",
+            directory=f"{tmp_path}/{repository}/main/wal",
+            archive_library="basic_archive",
+            basic_archive_archive_directory=f"{tmp_path}/{present}/pg1/wal",
+        )
+        assert decided.elsewhere == f"{tmp_path}/{present}/pg1/wal"
 
 
 def test_facts() -> None:
