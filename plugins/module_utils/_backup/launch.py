@@ -98,7 +98,7 @@ def launch(new: NewBackup, params: t.Mapping[str, t.Any], info: t.Mapping[str, t
         name = f"pgfleet.basebackup {backup.cluster.name}/{backup.id}"
         session.launch(
             {
-                "connection": connection_kwargs(params, name[:63]),
+                "connection": connection_kwargs(params, name[:63], info["version_num"]),
                 "label": record.label,
                 "fast": params["fast"],
                 "from_standby": info["role"] == "standby",
