@@ -49,7 +49,7 @@ class Service:
         unit = unit_of(self.name, user) if self._program else None
         if unit is None:
             raise BackupError(
-                f"systemd does not answer on this host, so the unit {self.name} cannot be used.",
+                f"On this host systemd does not answer, so the unit {self.name} cannot be used.",
                 code="no_systemd",
                 hint="For another service manager write your own tasks and set the role's hooks.",
             )
@@ -57,7 +57,7 @@ class Service:
             raise BackupError(
                 f"There is no unit {self.name} on this host.",
                 code="unit_missing",
-                hint="See: systemctl list-units --all 'postgres*'",
+                hint="List the units: systemctl list-units --all 'postgres*'.",
             )
         self._forms = [self.name[: -len(".service")], self.name] if self.name.endswith(".service") else [self.name]
 
@@ -65,7 +65,7 @@ class Service:
         """Return the unit as it is now."""
         unit = unit_of(self.name, self._user)
         if unit is None:
-            raise BackupError(f"systemd does not answer about the unit {self.name}.", code="no_systemd")
+            raise BackupError(f"The manager systemd does not answer about the unit {self.name}.", code="no_systemd")
         return unit
 
     def command(self, state: str) -> t.Optional[list[str]]:
@@ -131,16 +131,16 @@ class Service:
                 with open(output, encoding="utf-8", errors="replace") as stream:
                     said = " ".join(stream.read().split())
                 raise BackupError(
-                    f"The unit {self.name} was not {state}: it is {unit.active} ({unit.result}). {said}",
+                    f"The unit {self.name} was not {state}: it is {unit.active} ({unit.result}). systemctl says: {said or 'nothing'}.",
                     code="unit_failed",
-                    hint=f"See: systemctl status {self.name}; journalctl -u {self.name} -e",
+                    hint=f"Read its journal: journalctl -u {self.name} -e.",
                 )
             if time.monotonic() > deadline:
                 verb = VERBS[state]
                 raise BackupError(
-                    f"systemctl {verb} {self.name} has not ended within {timeout:g} s: the unit is {unit.active}.",
+                    f"The command systemctl {verb} {self.name} has not ended within {timeout:g} s: the unit is {unit.active}.",
                     code="stop_timeout" if unit.main_pid == before.main_pid and before.main_pid else "start_timeout",
-                    hint=f"systemd continues with it; see: systemctl status {self.name}",
+                    hint=f"It continues; see how far it is: systemctl status {self.name}.",
                 )
             time.sleep(0.2)
 

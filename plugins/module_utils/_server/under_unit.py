@@ -50,7 +50,7 @@ def check_unit(data_directory: str, unit: str, ready: bool, timeout: float) -> t
             raise BackupError(
                 f"The server on {data_directory} (process {process.pid}) does not run under the unit {name}.",
                 code="wrong_unit",
-                hint=f"See: systemctl status {process.pid}; systemctl status {name}",
+                hint=f"Compare: systemctl status {process.pid}, systemctl status {name}.",
             )
         elif not ready or _is_ready(data_directory):
             return process
@@ -80,12 +80,12 @@ def _absent(data_directory: str, name: str) -> BackupError:
         return BackupError(
             f"The unit {name} runs process {unit.main_pid}, which is not the server of {data_directory}.",
             code="other_directory",
-            hint=f"See: systemctl cat {name}",
+            hint=f"Read its definition: systemctl cat {name}.",
         )
     log = collector_log(data_directory)
     return BackupError(
         f"The server on {data_directory} does not start under the unit {name}: {quoted_log(log)}",
         code="start_failed",
-        hint=f"See: systemctl status {name}; journalctl -u {name} -e",
+        hint=f"Read its journal: journalctl -u {name} -e.",
         log=log_tail(log),
     )

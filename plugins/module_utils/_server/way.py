@@ -84,7 +84,7 @@ def managed(data_directory: str, owner: Owner, state: str) -> BackupError:
     """Return the refusal of what others must do."""
     process = f" (process {owner.pid})" if owner.pid else ""
     whose = f"{owner.program or 'another program'}{process}" + (f", the unit {owner.unit}" if owner.unit else "")
-    hook = f"Or write your own tasks for it, and set {option('hook_' + _HOOKS[state])}."
+    hook = f"Or write your own tasks for it, and set {option('hook_' + _HOOKS[state])}"
     if owner.kind == CONTAINER:
         what = "is the process of a container"
         commands = "Use what runs the container, such as docker restart, podman restart or kubectl rollout restart."
@@ -95,7 +95,7 @@ def managed(data_directory: str, owner: Owner, state: str) -> BackupError:
     return BackupError(
         f"The server on {data_directory} {what}: it is not {state} here.",
         code="managed_server",
-        hint=f"{commands} {hook}",
+        hint=f"{commands} {hook}.",
         kind=owner.kind,
         unit=owner.unit,
         program=owner.program,
@@ -128,7 +128,9 @@ def _check_choice(data_directory: str, unit: str) -> None:
     found = unit_of(unit)
     if found is None or not found.loaded:
         raise BackupError(
-            f"There is no unit {unit} on this host." if found else f"systemd does not answer about the unit {unit}.",
+            f"There is no unit {unit} on this host."
+            if found
+            else f"The manager systemd does not answer about the unit {unit}.",
             code="unit_missing" if found else "no_systemd",
             hint=f"Correct {option('service')}, or leave it empty: the unit is found.",
         )
