@@ -138,7 +138,7 @@ class Service:
             if time.monotonic() > deadline:
                 verb = VERBS[state]
                 raise BackupError(
-                    f"The command systemctl {verb} {self.name} has not ended within {timeout:g} s: the unit is {unit.active}.",
+                    f"The unit {self.name} is {unit.active}: systemctl {verb} has not ended within {timeout:g} s.",
                     code="stop_timeout" if unit.main_pid == before.main_pid and before.main_pid else "start_timeout",
                     hint=f"It continues; see how far it is: systemctl status {self.name}.",
                 )
