@@ -131,7 +131,7 @@ class Service:
                 with open(output, encoding="utf-8", errors="replace") as stream:
                     said = " ".join(stream.read().split())
                 raise BackupError(
-                    f"The unit {self.name} was not {state}: it is {unit.active} ({unit.result}). systemctl says: {said or 'nothing'}.",
+                    f"The unit {self.name} was not {state}: it is {unit.active} ({unit.result}). It says: {said}.",
                     code="unit_failed",
                     hint=f"Read its journal: journalctl -u {self.name} -e.",
                 )
