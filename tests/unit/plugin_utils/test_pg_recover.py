@@ -32,6 +32,7 @@ FACTS: t.Final[dict[str, t.Any]] = {
     "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
     "data_directory": "/data", "log_file": "", "start": True, "service": "", "hook_start": "",
     "restore_as": "primary", "replace_primary": False, "nodes": [], "relatives": {}, "node_answers": {},
+    "hook_stop": "", "config_file": "", "way": {}, "rights": {},
     "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "postgres",
     "target_action": "promote", "catalogue": {}, "process": {}, "plan": {}, "begun": False, "stopped": False,
     "restore": {}, "recovery": {}, "forget": {}, "switch": {}, "sql": {}, "failed_task": "", "failed_result": {},
@@ -103,12 +104,17 @@ def test_to_start(more: dict[str, t.Any], starts: bool) -> None:
 
 
 def test_plan() -> None:
-    answer = decide(plan=planned(RUNNING_THERE), check_mode=True, process={"running": True}, service="postgresql")
+    answer = decide(
+        plan=planned(RUNNING_THERE),
+        check_mode=True,
+        process={"running": True},
+        way={"way": "unit", "unit": "postgresql.service"},
+    )
     assert answer["plan"] == [
         "db: a backup would be restored.",
         "Backup: b2 of main; the newest",
         "To: /data",
-        "Server there: runs, would be stopped, would be started by the service postgresql",
+        "Server there: runs, would be stopped by the unit postgresql.service, would be started by the unit postgresql.service",
         "Live nodes of the cluster: none",
         "Target: latest; the archive goes up to 12:00",
         'Plan: {"bytes": 7, "recoverable_until": "12:00"}',
