@@ -325,8 +325,8 @@ plan:
       version_added: 0.3.0
     run_by:
       description:
-        - Who ran the server that was backed up, and with what, as M(pgfleet.basebackup.process_info) returns it; null if
-          it is unknown.
+        - Who ran the server that was backed up, and with what, as M(pgfleet.basebackup.process_info) returns it.
+        - Null if it is unknown.
       type: dict
       version_added: 0.3.0
     restore_command:

@@ -91,7 +91,7 @@ class Service:
                 found.append(_problem(str(result.get("code") or code), str(result.get("msg") or "It is unknown."), ""))
         if not found and "started" in self.states and not self.running:
             found += self._of_start()
-        if "started" in self.states and not self.done and self.known.get("backup_id"):
+        if "started" in self.states and not self.running and not self.done and self.known.get("backup_id"):
             found += self._of_configuration()
         return found
 
@@ -103,12 +103,12 @@ class Service:
         if kind in _MANAGED:
             whose = self.run_by.get("program") or kind
             msg = f"When it was backed up, the server on {self.data_directory} was managed by {whose}."
-            hint = f"Set pg_recover_start: false, and let {whose} start it; or write your own tasks: pg_recover_hook_start."
+            hint = f"Let {whose} start it (pg_recover_start: false), or write your own tasks (pg_recover_hook_start)."
             return [_problem("managed_server", msg, hint)]
         if kind in _SYSTEMD and unit:
             msg = (
-                f"When it was backed up, the server on {self.data_directory} ran under the unit {unit}; this host has no"
-                " unit that starts a server there. Started by pg_ctl it would end with the next boot."
+                f"When it was backed up, the server on {self.data_directory} ran under the unit {unit}; this host has"
+                " no unit that starts a server there. Started by pg_ctl it would end with the next boot."
             )
             hint = (
                 "Install the package, or make the unit and its configuration; or name this host's unit:"
@@ -124,7 +124,7 @@ class Service:
         if any(one.get("code") in ("bad_conf", "unreadable") for one in self.content.get("refusals") or []):
             return []
         own = str(self.run_by.get("config_file") or "")
-        outside = [own] if own else [one for one in self.content.get("config_files_outside") or []]
+        outside = [own] if own else list(self.content.get("config_files_outside") or [])
         msg = "The backup has no postgresql.conf, and this host has none for it"
         msg += f": the server's was {', '.join(map(str, outside))}." if outside else "."
         hint = "Put it in place, on Debian with pg_createcluster; or name another one: pg_recover_config_file."

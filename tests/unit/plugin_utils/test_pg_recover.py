@@ -108,13 +108,13 @@ def test_plan() -> None:
         plan=planned(RUNNING_THERE),
         check_mode=True,
         process={"running": True},
-        way={"way": "unit", "unit": "postgresql.service"},
+        way={"way": "unit", "unit": "pg.service"},
     )
     assert answer["plan"] == [
         "db: a backup would be restored.",
         "Backup: b2 of main; the newest",
         "To: /data",
-        "Server there: runs, would be stopped by the unit postgresql.service, would be started by the unit postgresql.service",
+        "Server there: runs, would be stopped by the unit pg.service, would be started by the unit pg.service",
         "Live nodes of the cluster: none",
         "Target: latest; the archive goes up to 12:00",
         'Plan: {"bytes": 7, "recoverable_until": "12:00"}',
