@@ -44,6 +44,19 @@ def commands(text: str) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
+def command(*words: str, page: str = "README.md", language: str = "sh") -> list[str]:
+    """Return the arguments of the only ansible-playbook command in a page's block that has these words."""
+    (found,) = [one for one in commands(readme(language, page)) if set(words) <= set(one)]
+    assert found[0] == "ansible-playbook"
+    return found[1:]
+
+
+def backup(*options: str) -> list[str]:
+    """Return the arguments of the README's command that runs its backup.yml, with just these options."""
+    (found,) = [one for one in commands(readme("sh")) if one[1:] == ["backup.yml", *options]]
+    return found[1:]
+
+
 class World:
     """The hosts, their clusters, and plays on them."""
 
@@ -51,6 +64,7 @@ class World:
         """Create the clusters on booted hosts."""
         self.sandbox = sandbox
         self.fleet = fleet
+        self._done: set[str] = set()
         for name in ("pg1", "pg2", "pg3", "pg4"):
             fleet[name].allow(*self.sudo())
         self.pg1 = Cluster(fleet["pg1"])
@@ -74,6 +88,8 @@ class World:
                 one.result()
         for cluster in (self.pg1, self.pg3, self.pg3rpm):
             cluster.sql(readme("sql"))
+        for host in self.hosts():
+            host.run(["install", "-d", "-o", "postgres", "-g", "postgres", "-m", "0700", "/srv/drills"])
         self.healthy()
 
     @staticmethod
@@ -85,6 +101,21 @@ class World:
             lines.append(f"(root) NOPASSWD: {verbs}")
         return lines
 
+    def hosts(self) -> list[SystemdHost]:
+        """Return the four hosts."""
+        return [self.fleet[name] for name in self.fleet.hosts]
+
+    def once(self, name: str, make: t.Callable[[], t.Any]) -> None:
+        """Bring about what several tests need, the first time."""
+        if name not in self._done:
+            make()
+            self._done.add(name)
+
+    def starts(self) -> dict[str, str]:
+        """Return when each server was started."""
+        clusters = {"pg1": self.pg1, "pg2": self.pg2, "pg3": self.pg3, "pg3rpm": self.pg3rpm}
+        return {name: cluster.sql("SELECT pg_postmaster_start_time()") for name, cluster in clusters.items()}
+
     def inventory(self, pipelining: bool = True) -> dict[str, dict[str, t.Any]]:
         """Return the variables of all hosts."""
         hosts: dict[str, SystemdHost] = {name: self.fleet[name] for name in ("pg1", "pg2", "pg3", "pg4")}
@@ -92,6 +123,9 @@ class World:
         found = {name: self.fleet.host_vars(host, pipelining=pipelining) for name, host in hosts.items()}
         for role in ("pg_archive", "pg_backup", "pg_recover"):
             found["pg3rpm"][f"{role}_login_port"] = RPM_PORT
+        # A standby archives nothing: docs/fleet.md.
+        for role in ("pg_drill", "pg_recover"):
+            found["pg2"][f"{role}_archive_directory"] = "/srv/backups/pg1/wal"
         return found
 
     def play(self, *args: str, timeout: float = 300, **variables: t.Any) -> Play:
