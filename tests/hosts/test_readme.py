@@ -1,59 +1,198 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The README's commands, word for word, on Debian hosts with systemd; the servers must survive each of them.
+"""The commands of README.md and docs/restore.md, word for word, on Debian hosts with systemd.
 
-In the order of the README: each test uses what those before it have set up, and creates that when it runs alone.
+The servers must survive each of them: `world` asks before and after every test. A test that runs alone first brings
+about what those before it have left.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.hosts.helpers.world import World, backup, command
+from tests.hosts.helpers import pages
+from tests.hosts.helpers.clusters import PROGRAMS, Cluster
+from tests.hosts.helpers.world import RPM_PORT, World
 
 DATABASES = ("pg1", "pg2", "pg3", "pg3rpm")
+ARCHIVE = "pgfleet.basebackup.archive"
+DRILL = "pgfleet.basebackup.drill"
+RESTORE = "pgfleet.basebackup.restore"
+
+both_layouts = pytest.mark.parametrize("name", ["pg3", "pg3rpm"])
 
 
 @pytest.fixture
 def archived(world: World) -> World:
-    """The fleet with WAL archiving, by the README's command."""
-    world.once("archive", lambda: world.play(*command("pgfleet.basebackup.archive")).ok())
+    """The fleet with WAL archiving."""
+    world.once("archive", lambda: world.play(*pages.of_readme(ARCHIVE)).ok())
     return world
 
 
 @pytest.fixture
 def backed_up(archived: World) -> World:
-    """The fleet with backups, by the README's playbook."""
-    archived.once("backup", lambda: archived.play(*backup()).ok())
+    """The fleet with a backup of each server."""
+    archived.once("backup", lambda: archived.play(*pages.of_readme("backup.yml")).ok())
     return archived
 
 
+def moment(cluster: Cluster) -> str:
+    """Return the present time of a server."""
+    return cluster.sql("SELECT clock_timestamp()")
+
+
+def dropped(cluster: Cluster) -> str:
+    """Create a table and drop it, archive both, and return the time between."""
+    cluster.sql("DROP TABLE IF EXISTS orders, later")
+    cluster.sql("CREATE TABLE orders AS SELECT 42 AS number")
+    between = moment(cluster)
+    cluster.sql("DROP TABLE orders; CREATE TABLE later ()")
+    last = cluster.sql("SELECT pg_walfile_name(pg_switch_wal())")
+    cluster.archived(last)
+    return between
+
+
 def test_archive_with_restarts(world: World) -> None:
-    """The README's first command restarts every server and leaves all of them up; the second time it changes nothing."""
+    """The README's first command restarts each server and leaves all of them up; the second time it changes nothing."""
     starts = world.starts()
-    play = world.play(*command("pgfleet.basebackup.archive"))
+    play = world.play(*pages.of_readme(ARCHIVE))
     world.healthy()
     play.ok()
     now = world.starts()
     assert all(now[name] != starts[name] for name in DATABASES)
-    again = world.play(*command("pgfleet.basebackup.archive")).ok()
+    world.once("archive", lambda: None)
+    again = world.play(*pages.of_readme(ARCHIVE)).ok()
     assert [again.stats[name]["changed"] for name in DATABASES] == [0, 0, 0, 0]
     assert world.starts() == now
 
 
 def test_backup(archived: World) -> None:
-    """The playbook's check mode finds nothing that would stop it; it backs up and verifies; then it changes nothing."""
-    archived.play(*backup("--check")).ok()
-    assert not any(archived.backups(name) for name in DATABASES)
-    archived.play(*backup()).ok()
-    assert all(len(archived.backups(name)) == 1 for name in DATABASES)
-    again = archived.play(*backup()).ok()
+    """Check mode finds nothing that would stop it; it backs up and verifies; then it changes nothing."""
+    archived.play(*pages.of_readme("backup.yml", check=True)).ok()
+    archived.play(*pages.of_readme("backup.yml")).ok()
+    archived.once("backup", lambda: None)
+    assert [len(archived.backups(name)) for name in DATABASES] == [1, 1, 1, 1]
+    again = archived.play(*pages.of_readme("backup.yml")).ok()
     assert [again.stats[name]["changed"] for name in DATABASES] == [0, 0, 0, 0]
 
 
 def test_drill(backed_up: World) -> None:
     """Every backup is proven beside the live servers, and nothing of the drills remains."""
-    backed_up.play(*command("pgfleet.basebackup.drill")).ok()
+    backed_up.play(*pages.of_readme(DRILL)).ok()
     for host in backed_up.hosts():
         assert host.sh("ls -A /srv/drills") == ""
+
+
+@both_layouts
+def test_dropped_table(backed_up: World, name: str) -> None:
+    """The README's last command recovers a primary to the moment before the drop."""
+    cluster = backed_up.cluster(name)
+    between = dropped(cluster)
+    starts = backed_up.starts()
+    words = [word.replace("db1", name).replace(pages.TIME, between) for word in pages.of_readme(RESTORE)]
+    backed_up.play(*words, "--check").ok()
+    assert backed_up.starts() == starts
+    backed_up.play(*words).ok()
+    assert cluster.sql("SELECT number FROM orders") == "42"
+    assert cluster.sql("SELECT to_regclass('later')") == ""
+
+
+@both_layouts
+def test_lost_data_directory(backed_up: World, name: str) -> None:
+    """After ``rm -rf`` of the data directory the server is back with its last archived transaction."""
+    cluster = backed_up.cluster(name)
+    cluster.sql("CREATE TABLE IF NOT EXISTS last (); SELECT pg_switch_wal()")
+    cluster.systemctl("stop")
+    cluster.host.sh(f"rm -rf {cluster.data}")
+    backed_up.play(*pages.restore(name, [])).ok()
+    assert cluster.sql("SELECT to_regclass('last')") == "last"
+
+
+def test_copy_beside_the_running_server(backed_up: World) -> None:
+    """The dropped table comes back from a copy, while the server that has dropped it runs on."""
+    cluster = backed_up.pg3
+    between = dropped(cluster)
+    started = cluster.sql("SELECT pg_postmaster_start_time()")
+    make, _switch, play, dump = pages.below("A copy beside the live server")
+    cluster.host.run(make)
+    backed_up.play(*[word.replace("db1", "pg3").replace(pages.TIME, between) for word in play[1:]]).ok()
+    try:
+        words = " ".join(dump).replace("shop", "postgres")
+        cluster.host.sh(words, user="postgres")
+        assert cluster.sql("SELECT number FROM orders") == "42"
+        assert cluster.sql("SELECT pg_postmaster_start_time()") == started
+        backed_up.healthy(guests=["/srv/copy/data"])
+    finally:
+        stop_copy(cluster)
+
+
+def test_copy_while_the_server_is_down(backed_up: World) -> None:
+    """The copy is started in its own directory; production stays down, its files untouched, until systemd starts it."""
+    cluster = backed_up.pg3
+    between = dropped(cluster)
+    make, _switch, play, _dump = pages.below("A copy beside the live server")
+    cluster.host.run(make)
+    cluster.systemctl("stop")
+    control = cluster.host.sh(f"sha256sum {cluster.data}/global/pg_control")
+    try:
+        done = backed_up.play(*[word.replace("db1", "pg3").replace(pages.TIME, between) for word in play[1:]])
+        assert cluster.host.sh(f"sha256sum {cluster.data}/global/pg_control") == control
+        assert cluster.host.sh(f"ls {cluster.data}").split().count("postmaster.pid") == 0
+        done.ok()
+        copy = Cluster(cluster.host, data="/srv/copy/data", port=5499)
+        assert copy.sql("SELECT number FROM orders") == "42"
+        assert copy.sql("SHOW data_directory") == copy.data
+    finally:
+        stop_copy(cluster)
+        cluster.systemctl("start")
+
+
+def stop_copy(cluster: Cluster) -> None:
+    """Stop a copy beside a server, and remove it."""
+    cluster.host.sh(
+        f"! [ -e /srv/copy/data/postmaster.pid ] || {PROGRAMS}/pg_ctl stop -s -m immediate -D /srv/copy/data",
+        user="postgres",
+    )
+    cluster.host.sh("rm -rf /srv/copy")
+
+
+def test_failover_and_rebuild(backed_up: World) -> None:
+    """The primary crashes, its standby is promoted, and the old primary becomes the standby of the new one."""
+    old, new = backed_up.pg1, backed_up.pg2
+    old.sql("CREATE TABLE before_the_crash ()")
+    new.caught_up()
+    old.host.run(["systemctl", "kill", "--signal=KILL", old.unit])
+    new.host.run(["pg_ctlcluster", "17", "main", "promote"])
+    new.is_writable()
+    new.sql("CREATE TABLE after_the_crash ()")
+    # From its own backup, without what the page adds for that of another node.
+    options = pages.advice("A standby is too far behind")[:-2]
+    words = pages.restore("pg1", options, db1="pg2", db2="pg1")
+    backed_up.play(*words).ok()
+    old.upstream, new.upstream = new, None
+    backed_up.healthy()
+    assert old.sql("SELECT to_regclass('after_the_crash')") == "after_the_crash"
+    # And the fleet is backed up as before.
+    backed_up.play(*pages.of_readme("backup.yml")).ok()
+
+
+@both_layouts
+def test_lost_host(backed_up: World, name: str) -> None:
+    """An empty host becomes the server; where a unit or a configuration is missing, that is said before."""
+    host = backed_up.fleet["pg4"]
+    lost = backed_up.cluster(name)
+    words = pages.restore(name, pages.advice("The host is lost"), db9="pg4")
+    refused = backed_up.play(*words)
+    assert refused.rc == 2
+    assert host.sh("pgrep -x postgres || true") == ""
+    found = Cluster(host, lost.unit, lost.data, lost.etc, lost.port)
+    found.prepare()
+    backed_up.clusters.append(found)
+    found.system_identifier = lost.system_identifier
+    try:
+        backed_up.play(*words, **({"pg_recover_login_port": RPM_PORT} if name == "pg3rpm" else {})).ok()
+        backed_up.healthy()
+    finally:
+        backed_up.clusters.remove(found)
+        found.systemctl("stop")
