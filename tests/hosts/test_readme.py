@@ -9,6 +9,8 @@ about what those before it have left.
 
 from __future__ import annotations
 
+import typing as t
+
 import pytest
 
 from tests.hosts.helpers import pages
@@ -19,6 +21,7 @@ DATABASES = ("pg1", "pg2", "pg3", "pg3rpm")
 ARCHIVE = "pgfleet.basebackup.archive"
 DRILL = "pgfleet.basebackup.drill"
 RESTORE = "pgfleet.basebackup.restore"
+COPY = "A copy beside the live server"
 
 both_layouts = pytest.mark.parametrize("name", ["pg3", "pg3rpm"])
 
@@ -109,52 +112,52 @@ def test_lost_data_directory(backed_up: World, name: str) -> None:
     assert cluster.sql("SELECT to_regclass('last')") == "last"
 
 
-def test_copy_beside_the_running_server(backed_up: World) -> None:
+@pytest.fixture
+def beside(backed_up: World) -> t.Iterator[World]:
+    """The fleet with a place for a copy beside pg3; the copy is stopped and removed."""
+    host = backed_up.fleet["pg3"]
+    host.run(pages.below(COPY)[0])
+    try:
+        yield backed_up
+    finally:
+        stop = f"{PROGRAMS}/pg_ctl stop -s -m immediate -D /srv/copy/data"
+        host.sh(f"! [ -e /srv/copy/data/postmaster.pid ] || {stop}", user="postgres")
+        host.sh("rm -rf /srv/copy")
+
+
+def make_copy(between: str) -> list[str]:
+    """Return the arguments of the command of docs/restore.md that makes a copy of pg3 as it was then."""
+    return [word.replace("db1", "pg3").replace(pages.TIME, between) for word in pages.below(COPY)[2][1:]]
+
+
+def test_copy_beside_the_running_server(beside: World) -> None:
     """The dropped table comes back from a copy, while the server that has dropped it runs on."""
-    cluster = backed_up.pg3
+    cluster = beside.pg3
     between = dropped(cluster)
     started = cluster.sql("SELECT pg_postmaster_start_time()")
-    make, _switch, play, dump = pages.below("A copy beside the live server")
-    cluster.host.run(make)
-    backed_up.play(*[word.replace("db1", "pg3").replace(pages.TIME, between) for word in play[1:]]).ok()
-    try:
-        words = " ".join(dump).replace("shop", "postgres")
-        cluster.host.sh(words, user="postgres")
-        assert cluster.sql("SELECT number FROM orders") == "42"
-        assert cluster.sql("SELECT pg_postmaster_start_time()") == started
-        backed_up.healthy(guests=["/srv/copy/data"])
-    finally:
-        stop_copy(cluster)
+    beside.play(*make_copy(between)).ok()
+    beside.healthy(guests=["/srv/copy/data"])
+    cluster.host.sh(" ".join(pages.below(COPY)[3]).replace("shop", "postgres"), user="postgres")
+    assert cluster.sql("SELECT number FROM orders") == "42"
+    assert cluster.sql("SELECT pg_postmaster_start_time()") == started
 
 
-def test_copy_while_the_server_is_down(backed_up: World) -> None:
-    """The copy is started in its own directory; production stays down, its files untouched, until systemd starts it."""
-    cluster = backed_up.pg3
+def test_copy_while_the_server_is_down(beside: World) -> None:
+    """The copy runs in its own directory; production stays down, its files untouched, until systemd starts it."""
+    cluster = beside.pg3
     between = dropped(cluster)
-    make, _switch, play, _dump = pages.below("A copy beside the live server")
-    cluster.host.run(make)
     cluster.systemctl("stop")
-    control = cluster.host.sh(f"sha256sum {cluster.data}/global/pg_control")
     try:
-        done = backed_up.play(*[word.replace("db1", "pg3").replace(pages.TIME, between) for word in play[1:]])
-        assert cluster.host.sh(f"sha256sum {cluster.data}/global/pg_control") == control
-        assert cluster.host.sh(f"ls {cluster.data}").split().count("postmaster.pid") == 0
-        done.ok()
+        files = f"find {cluster.data} -type f -printf '%p %s %T@\n' | sort"
+        before = cluster.host.sh(files)
+        play = beside.play(*make_copy(between))
+        assert cluster.host.sh(files) == before
+        play.ok()
         copy = Cluster(cluster.host, data="/srv/copy/data", port=5499)
-        assert copy.sql("SELECT number FROM orders") == "42"
         assert copy.sql("SHOW data_directory") == copy.data
+        assert copy.sql("SELECT number FROM orders") == "42"
     finally:
-        stop_copy(cluster)
         cluster.systemctl("start")
-
-
-def stop_copy(cluster: Cluster) -> None:
-    """Stop a copy beside a server, and remove it."""
-    cluster.host.sh(
-        f"! [ -e /srv/copy/data/postmaster.pid ] || {PROGRAMS}/pg_ctl stop -s -m immediate -D /srv/copy/data",
-        user="postgres",
-    )
-    cluster.host.sh("rm -rf /srv/copy")
 
 
 def test_failover_and_rebuild(backed_up: World) -> None:
@@ -185,7 +188,7 @@ def test_lost_host(backed_up: World, name: str) -> None:
     words = pages.restore(name, pages.advice("The host is lost"), db9="pg4")
     refused = backed_up.play(*words)
     assert refused.rc == 2
-    assert host.sh("pgrep -x postgres || true") == ""
+    assert host.sh(f"pgrep -x postgres || ls {lost.data} 2>/dev/null || true") == ""
     found = Cluster(host, lost.unit, lost.data, lost.etc, lost.port)
     found.prepare()
     backed_up.clusters.append(found)
