@@ -9,13 +9,14 @@ about what those before it have left.
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 import pytest
 
 from tests.hosts.helpers import pages
 from tests.hosts.helpers.clusters import PROGRAMS, Cluster
-from tests.hosts.helpers.world import RPM_PORT, World
+from tests.hosts.helpers.world import World
 
 DATABASES = ("pg1", "pg2", "pg3", "pg3rpm")
 ARCHIVE = "pgfleet.basebackup.archive"
@@ -182,20 +183,24 @@ def test_failover_and_rebuild(backed_up: World) -> None:
 
 @both_layouts
 def test_lost_host(backed_up: World, name: str) -> None:
-    """An empty host becomes the server; where a unit or a configuration is missing, that is said before."""
-    host = backed_up.fleet["pg4"]
+    """An empty host becomes the server; a unit or a configuration that it lacks is named before anything is restored."""
     lost = backed_up.cluster(name)
+    found = dataclasses.replace(lost, host=backed_up.fleet["pg4"])
+    port = {"pg_recover_login_port": lost.port}
     words = pages.restore(name, pages.advice("The host is lost"), db9="pg4")
-    refused = backed_up.play(*words)
-    assert refused.rc == 2
-    assert host.sh(f"pgrep -x postgres || ls {lost.data} 2>/dev/null || true") == ""
-    found = Cluster(host, lost.unit, lost.data, lost.etc, lost.port)
-    found.prepare()
-    backed_up.clusters.append(found)
-    found.system_identifier = lost.system_identifier
+    lost.systemctl("stop")
+    backed_up.clusters.remove(lost)
     try:
-        backed_up.play(*words, **({"pg_recover_login_port": RPM_PORT} if name == "pg3rpm" else {})).ok()
+        refused = backed_up.play(*words, **port)
+        assert refused.rc == 2
+        assert found.host.sh(f"pgrep -x postgres || ls {found.data} 2>/dev/null || true") == ""
+        message = refused.of("pg4", "failed")[-1]["result"]["msg"]
+        assert found.unit in message or found.etc in message
+        found.prepare()
+        backed_up.clusters.append(found)
+        backed_up.play(*words, **port).ok()
         backed_up.healthy()
     finally:
-        backed_up.clusters.remove(found)
         found.systemctl("stop")
+        backed_up.clusters[:] = [one for one in backed_up.clusters if one is not found] + [lost]
+        lost.systemctl("start")
