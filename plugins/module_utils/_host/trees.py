@@ -14,6 +14,7 @@ import os
 import stat
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import AnyPath, sync_path, unreadable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import mount_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
@@ -45,7 +46,7 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
 
     def sync(batch: t.Sequence[bytes], reporter: Reporter) -> None:
         for path in batch:
-            sync_path(path)
+            _sync(path)
             reporter.finish(None)
 
     found = list(walk(destination))
@@ -54,6 +55,15 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
     for paths in (files, directories):
         for _report in run_workers(batches(paths, [0] * len(paths)), sync, jobs, check):
             pass
+
+
+def _sync(path: bytes) -> None:
+    """Flush a file or directory, unless it belongs to another user, who alone can have written it."""
+    try:
+        sync_path(path)
+    except BackupError as exc:
+        if exc.details.get("errno") != "EACCES" or os.lstat(path).st_uid == os.geteuid():
+            raise
 
 
 def remove(path: AnyPath) -> None:

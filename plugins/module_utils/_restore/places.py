@@ -16,14 +16,15 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.changes import closed, fixed
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, is_empty, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
     Surroundings,
     cluster_around,
+    user_of,
     user_of_wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import OldWal
@@ -32,7 +33,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
     EMPTY,
     INTERRUPTED,
     Destination,
-    control_in,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
@@ -69,13 +69,19 @@ def check_directory(findings: Findings, path: bytes) -> None:
                 " PostgreSQL does not start in another user's directory.",
                 f"Set {option('become_user')} to its owner, or: chown {os.geteuid()} {printable(path)}",
             )
+        else:
+            obstacle = closed(path)
+            if obstacle is not None:
+                findings.refuse("not_writable", f"{printable(path)} {obstacle.why}.", obstacle.cure)
         return
     parent = nearest(os.path.dirname(path))
-    if not os.access(parent, os.W_OK | os.X_OK):
+    obstacle = closed(parent)
+    if obstacle is not None:
+        user = os.geteuid()
         findings.refuse(
             "not_writable",
-            f"{printable(path)} cannot be made: the user {os.geteuid()} may not write to {printable(parent)}.",
-            f"Make it as root: install -d -m 0700 -o <the server's user> {printable(path)}",
+            f"{printable(path)} cannot be made by the user {user}: {printable(parent)} {obstacle.why}.",
+            f"Make it as root: install -d -m 0700 -o {user} {printable(path)}",
         )
 
 
@@ -97,24 +103,14 @@ def check_data_directory(findings: Findings, around: Surroundings) -> None:
     pid = process.pid if process else _running.server_in(data, around.servers)
     if pid is not None:
         findings.refuse("server_running", f"A PostgreSQL server runs in {printable(data)} (process {pid}).", "Stop it.")
-    for server in around.servers:
-        if _running.server_in(data, [server]) is None and (
-            inside(data, server.data_directory) or inside(server.data_directory, data)
-        ):
-            findings.refuse(
-                "overlap",
-                f"The data directory, {printable(data)}, and the running server in"
-                f" {printable(server.data_directory)} overlap.",
-                _ELSEWHERE,
-            )
+    user = user_of(around, data)
+    if user:
+        findings.refuse("overlap", f"The data directory, {printable(data)}, and {user} overlap.", _ELSEWHERE)
     check_alone(findings, around, "The data directory", data)
 
 
-def check_content(findings: Findings, destination: Destination, cluster: Cluster, delta: bool, replace: bool) -> None:
-    """Check that the contents of the data directory may be overwritten or moved aside.
-
-    Raises BackupError for a damaged record of the cluster.
-    """
+def check_content(findings: Findings, destination: Destination, delta: bool, replace: bool) -> None:
+    """Check that the contents of the data directory may be overwritten or moved aside."""
     data = destination.data
     if destination.state in (EMPTY, INTERRUPTED):
         return
@@ -133,22 +129,15 @@ def check_content(findings: Findings, destination: Destination, cluster: Cluster
             f"{printable(data)} has no PG_VERSION: it is not a data directory, and {option('delta')} would empty it.",
             f"Set {option('replace')} to move it aside.",
         )
-    else:
-        control, identifier = control_in(data), cluster.system_identifier()
-        if control is not None and identifier is not None and str(control.system_identifier) != identifier:
-            findings.refuse(
-                "other_cluster",
-                f"{printable(data)} holds the cluster with system identifier {control.system_identifier},"
-                f" the backups are of {identifier}.",
-                f"Set {option('replace')} to move it aside.",
-            )
 
 
 def _check_movable(findings: Findings, data: bytes) -> None:
+    parent = os.path.dirname(data)
+    obstacle = closed(parent) or fixed(data, os.lstat(data), os.stat(parent))
     if os.path.ismount(data) or _paths.mounts_below(data):
         why = "it is a mount point or has one inside"
-    elif not os.access(os.path.dirname(data), os.W_OK | os.X_OK):
-        why = f"the user {os.geteuid()} may not write to {printable(os.path.dirname(data))}"
+    elif obstacle is not None:
+        why = f"{printable(obstacle.path)} {obstacle.why}"
     else:
         return
     findings.refuse(
@@ -215,6 +204,10 @@ def check_saved_wal(
     real = os.path.realpath(wal.save_to)
     old = wal_directory(around.data)
     taken = [*layout.roots, *(space.real for space in layout.spaces), *([old] if old else [])]
+    user = user_of(around, real)
+    if user:
+        findings.refuse("overlap", f"save_wal_to, {printable(real)}, and {user} overlap.", _ELSEWHERE)
+        return
     if not check_alone(findings, around, "save_wal_to", real + b"/x", *taken):
         return
     check_directory(findings, real)
