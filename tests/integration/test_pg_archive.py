@@ -37,6 +37,7 @@ class Archives:
         # For a library the server starts its archiver anew, but not within ten seconds of its last start; then it may
         # take a minute.
         common = {"repository": str(self.repository), "timeout": "80 s", **variables}
+        common.setdefault("script_directory", str(self.sandbox.root / "scripts" / server.name))
         theirs = host_vars(server)
         ours = {name.replace("pg_backup_", "pg_archive_"): value for name, value in theirs.items()}
         # Needed by the programs of this server for the restart.
@@ -141,7 +142,9 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
         assert changes(made, name)[-2:] == ["Restart the server", "Enable WAL archiving and prove it"]
         assert len(reached(made, name)) == 3
         assert found["segment"] + (".zst" if name == "packed" else "") in wal_of(archives, name)
-        assert (archives.repository / name / "pgfleet_wal.py").stat().st_mode & 0o777 == 0o700
+        script = pathlib.Path(hosts[name]["pg_archive_script_directory"], "pgfleet_wal.py")
+        assert script.stat().st_mode & 0o777 == 0o700
+        assert not list(archives.repository.rglob("*.py"))
     # No restart allowed: everything else is done, and the pending restart is reported, also the second time.
     waiting = result(made, "patient")
     assert (waiting["changed"], waiting["proven"], waiting["restart_required"]) == (True, False, True)
