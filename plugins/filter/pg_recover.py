@@ -57,6 +57,9 @@ _value:
     changed:
       description: Whether the restore has changed something, or would do so.
       type: bool
+    asks_nodes:
+      description: Whether other live nodes of the cluster matter.
+      type: bool
     to_start:
       description: Whether the server is to be started.
       type: bool

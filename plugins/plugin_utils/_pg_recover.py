@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._live_nodes import LiveNodes
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     Facts,
     codes,
@@ -57,6 +58,7 @@ class RecoverRun:
         # The plan before the restore, the result after it.
         self.known = {**self.planned, **self.restored}
         self.backup_id = str(self.known.get("backup_id") or "")
+        self.live = LiveNodes(facts, str(self.entry.get("system_identifier") or ""))
 
     def answer(self) -> dict[str, t.Any]:
         """Return all decisions and messages, by the names that the filter documents."""
@@ -68,6 +70,7 @@ class RecoverRun:
             "running": self.running,
             "done": self.done,
             "changed": self.changed,
+            "asks_nodes": self.asks_nodes,
             "to_start": self.to_start,
             "refusal": " ".join(sentence(one) for one in self.refusals),
             "plan": self.plan,
@@ -124,7 +127,14 @@ class RecoverRun:
     def refusals(self) -> list[Facts]:
         """The refusals of the restore, except a running server, which the role stops."""
         found = part(self.planned, "plan").get("refusals") or []
-        return [one for one in found if one["code"] != "server_running"]
+        refused = [one for one in found if one["code"] != "server_running"]
+        return [*refused, *self.live.refusals] if self.asks_nodes else refused
+
+    @property
+    def asks_nodes(self) -> bool:
+        """Whether other live nodes of the cluster matter: it is to get a primary, or one that runs is replaced."""
+        as_primary = self.facts["restore_as"] == "primary"
+        return not self.done and (as_primary or (self.facts["restore_as"] == "copy" and self.running))
 
     @property
     def changed(self) -> bool:
@@ -160,6 +170,7 @@ class RecoverRun:
             ),
             f"To: {self.data_directory}",
             f"Server there: {self._server()}",
+            *([self.live.line] if self.asks_nodes else []),
             f"Target: {self.planned.get('target') or ''}{f'; the archive goes up to {until}' if until else ''}",
             f"Plan: {json.dumps(shown)}",
             codes(self.refusals),

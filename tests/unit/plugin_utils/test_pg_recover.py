@@ -31,7 +31,8 @@ def planned(*refusals: dict[str, str], **more: t.Any) -> dict[str, t.Any]:
 FACTS: t.Final[dict[str, t.Any]] = {
     "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
     "data_directory": "/data", "log_file": "", "start": True, "service": "", "hook_start": "",
-    "restore_as": "primary", "connect_params": {},
+    "restore_as": "primary", "connect_params": {}, "replace_primary": False, "nodes": [], "relatives": {}, "node_answers": {},
+    "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "postgres",
     "target_action": "promote", "catalogue": {}, "process": {}, "plan": {}, "begun": False, "stopped": False,
     "restore": {}, "recovery": {}, "forget": {}, "switch": {}, "sql": {}, "failed_task": "", "failed_result": {},
 }  # fmt: skip
@@ -108,6 +109,7 @@ def test_plan() -> None:
         "Backup: b2 of main; the newest",
         "To: /data",
         "Server there: runs, would be stopped, would be started by the service postgresql",
+        "Live nodes of the cluster: none",
         "Target: latest; the archive goes up to 12:00",
         'Plan: {"bytes": 7, "recoverable_until": "12:00"}',
         "What would stop it: nothing",
