@@ -183,7 +183,7 @@ def test_failover_and_rebuild(backed_up: World) -> None:
 
 @both_layouts
 def test_lost_host(backed_up: World, name: str) -> None:
-    """An empty host becomes the server; a unit or a configuration that it lacks is named before anything is restored."""
+    """An empty host becomes the server; a unit or configuration that it lacks is named before anything is restored."""
     lost = backed_up.cluster(name)
     found = dataclasses.replace(lost, host=backed_up.fleet["pg4"])
     port = {"pg_recover_login_port": lost.port}
