@@ -39,6 +39,9 @@ _value:
     data_directory:
       description: The directory to restore to; empty when it is unknown.
       type: str
+    connect_params:
+      description: Connection parameters of the restored server.
+      type: dict
     log_file:
       description: File for the server's first messages.
       type: str

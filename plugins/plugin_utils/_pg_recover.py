@@ -18,6 +18,7 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     explained,
     failure,
     first_cluster,
+    options_for_a_copy,
     part,
     sentence,
 )
@@ -65,6 +66,7 @@ class RecoverRun:
         """Return all decisions and messages, by the names that the filter documents."""
         return {
             "data_directory": self.data_directory,
+            "connect_params": self.connect_params,
             "log_file": self.facts["log_file"] or self.service.log_file or f"{self.data_directory}/startup.log",
             "no_place": self.no_place,
             "running": self.running,
@@ -95,6 +97,15 @@ class RecoverRun:
             return str(self.facts["data_directory"])
         found = [one for one in self.entry.get("backups") or [] if one["backup_id"] == self.wanted]
         return str(found[0].get("data_directory") or "") if found else ""
+
+    @property
+    def connect_params(self) -> dict[str, t.Any]:
+        """The connection parameters; on a copy, with options against what the source sets for its roles."""
+        # Item by item: Ansible passes a dictionary whose values are templated on access.
+        given = dict(self.facts["connect_params"].items())
+        if self.facts["restore_as"] != "copy":
+            return given
+        return {**given, "options": f"{options_for_a_copy()} {given.get('options') or ''}".strip()}
 
     @property
     def no_place(self) -> str:
