@@ -111,7 +111,7 @@ def test_primary_found_over_libpq_and_the_password_kept(
 
 
 def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
-    """Ansible masks it wherever a module's result contains it, even in the repository's path and the cluster's name."""
+    """In the results the names are whole; the password is in none of them, its arguments included."""
     note = "{{ pg_backup_handle.directory }} {{ pg_backup_result.directory }}"
     noted = sandbox.root / "noted"
     copy = {"ansible.builtin.copy": {"content": note, "dest": str(noted), "mode": "0600"}}
@@ -121,7 +121,12 @@ def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: RoleHosts, prim
     play = fleet.run({"db": host}).ok()
     backup = str(fleet.one("reports"))
     assert noted.read_text() == f"{backup} {backup}"
-    assert "********rts" in str(play.events), "nothing was masked"
+    assert "********" not in str(play.events)
+    assert "'login_password': 'repo'" not in str(play.events)
+    # It is also a part of the directory, of identifiers, of states and of the codes of errors.
+    for password in ("0000", "data"):
+        play = fleet.run({"db": {**host, "pg_backup_login_password": password, "pg_backup_max_age": 0}}).ok()
+        assert f"'login_password': '{password}'" not in str(play.events)
     all_is_well(sandbox, fleet.repository, primary)
 
 
