@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Another version's shim or an activated environment must not leak in.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-.PHONY: help demo demo-down test lint format unit integration molecule sanity oldest soak bench build lock clean
+.PHONY: help demo demo-down test lint format unit integration hosts molecule sanity oldest soak bench build lock clean
 
 help:
 	@echo 'make demo         a sandbox of two servers, backed up, restored and checked; make demo-down removes it'
@@ -18,6 +18,7 @@ help:
 	@echo 'make format       imports and layout as lint wants them'
 	@echo "make unit         tests without a server; ARGS='-k wal' picks"
 	@echo "make integration  tests on real servers; PG=15 and ARGS='-k standby' pick"
+	@echo 'make hosts        the README on hosts with systemd, reached by ssh; needs root'
 	@echo 'make molecule     the scenarios in extensions/molecule'
 	@echo 'make sanity       ansible-test sanity and units on a copy of the tree'
 	@echo 'make oldest       unit tests and marked integration tests on the oldest ansible-core'
@@ -39,6 +40,7 @@ test:
 	$(MAKE) lint
 	$(MAKE) unit
 	$(MAKE) integration
+	$(MAKE) hosts
 	$(MAKE) molecule
 	$(MAKE) sanity
 	$(MAKE) oldest
@@ -61,6 +63,9 @@ unit: .venv/stamp
 
 integration: .venv/stamp
 	$(PYTEST) tests/integration -n 2 --dist worksteal $(ARGS)
+
+hosts: .venv/stamp
+	$(PYTEST) tests/hosts -n 2 --dist loadfile $(ARGS)
 
 molecule: .venv/stamp
 	$(PY) -m tools.molecule $(ARGS)

@@ -68,6 +68,8 @@ options:
   connect_params:
     description:
       - Further libpq connection parameters, for example V(connect_timeout) (10 seconds here) or V(options).
+      - The settings that the collection's own sessions need, an empty C(search_path) among them, override those in
+        V(options); the role can be set there.
       - Host, port, user, password, database and client encoding are refused here; they have their own options.
         V(sslpassword) is refused as well, because it is a secret and would be logged; use a key without a passphrase.
     type: dict

@@ -221,6 +221,20 @@ clusters:
         age_seconds:
           description: Seconds since the backup was started.
           type: float
+    not_ours:
+      description:
+        - What lies among the backups and is not one, such as a symbolic link or a directory of another user. Nothing
+          reads, writes or removes it.
+      type: list
+      elements: dict
+      version_added: 0.3.0
+      contains:
+        directory:
+          description: Its path.
+          type: str
+        reason:
+          description: Why it is not a backup of ours.
+          type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -62,6 +62,9 @@ def made_once(name: str) -> t.Iterator[tuple[pathlib.Path, pathlib.Path | None]]
         if final.exists():
             yield final, None
             return
+        # Of a run that was killed.
+        for stale in cache_directory().glob(f".{name}.*/"):
+            shutil.rmtree(stale, ignore_errors=True)
         work = pathlib.Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache_directory()))
         try:
             work.chmod(0o755)

@@ -128,14 +128,18 @@ def _unshare() -> list[str]:
 class Namespace:
     """A process in its own namespaces, and the commands run in them."""
 
-    def __init__(self, command: t.Sequence[str | pathlib.Path], log: pathlib.Path) -> None:
-        """Start ``command`` there as the first process."""
+    def __init__(
+        self, command: t.Sequence[str | pathlib.Path], log: pathlib.Path, cgroup: pathlib.Path | None = None
+    ) -> None:
+        """Start ``command`` there as the first process, and ``cgroup`` as the root of its control groups."""
+        enter = ["sh", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(cgroup)] if cgroup else []
         with log.open("w") as out:
             self._process = subprocess.Popen(
-                [*_unshare(), *command], cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                [*enter, *_unshare(), *command], cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
         self.log = log
-        self.init = int(wait_until(lambda: children_of(self._process.pid), "the namespaces are made")[0])
+        self.unshare = self._process.pid
+        self.init = int(wait_until(lambda: children_of(self.unshare), "the namespaces are made")[0])
         # Kept open: the kernel reuses the number of a removed namespace for the next one, perhaps another test's.
         self._net = os.open(f"/proc/{self.init}/ns/net", os.O_RDONLY)
 
@@ -175,17 +179,23 @@ class Namespace:
 class Host(Namespace):
     """A database host ``name``, reached at ``address``."""
 
-    def __init__(self, name: str, address: str, directory: pathlib.Path, etc: pathlib.Path) -> None:
+    def __init__(
+        self, name: str, address: str, directory: pathlib.Path, etc: pathlib.Path, cgroup: pathlib.Path | None = None
+    ) -> None:
         """Start the host in the new folder ``directory``; ``etc`` becomes its /etc/fleet."""
         for folder in (directory, directory / "upper", directory / "work", directory / "root"):
             folder.mkdir()
             folder.chmod(0o755)
-        cache = binaries.cache_directory()
-        super().__init__(["sh", etc / "init", name, directory, etc, cache], directory / "log")
+        super().__init__(["sh", etc / "init", name, directory, etc, self.lower()], directory / "log", cgroup)
         self.name = name
         self.address = address
         self.upper = directory / "upper"
         """The host's files that differ from this machine's, for reading only: use `path` to write."""
+
+    @staticmethod
+    def lower() -> pathlib.Path:
+        """Return the directory of this machine that the script of the first process needs besides its own."""
+        return binaries.cache_directory()
 
     def listens(self) -> bool:
         """Whether sshd, which a host starts last, accepts connections."""
@@ -290,6 +300,8 @@ class HostServer(Server):
 class Fleet:
     """Hosts on one network and a controller that reaches them; a context manager that removes everything."""
 
+    init = INIT
+
     def __init__(self, directory: pathlib.Path, *names: str) -> None:
         """Start the hosts ``names`` in the new folder ``directory``. See `obstacle` first."""
         self.directory = directory
@@ -315,12 +327,12 @@ class Fleet:
         for key in (ssh / "key", etc / "host_key"):
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], user=me())
         shutil.copy(ssh / "key.pub", etc)
-        (etc / "init").write_text(INIT)
+        (etc / "init").write_text(self.init)
         (etc / "sshd_config").write_text(SSHD)
         lines = [f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **addresses}.items()]
         (etc / "hosts").write_text("".join(lines))
         (ssh / "config").write_text(SSH.format(directory=ssh))
-        (ssh / "known_hosts").write_text(f"fleet {(etc / 'host_key.pub').read_text()}")
+        (ssh / "known_hosts").write_text(f"fleet {self.prepare(etc)}")
 
         self.controller = Namespace(["sleep", "infinity"], self.directory / "log")
         self._parts.append(self.controller)
@@ -332,7 +344,7 @@ class Fleet:
             enter.chmod(0o755)
 
         for name, address in addresses.items():
-            host = Host(name, address, self.directory / name, etc)
+            host = self.new_host(name, address, etc)
             self._parts.append(host)
             self.hosts[name] = host
             self.controller.ip(
@@ -341,6 +353,14 @@ class Fleet:
             host.ip("link set lo up", f"address add {address}/24 dev eth0", "link set eth0 up")
         for host in self.hosts.values():
             wait_until(host.listens, f"{host.name} has sshd")
+
+    def new_host(self, name: str, address: str, etc: pathlib.Path) -> Host:
+        """Start a host."""
+        return Host(name, address, self.directory / name, etc)
+
+    def prepare(self, etc: pathlib.Path) -> str:
+        """Complete the configuration of the hosts and return the public key that all of them have."""
+        return (etc / "host_key.pub").read_text()
 
     def cut(self, host: Host, cut: bool = True) -> None:
         """Pull the network cable of a host, or plug it in again."""

@@ -58,7 +58,7 @@ def bad_places(sandbox: Sandbox, primary: Server) -> t.Iterator[Case]:
         for place, code, said in (
             (sandbox.root / "unknown", "repository_missing", "does not exist"),
             (file, "repository_missing", "not a directory"),
-            (public, "repository_world_writable", "mode 0777"),
+            (public, "unsafe_directory", "mode 0777"),
             (pathlib.Path("relative", "path"), "repository_relative", "not an absolute path"),
         ):
             yield Case(name, {**more, "repository": str(place)}, code, said)
@@ -152,7 +152,7 @@ def test_repository_problems_are_reported_early(sandbox: Sandbox, primary: Serve
     modules = Modules(primary)
     for place, code, hint in (
         (sandbox.root / "unknown", "repository_missing", "install -d -m 0700"),
-        (sandbox.directory("public", 0o777), "repository_world_writable", "chmod 0700"),
+        (sandbox.directory("public", 0o777), "unsafe_directory", "chmod go-w"),
         (primary.data, "repository_inside_cluster", "outside"),
     ):
         told = modules.ok("server_info", repository=str(place), cluster="main")

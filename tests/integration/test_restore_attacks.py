@@ -65,9 +65,10 @@ def test_places(sandbox: Sandbox, major: int) -> None:
         alias.symlink_to(extra)
         for path in (extra, alias, live.data / "x"):
             stands_against(source, place, "tablespace_in_use", tablespace_mapping={extra: str(path)})
-        for path in (data, data / "wal", cluster / "w", archive / "w", place.directory, spaces / oid, live.data / "w"):
+        for path in (data, data / "wal", cluster / "w", archive / "w", place.directory, spaces / oid):
             stands_against(source, place, "overlap", waldir=str(path))
-        stands_against(source, place, "waldir_in_use", waldir=str(live.data / "pg_wal"))
+        for path in (live.data / "w", live.data / "pg_wal"):
+            stands_against(source, place, "waldir_in_use", waldir=str(path))
     # The cluster is whole, though it is not running.
     live.stop()
     stands_against(source, place, "overlap", data_directory=str(live.data / "absent"))

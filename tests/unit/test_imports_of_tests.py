@@ -22,6 +22,7 @@ ALLOWED: t.Final = {
     "conftest.py": (),
     "harness": ("harness",),
     "unit": ("unit.helpers",),
+    "hosts": ("harness", "hosts.helpers"),
     "integration": ("harness", "integration.helpers", "unit.helpers"),
 }
 

@@ -53,6 +53,7 @@ class Activity(t.NamedTuple):
     source: t.Optional[str]  # the data directory that is backed up
     stopped_at: t.Optional[float]  # seconds since the epoch
     kept: bool  # it failed, and the administrator keeps it for inspection
+    damaged: bool  # its record cannot be read, so nothing is known about it
     wal: t.Optional[str]  # one of WAL_CHOICES, None when its record is damaged
 
     @property
@@ -154,6 +155,8 @@ def activity_of(backup: Backup) -> Activity:
         source=record.server.data_directory if record else None,
         stopped_at=record.stop.stopped_at if record and record.outcome else None,
         kept=record.kept if record else False,
+        # Without any record it is what a crash left before there was one, or after everything else was removed.
+        damaged=record is None and os.path.lexists(backup.file("backup.json")),
         wal=record.wal if record else None,
     )
 

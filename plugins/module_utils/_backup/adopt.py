@@ -11,7 +11,6 @@ Private to pgfleet.basebackup. Room ``_backup``: the steps of a backup, from sta
 
 from __future__ import annotations
 
-import contextlib
 import os
 import typing as t
 
@@ -31,9 +30,6 @@ CONTROL = b"global/pg_control"
 
 # The list of the server's files before the start, in the directory of an unfinished backup.
 LISTING = "start_files"
-
-# A stop that was killed may have left these.
-LEFTOVERS = (b"backup_label.tmp", b"tablespace_map.tmp", b"backup_manifest.tmp")
 
 
 def write_listing(path: str, live: _tree.Scan) -> None:
@@ -86,9 +82,8 @@ def take_over(
             code="nothing_copied",
             hint="Run pgfleet.basebackup.backup_copy, or your own copy step, between start and stop.",
         )
-    for name in LEFTOVERS:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(layout.place(name))
+    # A stop that was killed may have left some.
+    _host_files.remove_temporary(os.fsdecode(layout.data))
     _link_tablespaces(live, layout)
     copied = _tree.scan(layout.data, major, catalog_version)
     _refuse_files(live, copied)

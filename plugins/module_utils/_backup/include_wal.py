@@ -18,7 +18,11 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, replacing
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
+    fsync_path,
+    remove_temporary,
+    replacing,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
@@ -81,6 +85,7 @@ class Inclusion:
         self._system_identifier = system_identifier
         self._status = os.path.join(target, "archive_status")
         os.makedirs(self._status, mode=0o700, exist_ok=True)
+        remove_temporary(target)
 
     def include(self, name: str, end: t.Optional[int] = None) -> str:
         """Copy one file, unless it is already copied, and return its SHA-256 in hexadecimal digits.
@@ -92,7 +97,7 @@ class Inclusion:
         target = os.path.join(self._target, name)
         # A file gets its name only when it is whole.
         digest = _digest(target) if os.path.exists(target) else self._copy(name, end, target)
-        os.close(os.open(os.path.join(self._status, name + ".done"), os.O_WRONLY | os.O_CREAT, 0o600))
+        os.close(os.open(os.path.join(self._status, name + ".done"), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         return digest
 
     def make_durable(self) -> None:

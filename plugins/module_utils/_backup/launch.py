@@ -44,6 +44,7 @@ def default_id(cluster: Cluster, kind: str) -> str:
     """Return a free id: UTC time plus kind, for example ``20261122T081500Z-full``."""
     base = f"{utc_name()}-{kind}"
     names = {backup.id for backup in cluster.unfinished() + cluster.published()}
+    names |= {one.name for one in cluster.foreign()}
     return next(name for name in [base] + [f"{base}-{number}" for number in range(2, 10000)] if name not in names)
 
 
@@ -97,7 +98,7 @@ def launch(new: NewBackup, params: t.Mapping[str, t.Any], info: t.Mapping[str, t
         name = f"pgfleet.basebackup {backup.cluster.name}/{backup.id}"
         session.launch(
             {
-                "connection": connection_kwargs(params, name[:63]),
+                "connection": connection_kwargs(params, name[:63], info["version_num"]),
                 "label": record.label,
                 "fast": params["fast"],
                 "from_standby": info["role"] == "standby",

@@ -20,12 +20,13 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 class Unfinished(t.NamedTuple):
     """What :func:`find_unfinished` found: a backup to continue, or one that another run works on, and the dead ones.
 
-    Without the first two a new backup is started.
+    Without the first two a new backup is started. ``warnings`` name what is neither continued nor removed.
     """
 
     backup: t.Optional[Backup] = None
     busy: t.Optional[tuple[Backup, Activity]] = None
     dead: t.Sequence[tuple[Backup, Activity]] = ()
+    warnings: t.Sequence[str] = ()
 
 
 class Rules(t.NamedTuple):
@@ -73,10 +74,14 @@ def _outdated(activity: Activity, rules: Rules) -> str:
 def find_unfinished(cluster: Cluster, rules: Rules) -> Unfinished:
     """Return which unfinished backup of ``cluster`` to continue; the caller holds its lock."""
     dead, live = [], []
+    warnings = [one.error().msg for one in cluster.foreign()]
     for backup in cluster.unfinished():
         activity = activity_of(backup)
         reason = _outdated(activity, rules)
-        if reason:
+        if activity.damaged:
+            # It may be another version's, or whole but for a byte; only its owner can know.
+            warnings.append(f"{activity.reason} It is neither continued nor removed: pgfleet.basebackup.backup_abort.")
+        elif reason:
             dead.append((backup, activity._replace(reason=reason)))
         elif activity.state == FAILED and not activity.locked:
             if activity.here and not activity.kept:
@@ -86,8 +91,8 @@ def find_unfinished(cluster: Cluster, rules: Rules) -> Unfinished:
     if rules.resume:
         for backup, activity in live:
             if _takeable(activity, rules) and _fits(activity, rules):
-                return Unfinished(backup=backup, dead=dead)
-    return Unfinished(busy=live[0] if live and rules.patient else None, dead=dead)
+                return Unfinished(backup=backup, dead=dead, warnings=warnings)
+    return Unfinished(busy=live[0] if live and rules.patient else None, dead=dead, warnings=warnings)
 
 
 def may_be_abandoned(activity: Activity, takeover_after: float) -> bool:

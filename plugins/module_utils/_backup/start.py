@@ -85,6 +85,7 @@ class Start:
         if backup is not None:
             return self._same_id(backup, predict=True)
         found = self._find_unfinished()
+        self.warnings = list(found.warnings)
         if found.backup is not None:
             return self.result(found.backup, False, f"The backup {found.backup.id} would be continued.", resumed=True)
         if found.busy is not None:
@@ -137,6 +138,7 @@ class Start:
             if twin is not None:
                 return twin, Unfinished(), None
             found = self._find_unfinished()
+            self.warnings = list(found.warnings)
             if found.backup is not None:
                 claim_locked(found.backup, params["owner"], take_over=True)
             elif found.busy is None:

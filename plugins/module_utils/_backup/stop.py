@@ -34,7 +34,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import checksums as _host_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _host_detached
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import replacing, write_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
+    remove_temporary,
+    replacing,
+    write_bytes,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
     BY_US,
@@ -169,6 +173,8 @@ class Stop:
         stop_lsn = _segments.parse_lsn(state["stop_lsn"])
         start = self._check(state, label, tablespaces)
         timeline, ranges = self._ranges(label, stop_lsn, state)
+        # A stop that was killed may have left some.
+        remove_temporary(os.fsdecode(self._layout.data))
         for name, content in ((b"backup_label", label_bytes), (b"tablespace_map", map_bytes)):
             if content:
                 write_bytes(os.fsdecode(self._layout.place(name)), content)

@@ -39,8 +39,32 @@ def catalogue(
     proven_max_age: t.Optional[float] = None,
 ) -> list[dict[str, t.Any]]:
     """Return the entries documented as ``clusters`` of ``backup_info``; the ages are in seconds."""
-    names = [name] if name else repository.cluster_names()
-    return [_cluster(repository.cluster(one), max_age, system_identifier, proven_max_age) for one in names]
+    if name:
+        return [_cluster(repository.cluster(name), max_age, system_identifier, proven_max_age)]
+    found = []
+    for one in repository.cluster_names():
+        try:
+            cluster = repository.cluster(one)
+        except BackupError as exc:
+            found.append(_unusable(one, f"{exc.msg} {exc.hint}", max_age, proven_max_age))
+            continue
+        found.append(_cluster(cluster, max_age, system_identifier, proven_max_age))
+    return found
+
+
+def _unusable(
+    name: str, problem: str, max_age: t.Optional[float], proven_max_age: t.Optional[float]
+) -> dict[str, t.Any]:
+    """Return the entry of a cluster of which nothing is read."""
+    lists: dict[str, t.Any] = {"backups": [], "unfinished": [], "not_ours": []}
+    return {
+        "name": name,
+        "problem": problem,
+        **dict.fromkeys(("system_identifier", "newest", "newest_age_seconds")),
+        "fresh": None if max_age is None else False,
+        "proven_recently": None if proven_max_age is None else False,
+        **lists,
+    }
 
 
 def _cluster(
@@ -72,6 +96,7 @@ def _cluster(
         "problem": problem,
         "backups": backups,
         "unfinished": [one for one in unfinished if os.path.isdir(one["directory"])],
+        "not_ours": [{"directory": one.path, "reason": one.reason} for one in cluster.foreign()],
         "newest": newest["backup_id"] if newest else None,
         "newest_age_seconds": newest["age_seconds"] if newest else None,
         "fresh": None if max_age is None else newest is not None and 0 <= newest["age_seconds"] < max_age,

@@ -25,7 +25,7 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import is_temporary, read_json, write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import check_name
@@ -98,7 +98,7 @@ class Scratch:
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 names = os.listdir(self.path)
                 # A drill that died while making or removing the directory leaves no more than this.
-                return read_json(self.file(MARKER)) if set(names) - {MARKER + ".tmp"} else {}
+                return {} if all(map(is_temporary, names)) else read_json(self.file(MARKER))
         raise BackupError(
             f"{self.path} is not the scratch directory of a drill by this user: it has no readable {MARKER}.",
             code="not_a_drill",

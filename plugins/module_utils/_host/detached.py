@@ -22,6 +22,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     make_directory,
+    printable,
     read_json,
     replacing,
     write_bytes,
@@ -275,6 +276,9 @@ class Job:
             # A module's result must not have the key "path", which Ansible takes for a file that the module manages.
             details = {name: value for name, value in exc.details.items() if name != "path"}
             recorder.finish(state=FAILED, error=exc.msg, code=exc.code, hint=exc.hint, details=details)
+        except OSError as exc:
+            where = f"{printable(os.fsencode(exc.filename))}: " if exc.filename else ""
+            recorder.finish(state=FAILED, error=f"{where}{exc.strerror or exc}", code=f"{self.noun}_failed", hint="")
         except Exception as exc:  # this process has no one to report to, so it records why it dies
             recorder.finish(state=FAILED, error=repr(exc), code=f"{self.noun}_failed", hint="")
         if self.removes_folder and recorder.content["state"] == DONE:

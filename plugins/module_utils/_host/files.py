@@ -15,6 +15,8 @@ import errno
 import json
 import os
 import pwd
+import re
+import secrets
 import stat
 import typing as t
 
@@ -23,6 +25,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 AnyPath = t.TypeVar("AnyPath", str, bytes)
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_TEMPORARY = re.compile(r".+\.[0-9a-f]{16}\.tmp\Z", re.DOTALL)
 
 
 def write_file(path: bytes, data: bytes, sync: bool) -> None:
@@ -69,11 +72,15 @@ def _failure(verb: str, path: bytes, error: OSError, code: str, hint: str, **det
 
 
 def _user() -> str:
-    number = os.geteuid()
+    return f"user {user_name(os.geteuid())}"
+
+
+def user_name(number: int) -> str:
+    """Return the name of the operating system user with this id, else the id."""
     try:
-        return f"user {pwd.getpwuid(number).pw_name}"
+        return pwd.getpwuid(number).pw_name
     except KeyError:
-        return f"user {number}"
+        return str(number)
 
 
 def _free(path: bytes) -> int:
@@ -136,10 +143,12 @@ def replacing(path: AnyPath, *, mode: int = 0o600, durable: bool = True) -> t.It
     """Replace the file ``path`` as a whole: the block writes to a temporary file, which is then renamed.
 
     With ``durable`` content and name are on disk afterwards. When the block raises, ``path`` stays as it was and the
-    temporary file is removed. Raises OSError.
+    temporary file is removed; one that a crash leaves is removed by :func:`remove_temporary`. Raises OSError.
     """
-    temporary = path + (".tmp" if isinstance(path, str) else b".tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    # An unforeseeable name, and never an existing file: it could lead elsewhere.
+    suffix = f".{secrets.token_hex(8)}.tmp"
+    temporary = path + (suffix if isinstance(path, str) else suffix.encode("ascii"))
+    handle = os.open(temporary, _CREATE_FLAGS, 0o600)
     try:
         with os.fdopen(handle, "wb") as stream:
             os.fchmod(handle, mode)
@@ -154,6 +163,18 @@ def replacing(path: AnyPath, *, mode: int = 0o600, durable: bool = True) -> t.It
         raise
     if durable:
         fsync_path(os.path.dirname(path))
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether :func:`replacing` gives its temporary files such a name."""
+    return bool(_TEMPORARY.match(name))
+
+
+def remove_temporary(directory: str) -> None:
+    """Remove what a crash of :func:`replacing` left in ``directory``, which has no other writer now. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in filter(is_temporary, os.listdir(directory)):
+            os.unlink(os.path.join(directory, name))
 
 
 def write_bytes(path: AnyPath, content: bytes) -> None:
@@ -176,12 +197,18 @@ def read_json(path: str) -> dict[str, t.Any]:
     return content
 
 
-def read_small(path: str, most: int) -> bytes:
-    """Read a regular file of at most ``most`` bytes, not through a link. Raises OSError for any other file."""
+def read_small(path: str, most: int, users: t.Optional[t.AbstractSet[int]] = None) -> bytes:
+    """Read a regular file of at most ``most`` bytes, not through a link. Raises OSError for any other file.
+
+    With ``users`` it must belong to one of them and not be writable for others.
+    """
     handle = os.open(path, READ_FLAGS | os.O_NOFOLLOW)
     with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", path)
+        if users is not None and (status.st_uid not in users or status.st_mode & 0o022):
+            raise OSError(errno.EPERM, f"Another user ({user_name(status.st_uid)} or its group) can change it", path)
         data = stream.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"More than {most} bytes", path)
@@ -196,8 +223,9 @@ def new_directory(path: AnyPath) -> None:
 
 
 def make_directory(path: AnyPath) -> None:
-    """Make a directory as :func:`new_directory` does, unless it exists. Raises OSError."""
-    if not os.path.isdir(path):
-        # Another process may make it at this moment.
-        with contextlib.suppress(FileExistsError):
-            new_directory(path)
+    """Make a directory as :func:`new_directory` does, unless it exists. Raises OSError, also for a link to one."""
+    try:
+        new_directory(path)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise

@@ -8,15 +8,18 @@ Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detache
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unwritable
 
 
 def open_journal(journal: bytes) -> t.BinaryIO:
-    """Open a journal to append to; the caller closes it. Raises BackupError as unwritable."""
+    """Open a journal to append to, made with mode 0600; the caller closes it. Raises BackupError as unwritable, also
+    for a link."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return t.cast(t.BinaryIO, open(journal, "ab", buffering=0))
+        return t.cast(t.BinaryIO, os.fdopen(os.open(journal, flags, 0o600), "ab", buffering=0))
     except OSError as exc:
         raise unwritable(journal, exc) from exc
 

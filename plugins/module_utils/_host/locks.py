@@ -14,11 +14,15 @@ import os
 import time
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
 
 def is_locked(path: str) -> bool:
-    """Return whether a process holds the flock on ``path``."""
+    """Return whether a process holds the flock on ``path``. Raises as :func:`take_lock`."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -33,8 +37,11 @@ def is_locked(path: str) -> bool:
 
 
 def take_lock(path: str, seconds: float) -> t.Optional[int]:
-    """Return a descriptor that holds the flock on ``path``, or None when it was still held after ``seconds``."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Return a descriptor that holds the flock on ``path``, or None when it was still held after ``seconds``.
+
+    Raises OSError, and BackupError, code ``not_ours``, for a symbolic link, which could make a file elsewhere.
+    """
+    handle = _open(path, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -48,3 +55,16 @@ def take_lock(path: str, seconds: float) -> t.Optional[int]:
             os.close(handle)
             return None
         time.sleep(0.05)
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | _FLAGS, 0o600)
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        raise BackupError(
+            f"{path} is a symbolic link, not a lock.",
+            code="not_ours",
+            hint="Find out who made it, then remove the link.",
+        ) from exc

@@ -9,11 +9,14 @@ Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detache
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
+import stat
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import AnyPath, sync_path, unreadable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import mount_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.workers import Reporter, batches, run_workers
 
 
@@ -43,7 +46,7 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
 
     def sync(batch: t.Sequence[bytes], reporter: Reporter) -> None:
         for path in batch:
-            sync_path(path)
+            _sync(path)
             reporter.finish(None)
 
     found = list(walk(destination))
@@ -54,16 +57,78 @@ def sync_tree(destination: bytes, *, jobs: int, check: t.Callable[[], None]) -> 
             pass
 
 
+def _sync(path: bytes) -> None:
+    """Flush a file or directory, unless it belongs to another user, who alone can have written it."""
+    try:
+        sync_path(path)
+    except BackupError as exc:
+        if exc.details.get("errno") != "EACCES" or os.lstat(path).st_uid == os.geteuid():
+            raise
+
+
 def remove(path: AnyPath) -> None:
-    """Remove a file, a link or a directory with its contents; links are not followed, and a missing one is no error.
-    Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
+    """Remove a file, a link or a directory with its contents; a missing one is no error.
+
+    Links are not followed, and mount points are neither entered nor removed. Raises OSError, with the path.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    try:
+        # The caller vouches for the way to it; only the entry itself is never followed.
+        parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        remove_at(parent, os.fsdecode(name), path)
+    finally:
+        os.close(parent)
 
 
 def discard(path: AnyPath) -> None:
     """Remove a directory that is no longer needed, as far as possible."""
-    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        remove(path)
+
+
+def open_directory(name: t.Union[str, bytes], parent: t.Optional[int] = None) -> int:
+    """Return a descriptor of a directory, by its path or by its name in ``parent``; a link to one is an OSError."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+def remove_at(parent: int, name: str, path: AnyPath) -> None:
+    """Remove as :func:`remove` the entry ``name`` of the open directory ``parent``; ``path`` is for messages.
+
+    Everything is removed relative to descriptors, so no name that is exchanged meanwhile leads elsewhere.
+    """
+    with contextlib.suppress(FileNotFoundError), _naming(path):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=parent)
+            return
+        directory = open_directory(name, parent)
+        try:
+            if mount_of(directory) != mount_of(parent):
+                raise OSError(errno.EBUSY, "Is a mount point, which is not removed", path)
+            empty(directory, path)
+        finally:
+            os.close(directory)
+        os.rmdir(name, dir_fd=parent)
+
+
+def empty(directory: int, path: AnyPath, last: str = "") -> None:
+    """Remove the entries of an open directory, ``last`` at the end. Raises OSError, with the path."""
+    for name in sorted(os.listdir(directory), key=lambda one: one == last):
+        remove_at(directory, name, _join(path, name))
+
+
+@contextlib.contextmanager
+def _naming(path: AnyPath) -> t.Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        # Relative to a descriptor the error has only the last name.
+        if isinstance(exc.filename, type(path)) and os.path.isabs(exc.filename):
+            raise
+        raise OSError(exc.errno, exc.strerror, path) from exc
+
+
+def _join(path: AnyPath, name: str) -> AnyPath:
+    return os.path.join(path, name if isinstance(path, str) else os.fsencode(name))

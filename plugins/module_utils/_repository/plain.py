@@ -16,6 +16,7 @@ A path "in backup terms" is relative to the data directory, as in ``_datadir.tre
 
 from __future__ import annotations
 
+import errno
 import os
 import typing as t
 
@@ -76,6 +77,8 @@ class PlainLayout:
         while pending:
             prefix, directory = pending.pop()
             try:
+                if directory in (self.data, self.tablespaces) and os.path.islink(directory):
+                    raise OSError(errno.ELOOP, "Is a symbolic link, which leads out of the backup")
                 with os.scandir(directory) as listing:
                     entries = list(listing)
             except FileNotFoundError:

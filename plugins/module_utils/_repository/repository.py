@@ -26,10 +26,17 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
     make_directory,
     new_directory,
     read_small,
+    remove_temporary,
     write_bytes,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import refuse_unsafe, trusted_users
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.identity import (
+    Foreign,
+    remove_ours,
+    why_foreign,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.plain import PlainLayout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     COMPLETE,
@@ -63,7 +70,7 @@ class Repository:
     """A directory with the backups of one or more clusters.
 
     Raises :class:`BackupError` unless ``path`` is the absolute path of an existing directory that this user may write
-    to, or only read if ``read_only``, and that other users may not write to.
+    to, or only read if ``read_only``, and that no other user can change or exchange (``_host/trust.py``).
     """
 
     def __init__(self, path: str, read_only: bool = False) -> None:
@@ -76,14 +83,9 @@ class Repository:
                 hint=f"Make it on this host, owned by the user that runs the backup: install -d -m 0700 -o"
                 f" postgres {path}",
             )
+        self.users = trusted_users(path)
+        refuse_unsafe(path, "The repository", self.users)
         self.path = os.path.realpath(path)
-        mode = os.stat(self.path).st_mode
-        if mode & 0o002:
-            raise BackupError(
-                f"The repository {path} is writable for other users (mode {mode & 0o7777:04o}).",
-                code="repository_world_writable",
-                hint=f"Close it to other users: chmod 0700 {path}",
-            )
         wanted = os.R_OK | os.X_OK if read_only else os.R_OK | os.W_OK | os.X_OK
         if not os.access(self.path, wanted):
             raise BackupError(
@@ -99,9 +101,15 @@ class Repository:
             return sorted(entry.name for entry in entries if entry.is_dir() and NAME.match(entry.name))
 
     def cluster(self, name: str) -> Cluster:
-        """Return the cluster ``name``, which need not exist yet."""
+        """Return the cluster ``name``, which need not exist yet.
+
+        Raises :class:`BackupError`, code ``unsafe_directory``, when another user can change one of its directories.
+        """
         check_name(name, "The cluster name")
-        return Cluster(self, name)
+        cluster = Cluster(self, name)
+        for directory in (cluster.path, cluster.in_progress, cluster.backups, cluster.archive):
+            refuse_unsafe(directory, "The directory", self.users)
+        return cluster
 
     def free_bytes(self) -> int:
         """Return the free bytes for an ordinary user."""
@@ -132,7 +140,7 @@ class Cluster:
     def system_identifier(self) -> t.Optional[str]:
         """Return the system identifier of this cluster's backups, None before the first backup."""
         try:
-            data = read_small(os.path.join(self.path, "cluster.json"), LARGEST_FILE)
+            data = read_small(os.path.join(self.path, "cluster.json"), LARGEST_FILE, self.repository.users)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -169,6 +177,7 @@ class Cluster:
         for directory in (self.path, self.in_progress, self.backups):
             make_directory(directory)
         with self.lock():
+            remove_temporary(self.path)
             self.refuse_other(system_identifier)
             if self.system_identifier() is None:
                 write_bytes(os.path.join(self.path, "cluster.json"), write_cluster(ClusterRecord(system_identifier)))
@@ -188,21 +197,35 @@ class Cluster:
         finally:
             os.close(handle)
 
-    @staticmethod
-    def _names(directory: str) -> list[str]:
+    def _entries(self, published: bool) -> t.Iterator[t.Union[Backup, Foreign]]:
+        directory = self.backups if published else self.in_progress
         try:
             with os.scandir(directory) as entries:
-                return sorted(entry.name for entry in entries if NAME.match(entry.name))
+                names = sorted(entry.name for entry in entries if NAME.match(entry.name))
         except FileNotFoundError:
-            return []
+            return
+        for name in names:
+            # Another process may publish or remove it at this moment.
+            with contextlib.suppress(FileNotFoundError):
+                yield self._foreign(name, published) or Backup(self, name, published)
+
+    def _foreign(self, name: str, published: bool) -> t.Optional[Foreign]:
+        """Return why an entry is not a backup of ours, None when it is. Raises OSError."""
+        directory = self.backups if published else self.in_progress
+        # A published backup without its record is damaged, and nothing removes it.
+        return why_foreign(directory, name, self.repository.users, marked=not published)
 
     def unfinished(self) -> list[Backup]:
         """Return the backups under ``in_progress``, by name."""
-        return [Backup(self, name, published=False) for name in self._names(self.in_progress)]
+        return [one for one in self._entries(published=False) if isinstance(one, Backup)]
 
     def published(self) -> list[Backup]:
         """Return the backups under ``backups``, by name."""
-        return [Backup(self, name, published=True) for name in self._names(self.backups)]
+        return [one for one in self._entries(published=True) if isinstance(one, Backup)]
+
+    def foreign(self) -> list[Foreign]:
+        """Return what lies among the backups and is not ours."""
+        return [one for published in (False, True) for one in self._entries(published) if isinstance(one, Foreign)]
 
     def published_in_order(self) -> list[Published]:
         """Return the published backups in the order in which they ended: the latest is the last.
@@ -220,10 +243,16 @@ class Cluster:
         return [one for _ended, _id, one in sorted(found, key=lambda entry: entry[:2])]
 
     def find(self, backup_id: str) -> t.Optional[Backup]:
-        """Return the backup ``backup_id``, published or not, or None."""
+        """Return the backup ``backup_id``, published or not, or None.
+
+        Raises :class:`BackupError`, code ``not_ours``, for an entry of this name that is not a backup of ours.
+        """
         check_name(backup_id, "The backup_id")
-        for directory, published in ((self.backups, True), (self.in_progress, False)):
-            if os.path.isdir(os.path.join(directory, backup_id)):
+        for published in (True, False):
+            with contextlib.suppress(FileNotFoundError):
+                foreign = self._foreign(backup_id, published)
+                if foreign:
+                    raise foreign.error()
                 return Backup(self, backup_id, published)
         return None
 
@@ -285,7 +314,7 @@ class Backup:
         Raises :class:`BackupError`: ``damaged_backup``, ``newer_schema``, ``old_schema``.
         """
         try:
-            data = read_small(self.file("backup.json"), LARGEST_FILE)
+            data = read_small(self.file("backup.json"), LARGEST_FILE, self.cluster.repository.users)
         except OSError as exc:
             raise BackupError(f"The backup {self.path} is damaged: backup.json: {exc}", code="damaged_backup") from exc
         record = parse_backup(data, self.id, self.cluster.name, self.path)
@@ -338,6 +367,7 @@ class Backup:
                 raise BackupError(f"The backup {target} is already published.", code="backup_exists")
             for name in WORK_FILES:
                 remove(self.file(name))
+            remove_temporary(self.path)
             fsync_path(self.path)
             os.rename(self.path, target)
             self.published = True
@@ -348,17 +378,15 @@ class Backup:
         """Delete an unfinished backup; ``backup.json`` is the last file, so that a crash leaves a backup with a name.
 
         The caller has called :meth:`hold` if the directory is whole. Raises :class:`BackupError` for a published
-        backup.
+        backup, and as :func:`remove_ours`.
         """
         if self.published:
             raise BackupError(f"The backup {self.path} is published and is not removed.", code="published")
         with self.cluster.lock():
-            self._rule_out()
-        with contextlib.suppress(FileNotFoundError):
-            for name in sorted(os.listdir(self.path), key=lambda one: one == "backup.json"):
-                remove(self.file(name))
-            os.rmdir(self.path)
-            fsync_path(self.cluster.in_progress)
+            found = self.cluster.find(self.id)
+            if found is not None and not found.published:
+                self._rule_out()
+        remove_ours(self.cluster.in_progress, self.id, self.cluster.repository.users)
 
     def _rule_out(self) -> None:
         """Make sure that this is never published; under the catalogue's lock, like :meth:`publish`."""
@@ -369,7 +397,8 @@ class Backup:
             pass
         except OSError:
             # A full disk takes no new file, but a file can be removed; a backup without its label is never published.
-            label = os.fsdecode(self.layout().place(b"backup_label"))
-            if os.path.lexists(label):
+            layout = self.layout()
+            label = os.fsdecode(layout.place(b"backup_label"))
+            if os.path.lexists(label) and not os.path.islink(layout.data):
                 os.unlink(label)
                 fsync_path(os.path.dirname(label))

@@ -205,9 +205,9 @@ def _opened(journal: bytes) -> t.BinaryIO:
         with contextlib.suppress(FileNotFoundError), open(journal, "rb") as lines:
             if lines.readline() != _header():
                 os.unlink(journal)
-        with open(journal, "ab") as log:
-            if os.fstat(log.fileno()).st_size == 0:
-                log.write(_header())
     except OSError as exc:
         raise unwritable(journal, exc) from exc
-    return open_journal(journal)
+    log = open_journal(journal)
+    if os.fstat(log.fileno()).st_size == 0:
+        append(log, _header(), journal)
+    return log

@@ -18,7 +18,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import pa
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.target import IMMEDIATE, LSN, Target
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import archive as _archive
@@ -70,16 +69,21 @@ def cluster_around(path: bytes) -> bytes:
     return b""
 
 
+def user_of(around: Surroundings, real: bytes) -> str:
+    """Return which other running server has its data or its WAL at, in or below a place, "" for none."""
+    users = [server for server in around.others() if server.uses(real)]
+    return f"the running server in {printable(users[0].data_directory)}" if users else ""
+
+
 def user_of_wal(around: Surroundings, source: bytes, real: bytes) -> str:
     """Return which other cluster has its WAL in a directory, "" for none: a copy made by cp keeps the link to it.
 
     ``source`` is the data directory of the backup's server.
     """
-    wanted = _paths.identity(real)
-    for server in around.others():
-        if _paths.same(server.wal, wanted):
-            return f"the running server in {printable(server.data_directory)}"
-    return f"the cluster in {printable(source)}" if source != around.data and wal_directory(source) == real else ""
+    user = user_of(around, real)
+    if not user and source != around.data and _paths.same(_paths.identity(source + b"/pg_wal"), _paths.identity(real)):
+        user = f"the cluster in {printable(source)}"
+    return user
 
 
 def check_relatives(

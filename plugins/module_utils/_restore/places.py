@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.changes import closed, fixed
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
@@ -24,6 +25,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
     Surroundings,
     cluster_around,
+    user_of,
     user_of_wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.old_wal import OldWal
@@ -69,13 +71,19 @@ def check_directory(findings: Findings, path: bytes) -> None:
                 " PostgreSQL does not start in another user's directory.",
                 f"Set {option('become_user')} to its owner, or: chown {os.geteuid()} {printable(path)}",
             )
+        else:
+            obstacle = closed(path)
+            if obstacle is not None:
+                findings.refuse("not_writable", f"{printable(path)} {obstacle.why}.", obstacle.cure)
         return
     parent = nearest(os.path.dirname(path))
-    if not os.access(parent, os.W_OK | os.X_OK):
+    obstacle = closed(parent)
+    if obstacle is not None:
+        user = os.geteuid()
         findings.refuse(
             "not_writable",
-            f"{printable(path)} cannot be made: the user {os.geteuid()} may not write to {printable(parent)}.",
-            f"Make it as root: install -d -m 0700 -o <the server's user> {printable(path)}",
+            f"{printable(path)} cannot be made by the user {user}: {printable(parent)} {obstacle.why}.",
+            f"Make it as root: install -d -m 0700 -o {user} {printable(path)}",
         )
 
 
@@ -97,16 +105,9 @@ def check_data_directory(findings: Findings, around: Surroundings) -> None:
     pid = process.pid if process else _running.server_in(data, around.servers)
     if pid is not None:
         findings.refuse("server_running", f"A PostgreSQL server runs in {printable(data)} (process {pid}).", "Stop it.")
-    for server in around.servers:
-        if _running.server_in(data, [server]) is None and (
-            inside(data, server.data_directory) or inside(server.data_directory, data)
-        ):
-            findings.refuse(
-                "overlap",
-                f"The data directory, {printable(data)}, and the running server in"
-                f" {printable(server.data_directory)} overlap.",
-                _ELSEWHERE,
-            )
+    user = user_of(around, data)
+    if user:
+        findings.refuse("overlap", f"The data directory, {printable(data)}, and {user} overlap.", _ELSEWHERE)
     check_alone(findings, around, "The data directory", data)
 
 
@@ -145,10 +146,12 @@ def check_content(findings: Findings, destination: Destination, cluster: Cluster
 
 
 def _check_movable(findings: Findings, data: bytes) -> None:
+    parent = os.path.dirname(data)
+    obstacle = closed(parent) or fixed(data, os.lstat(data), os.stat(parent))
     if os.path.ismount(data) or _paths.mounts_below(data):
         why = "it is a mount point or has one inside"
-    elif not os.access(os.path.dirname(data), os.W_OK | os.X_OK):
-        why = f"the user {os.geteuid()} may not write to {printable(os.path.dirname(data))}"
+    elif obstacle is not None:
+        why = f"{printable(obstacle.path)} {obstacle.why}"
     else:
         return
     findings.refuse(
@@ -215,6 +218,10 @@ def check_saved_wal(
     real = os.path.realpath(wal.save_to)
     old = wal_directory(around.data)
     taken = [*layout.roots, *(space.real for space in layout.spaces), *([old] if old else [])]
+    user = user_of(around, real)
+    if user:
+        findings.refuse("overlap", f"save_wal_to, {printable(real)}, and {user} overlap.", _ELSEWHERE)
+        return
     if not check_alone(findings, around, "save_wal_to", real + b"/x", *taken):
         return
     check_directory(findings, real)

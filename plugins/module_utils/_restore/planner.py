@@ -22,6 +22,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import room as _room
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.archives import ArchiveAndServer
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.changeable import Changes, check_changeable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.choose import choose_backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.contents import (
     Contents,
@@ -149,6 +150,8 @@ def _complete(
         return dataclasses.replace(plan, contents=contents)
     layout, left_over = placed
     survey = findings.collect(Survey({}, []), _survey, plan, contents, layout)
+    changes = Changes(contents.directories, survey, left_over, plan.replaces)
+    findings.collect(None, check_changeable, findings, layout, changes)
     wal = _plan_wal(findings, plan, choice, archive, contents)
     findings.collect(None, _places.check_saved_wal, findings, around, destination, layout, wal)
     configuration = findings.collect(

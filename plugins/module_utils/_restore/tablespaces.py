@@ -17,7 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Space, is_empty
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import Surroundings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import Surroundings, user_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.places import check_alone, check_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record import (
     CLUSTER,
@@ -133,13 +133,14 @@ class TablespaceChecks:
 
     def _user_of(self, real: bytes) -> str:
         """Return which other cluster has its data in a directory, "" for none."""
-        wanted = _paths.identity(real)
-        for server in self._around.others():
-            has_it = any(_paths.same(known, wanted) or path == real for path, known in server.tablespaces.items())
-            if has_it or inside(real, server.data_directory):
-                return f"the running server in {printable(server.data_directory)}"
-        source = self._source
-        if source != self._around.data and real in map(os.path.realpath, _running.tablespaces_of(source).values()):
+        # A restore uses the server's directory in it; only that of another server must not be it, or lie around it.
+        place = real + b"/" + self._version
+        user = user_of(self._around, place)
+        if user:
+            return user
+        source, known = self._source, _paths.identity(real)
+        locations = [] if source == self._around.data else _running.tablespaces_of(source).values()
+        if any(_paths.same(_paths.identity(one), known) for one in locations):
             return f"the cluster in {printable(source)}"
         return ""
 

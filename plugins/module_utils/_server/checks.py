@@ -90,9 +90,12 @@ def run_checks(
         result: dict[str, t.Any] = {"name": str(check.get("name") or check["query"])}
         result.update(value=None, expected=check.get("expected"))
         try:
-            with Connection(dict(params, login_db=check.get("database") or params["login_db"])) as connection:
+            login = dict(params, login_db=check.get("database") or params["login_db"])
+            with Connection(login, keep=("search_path",)) as connection:
                 connection.rows("SET default_transaction_read_only = on")
-                connection.rows("SELECT set_config('statement_timeout', %s, false)", (str(math.ceil(timeout * 1000)),))
+                limit = str(math.ceil(timeout * 1000))
+                connection.rows("SELECT pg_catalog.set_config('statement_timeout', %s, false)", (limit,))
+                connection.restore_search_path()
                 result.update(_answer(connection, check))
         except BackupError as exc:
             result.update(ok=False, msg=exc.msg)

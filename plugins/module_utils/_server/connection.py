@@ -19,6 +19,7 @@ import typing as t
 
 from ansible.module_utils.basic import env_fallback, missing_required_lib
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import hardened as _hardened
 
 PSYCOPG2_TRACEBACK: t.Optional[str] = None
 
@@ -72,8 +73,13 @@ def require_psycopg2() -> None:
         )
 
 
-def connection_kwargs(params: t.Mapping[str, t.Any], application_name: str) -> dict[str, t.Any]:
+def connection_kwargs(
+    params: t.Mapping[str, t.Any], application_name: str, version: int = 0, keep: t.Container[str] = ()
+) -> dict[str, t.Any]:
     """Turn login arguments into keyword arguments of ``psycopg2.connect``; they may hold the password.
+
+    The start packet carries the settings of :mod:`_hardened`, except those to ``keep`` as the database has them, and
+    those that only the server's ``version`` has.
 
     Raises :class:`BackupError` for ``connect_params`` that have their own argument.
     """
@@ -105,6 +111,8 @@ def connection_kwargs(params: t.Mapping[str, t.Any], application_name: str) -> d
         "application_name": application_name,
     }
     wanted.update(extra)
+    newer = dict([_hardened.TRANSACTION_TIMEOUT]) if version >= _hardened.HAS_TRANSACTION_TIMEOUT else {}
+    wanted["options"] = _hardened.packet(extra.get("options"), keep, newer)
     wanted["client_encoding"] = "SQL_ASCII"
     return {key: value for key, value in wanted.items() if value not in (None, "")}
 
@@ -132,20 +140,68 @@ def describe_error(exc: BaseException) -> tuple[str, t.Optional[str]]:
     return " ".join(text.split()), getattr(exc, "pgcode", None)
 
 
+def _hardened_session(
+    kwargs: dict[str, t.Any], params: t.Mapping[str, t.Any], keep: t.Container[str]
+) -> psycopg2.extensions.connection:
+    """Connect and make the session's first statements. Raises ``psycopg2.Error``."""
+    connection, version = None, 0
+    try:
+        connection = psycopg2.connect(**kwargs)
+        version = connection.server_version
+        _first_statements(connection, version)
+        return connection
+    except psycopg2.Error as exc:
+        if connection is not None:
+            connection.close()
+        if _refused_by_proxy(exc):
+            # A pooling proxy; it is refused later with a better reason.
+            connection = psycopg2.connect(**{**kwargs, "options": (params.get("connect_params") or {}).get("options")})
+            _first_statements(connection, connection.server_version, _hardened.SETTINGS)
+            return connection
+        if version < _hardened.HAS_TRANSACTION_TIMEOUT:
+            raise
+    # A transaction_timeout of the database can end even the first statement.
+    connection = psycopg2.connect(**connection_kwargs(params, kwargs["application_name"], version, keep))
+    _first_statements(connection, version)
+    return connection
+
+
+def _refused_by_proxy(exc: psycopg2.Error) -> bool:
+    """Return whether PgBouncer, and not a server, has refused the start packet."""
+    return "startup parameter" in str(exc)
+
+
+def _first_statements(
+    connection: psycopg2.extensions.connection, version: int, settings: t.Mapping[str, str] = {}
+) -> None:
+    connection.autocommit = True
+    newer = dict([_hardened.TRANSACTION_TIMEOUT]) if version >= _hardened.HAS_TRANSACTION_TIMEOUT else {}
+    with connection.cursor() as cursor:
+        cursor.execute(_hardened.EMPTY_SEARCH_PATH)
+        for setting in {**settings, **newer}.items():
+            cursor.execute("SELECT pg_catalog.set_config(%s, %s, false)", setting)
+
+
 class Connection:
     """One autocommit session with a supported server; use as a context manager.
 
-    ``params`` are the module's login arguments. Raises :class:`BackupError` when psycopg2 is missing, the server
+    ``params`` are the module's login arguments; ``keep`` are settings that stay as the database has them. The search
+    path is empty until :meth:`restore_search_path`. Raises :class:`BackupError` when psycopg2 is missing, the server
     cannot be reached, or its version is outside 14 to 18.
     """
 
-    def __init__(self, params: t.Mapping[str, t.Any], application_name: str = "pgfleet.basebackup") -> None:
+    def __init__(
+        self,
+        params: t.Mapping[str, t.Any],
+        application_name: str = "pgfleet.basebackup",
+        keep: t.Container[str] = (),
+    ) -> None:
         require_psycopg2()
         psycopg2.extensions.encodings["SQLASCII"] = psycopg2.extensions.encodings["SQL_ASCII"] = "latin_1"
-        kwargs = connection_kwargs(params, application_name)
+        kwargs = connection_kwargs(params, application_name, keep=keep)
         self.address = f"{kwargs.get('host', 'local socket')}:{kwargs.get('port', 5432)}"
         try:
-            self._connection = psycopg2.connect(**kwargs)
+            self._connection = _hardened_session(kwargs, params, keep)
         except psycopg2.Error as exc:
             message, sqlstate = describe_error(exc)
             raise BackupError(
@@ -155,7 +211,6 @@ class Connection:
                 f" {option('login_db')} and pg_hba.conf.",
                 sqlstate=sqlstate,
             ) from exc
-        self._connection.autocommit = True
         self.version: int = self._connection.server_version
         self.major: int = self.version // 10000
         try:
@@ -220,6 +275,10 @@ class Connection:
     def value(self, query: str, parameters: t.Sequence[t.Any] = ()) -> t.Any:
         """Return the only value of ``query``."""
         return next(iter(self.row(query, parameters).values()))
+
+    def restore_search_path(self) -> None:
+        """Search the schemas that the database, or the role, sets: for the user's own queries."""
+        self.rows("RESET search_path")
 
     def close(self) -> None:
         """Close the session."""

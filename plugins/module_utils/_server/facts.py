@@ -18,6 +18,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
     raw,
     readable,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.identifiers import identifier
 
 # A cascade of standbys is followed this far up before a loop is assumed.
 MAX_CASCADE = 8
@@ -30,7 +31,7 @@ SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS in_r
        current_setting('wal_level') AS wal_level, current_setting('full_page_writes')::boolean AS full_page_writes,
        current_setting('archive_mode') AS archive_mode, current_setting('port')::int AS port,
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started_at,
-       pg_backend_pid() AS backend_pid, quote_ident(current_user) AS role, quote_ident(current_database()) AS database
+       pg_backend_pid() AS backend_pid, current_user AS role, current_database() AS database
 FROM pg_control_system() s, pg_control_init() i, pg_control_checkpoint() c
 """
 
@@ -175,8 +176,8 @@ def server_info(connection: Connection) -> dict[str, t.Any]:
         "version_num": connection.version,
         "major": connection.major,
         "role": "standby" if basics["in_recovery"] else "primary",
-        "login_role": readable(basics["role"]),
-        "login_db": readable(basics["database"]),
+        "login_role": identifier(readable(basics["role"])),
+        "login_db": identifier(readable(basics["database"])),
         "pooling_proxy": basics["backend_pid"] != connection.claimed_pid,
         "data_directory": directory,
         "stats_temp_directory": _setting(connection, "stats_temp_directory"),

@@ -20,9 +20,14 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import (
     Identity,
+    Spot,
     identity,
     identity_of,
+    inside,
+    overlap,
     same,
+    spot_of,
+    within,
 )
 
 _PROGRAMS = (b"postgres", b"postmaster", b"edb-postgres")
@@ -44,8 +49,23 @@ class Postmaster(t.NamedTuple):
     is_main: bool = True
 
 
+class Held(t.NamedTuple):
+    """A directory that a server uses: its path as the server knows it, identity and spot as far as they are known."""
+
+    path: bytes
+    identity: t.Optional[Identity] = None
+    spot: t.Optional[Spot] = None
+
+    def is_used_by(self, place: bytes, known: t.Optional[Identity], spot: t.Optional[Spot]) -> bool:
+        """Return whether ``place`` with this identity and spot is, contains or lies in the directory."""
+        if self.identity is None and self.spot is None:
+            return inside(place, self.path) or inside(self.path, place)
+        return same(known, self.identity) or overlap(spot, self.spot)
+
+
 class Running(t.NamedTuple):
-    """A server: one of its processes, its directories by identity, and the same as the server's paths.
+    """A server: one of its processes, its data directory, and what it ``held`` when it was looked at: the data
+    directory, the tablespaces and the WAL.
 
     The facts of another account's process are unreadable: ``data_directory`` comes from its command line and the rest
     is empty.
@@ -54,9 +74,13 @@ class Running(t.NamedTuple):
     pid: int
     data_directory: bytes
     identity: t.Optional[Identity]
-    tablespaces: dict[bytes, t.Optional[Identity]]
-    wal: t.Optional[Identity] = None
+    held: t.Tuple[Held, ...] = ()
     is_main: bool = True
+
+    def uses(self, place: bytes) -> bool:
+        """Return whether ``place``, which need not exist, is, contains or lies in a directory of the server."""
+        known, spot = identity(place), spot_of(place)
+        return any(one.is_used_by(place, known, spot) for one in self.held or (Held(self.data_directory),))
 
 
 def running_servers() -> list[Running]:
@@ -82,18 +106,22 @@ def _server_of(pid: int) -> t.Optional[Running]:
         path = os.readlink(directory)
     except PermissionError:
         path = _named_directory(pid)
-        return Running(pid, path, None, {}) if path else None
+        return Running(pid, path, None) if path else None
     if not os.path.exists(directory + b"/PG_VERSION"):
         return None
-    # In another mount namespace its paths mean something else here.
-    root = b"/proc/%d/root" % pid
-    spaces = {location: identity(root + location) for location in tablespaces_of(directory).values()}
-    try:
-        link = os.readlink(directory + b"/pg_wal")
-    except OSError:
-        link = b""
-    wal = identity(root + link if os.path.isabs(link) else directory + b"/pg_wal")
-    return Running(pid, path, identity_of(status), spaces, wal, _is_main(pid))
+    links = [b"pg_wal", *(b"pg_tblspc/%d" % oid for oid in tablespaces_of(directory))]
+    held = [Held(path, identity_of(status), spot_of(directory, pid)), *(_held(pid, link) for link in links)]
+    return Running(pid, path, identity_of(status), tuple(held), _is_main(pid))
+
+
+def _held(pid: int, link: bytes) -> Held:
+    """Return the directory that a path in the data directory of a process leads to, as its kernel resolves it."""
+    place = b"/proc/%d/cwd/" % pid + link
+    target = os.readlink(place) if os.path.islink(place) else b""
+    if os.path.isabs(target):
+        # In another mount namespace an absolute path means something else here.
+        place = within(b"/proc/%d/root" % pid, target)
+    return Held(target or link, identity(place), spot_of(place, pid))
 
 
 def _is_server_process(pid: int) -> bool:
@@ -133,8 +161,14 @@ def tablespaces_of(data_directory: bytes) -> dict[int, bytes]:
         for name in os.listdir(folder):
             with contextlib.suppress(OSError):
                 if name.isdigit():
-                    found[int(name)] = os.path.normpath(os.path.join(folder, os.readlink(folder + b"/" + name)))
+                    link = os.readlink(folder + b"/" + name)
+                    # The kernel resolves the links on the way of a relative one; text cannot.
+                    found[int(name)] = os.path.normpath(link) if os.path.isabs(link) else _resolved(folder, link)
     return found
+
+
+def _resolved(folder: bytes, link: bytes) -> bytes:
+    return os.path.realpath(folder + b"/" + link)
 
 
 def server_in(data_directory: bytes, servers: t.Sequence[Running]) -> t.Optional[int]:

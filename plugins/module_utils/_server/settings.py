@@ -20,6 +20,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.conf import AUTO_CONF
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection, raw, readable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.identifiers import identifier
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.values import (
     LISTS,
     Value,
@@ -150,7 +151,7 @@ class Parameters:
                 code="alter_system_off",
                 hint="Change the settings where its configuration is managed.",
             )
-        role = readable(ask("SELECT quote_ident(current_user)"))
+        role = identifier(readable(ask("SELECT current_user")))
         for change in changes:
             if self.connection.major >= 15:
                 allowed = ask("SELECT has_parameter_privilege(%s, 'ALTER SYSTEM')", (change.name,))

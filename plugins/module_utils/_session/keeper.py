@@ -166,8 +166,10 @@ class Backend:
         self.connection = self._psycopg2.connect(**self._orders["connection"])
         self.connection.autocommit = True
         version = self.connection.server_version
+        # Functions that others have made must not replace the system's: the search path comes first.
+        self._rows("SELECT pg_catalog.set_config('search_path', '', false)")
         for name in TIMEOUTS + (("transaction_timeout",) if version >= 170000 else ()):
-            self._rows("SELECT set_config(%s, '0', false)", name)
+            self._rows("SELECT pg_catalog.set_config(%s, '0', false)", name)
         pid, in_recovery = self._rows("SELECT pg_backend_pid(), pg_is_in_recovery()")[0]
         if pid != self.connection.info.backend_pid:
             raise SessionEnded(

@@ -103,7 +103,7 @@ def sync(path: str) -> None:
 @contextlib.contextmanager
 def alone(directory: str) -> t.Iterator[None]:
     """Hold the archive's lock: a primary and a standby with archive_mode=always may share the directory."""
-    descriptor = os.open(os.path.join(directory, ".pgfleet_wal.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(os.path.join(directory, ".pgfleet_wal.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + LOCK_SECONDS
     try:
         while True:
@@ -204,7 +204,8 @@ def restore(directory: str, name: str, target: str) -> int:
         return ABSENT
     first, length = b"", 0
     try:
-        with open(target, "wb") as stream:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
             for piece in pieces(*stored):
                 first = first or piece
                 length += len(piece)

@@ -118,7 +118,7 @@ def test_shape(live: Live, backup: pathlib.Path) -> None:
     before = live.listing()
     live.copy(backup)
     (backup / "data" / "base" / "stray").symlink_to("/etc")
-    (backup / "data" / "backup_label.tmp").write_text("left by a stop that was killed")
+    (backup / "data" / "backup_label.0123456789abcdef.tmp").write_text("left by a stop that was killed")
     (backup / "tablespaces" / "99999").mkdir()
     (backup / "data" / "pg_wal").rename(backup / "wal")
     (backup / "data" / "pg_wal").symlink_to(live.data / "pg_wal")

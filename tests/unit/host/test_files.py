@@ -42,6 +42,7 @@ def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
         content = _files.read_json(path)
         assert content in (old, new), where
         seen.add(content["state"])
+        _files.remove_temporary(os.path.dirname(path))
         _files.write_json(path, new)
         assert (_files.read_json(path), os.listdir(os.path.dirname(path))) == (new, ["x.json"]), where
     assert seen == {"old", "new"}
@@ -79,12 +80,29 @@ def test_not_replaced(tmp_path: pathlib.Path) -> None:
     assert (pathlib.Path(os.fsdecode(path)).read_text(), os.listdir(tmp_path)) == ("old", ["x"])
 
 
-def test_a_link_is_not_followed(tmp_path: pathlib.Path) -> None:
+def test_a_link_is_not_followed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of the temporary file cannot be foreseen; even a link with that name leads nowhere."""
+    names = set()
+    for _turn in range(3):
+        with _files.replacing(str(tmp_path / "x")):
+            names |= set(os.listdir(tmp_path)) - {"x"}
+    assert len(names) == 3
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
     (tmp_path / "other").write_text("old")
-    (tmp_path / "x.tmp").symlink_to(tmp_path / "other")
-    with pytest.raises(OSError, match="symbolic links"):
+    (tmp_path / f"x.{'0' * 16}.tmp").symlink_to(tmp_path / "other")
+    with pytest.raises(FileExistsError):
         _files.write_bytes(str(tmp_path / "x"), b"new")
     assert (tmp_path / "other").read_text() == "old"
+    (tmp_path / "kept.tmp").touch()
+    _files.remove_temporary(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["kept.tmp", "other", "x"]
+
+
+def test_an_existing_directory_is_no_link(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    with pytest.raises(FileExistsError):
+        _files.make_directory(str(tmp_path / "link"))
 
 
 def test_directories(tmp_path: pathlib.Path) -> None:

@@ -33,7 +33,7 @@ def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def test_content_is_durable_before_it_counts(tmp_path: pathlib.Path) -> None:
+def test_content_is_durable_before_it_counts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut requires this order: content, then name, then the name's directory."""
     order: list[str] = []
     names: dict[int, str] = {}
@@ -54,8 +54,9 @@ def test_content_is_durable_before_it_counts(tmp_path: pathlib.Path) -> None:
 
     with mock.patch.object(os, "open", opened), mock.patch.object(os, "fsync", synced):
         with mock.patch.object(os, "rename", renamed):
+            monkeypatch.setattr("secrets.token_hex", lambda count: "0")
             _host_files.write_json(str(tmp_path / "x.json"), {})
-            assert order == ["fsync x.json.tmp", "rename x.json.tmp x.json", f"fsync {tmp_path.name}"]
+            assert order == ["fsync x.json.0.tmp", "rename x.json.0.tmp x.json", f"fsync {tmp_path.name}"]
             backup = make_backup(make_cluster(tmp_path), state="complete")
             order.clear()
             backup.publish()

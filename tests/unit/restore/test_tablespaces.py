@@ -68,12 +68,15 @@ def test_tablespaces_of_a_lost_data_directory(case: Case) -> None:
 def test_running_tablespace(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.space.mkdir()
     place = os.fsencode(case.space)
-    server = _running.Running(1, b"/elsewhere", (1, 2), {b"/in/its/namespace": _paths.identity(place)})
+    server = _running.Running(
+        1, b"/elsewhere", (1, 2), (_running.Held(b"/in/its/namespace", _paths.identity(place), _paths.spot_of(place)),)
+    )
     monkeypatch.setattr(_running, "running_servers", lambda: [server])
     assert case.refusals() == ["tablespace_in_use"]
-    assert case.refusals(tablespace_mapping={"16385": str(case.space / "x")}) == []
+    assert case.refusals(tablespace_mapping={"16385": str(case.space / "x")}) == ["tablespace_in_use"]
+    assert case.refusals(tablespace_mapping={"16385": str(case.folder / "other")}) == []
     case.data.mkdir()
-    server = _running.Running(1, b"/elsewhere", _paths.identity(os.fsencode(case.data)), {})
+    server = _running.Running(1, b"/elsewhere", _paths.identity(os.fsencode(case.data)))
     assert case.refusals() == ["server_running"]
 
 

@@ -16,7 +16,7 @@ class MadeUpConnection:
 
     asked: t.ClassVar[list[tuple[t.Any, ...]]] = []
 
-    def __init__(self, _params: t.Mapping[str, t.Any]) -> None:
+    def __init__(self, _params: t.Mapping[str, t.Any], **_options: t.Any) -> None:
         self.asked.clear()
 
     def __enter__(self) -> MadeUpConnection:
@@ -27,6 +27,9 @@ class MadeUpConnection:
 
     def rows(self, *query: t.Any) -> None:
         self.asked.append(query)
+
+    def restore_search_path(self) -> None:
+        pass
 
     def texts(self, _query: str) -> list[list[str]]:
         return [["t"]]

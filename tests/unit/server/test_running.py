@@ -53,8 +53,10 @@ def test_running(tmp_path: pathlib.Path, data: pathlib.Path, process: int) -> No
     (server,) = [one for one in _live.running_servers() if one.pid == process]
     top = os.fsencode(tmp_path)
     assert (server.data_directory, server.identity) == (place, _paths.identity(place))
-    assert server.tablespaces == {top + b"/caf\xe9": _paths.identity(top + b"/caf\xe9")}
-    assert server.wal == _paths.identity(top + b"/wal")
+    for name in (b"", b"/caf\xe9", b"/wal", b"/wal/in_it"):
+        assert server.uses(top + name), name
+    assert not server.uses(top + b"/elsewhere")
+    assert _paths.identity(top + b"/wal") in [one.identity for one in server.held]
     link = tmp_path / "link"
     link.symlink_to(data)
     assert _live.server_in(os.fsencode(link), [server]) == process
@@ -62,6 +64,19 @@ def test_running(tmp_path: pathlib.Path, data: pathlib.Path, process: int) -> No
     with pytest.raises(BackupError) as caught:
         _live.refuse_running(place)
     assert (caught.value.code, str(process) in caught.value.msg) == ("server_running", True)
+
+
+@pytest.mark.parametrize("link", ["../../side/../side/space", "../detour", "{top}/detour"])
+def test_links_are_resolved_by_the_kernel(tmp_path: pathlib.Path, data: pathlib.Path, process: int, link: str) -> None:
+    """A relative link, and one over another link, lead to the same directory as for the server."""
+    (tmp_path / "side/space").mkdir(parents=True)
+    for place in (data, tmp_path):
+        (place / "detour").symlink_to(tmp_path / "side/space")
+    (data / "pg_tblspc/16386").symlink_to(link.format(top=tmp_path))
+    (server,) = [one for one in _live.running_servers() if one.pid == process]
+    assert server.uses(os.fsencode(tmp_path / "side/space"))
+    assert server.uses(os.fsencode(tmp_path / "side/space/PG_18_1/5"))
+    assert not server.uses(os.fsencode(tmp_path / "side/other"))
 
 
 def test_not_running(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -129,9 +144,10 @@ def test_another_accounts_process(data: pathlib.Path, process: int, monkeypatch:
 
 def test_unknown_directories_are_not_the_same(data: pathlib.Path) -> None:
     """A server with unreadable links shares nothing with a directory that does not exist."""
-    server = _live.Running(1, b"/elsewhere", None, {b"relative": None}, None)
+    server = _live.Running(1, b"/elsewhere", None, (_live.Held(b"relative"),))
+    assert not server.uses(os.fsencode(data / "absent"))
     assert _live.server_in(os.fsencode(data / "absent"), [server]) is None
-    known = _live.Running(1, b"/elsewhere", (1, 2), {})
+    known = _live.Running(1, b"/elsewhere", (1, 2))
     assert _live.server_in(os.fsencode(data / "absent"), [known]) is None
 
 
@@ -145,7 +161,7 @@ def test_another_account(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, pr
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", denied)
         server = _live._server_of(process)
-    assert server == _live.Running(process, os.fsencode(data), None, {})
+    assert server == _live.Running(process, os.fsencode(data), None)
     assert _live.server_in(os.fsencode(data), [server]) == process
 
 

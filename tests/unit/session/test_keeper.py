@@ -72,7 +72,8 @@ def test_start_and_stop(case: Case) -> None:
     queries = [query for query, _parameters in case.log()]
     assert queries.count("SELECT pg_backup_start(%s, %s)::text") == 1
     assert "SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(false)" in queries
-    switched_off = [parameters[0] for query, parameters in case.log() if "set_config" in query]
+    assert queries[0] == "SELECT pg_catalog.set_config('search_path', '', false)"
+    switched_off = [parameters[0] for query, parameters in case.log() if "set_config" in query and parameters]
     assert switched_off == [*_session_keeper.TIMEOUTS, "transaction_timeout"]
     with pytest.raises(BackupError) as caught:
         session.watch()

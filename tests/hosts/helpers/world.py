@@ -1,0 +1,139 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Four hosts as users have them, the README's commands on them, and the question whether all servers are well.
+
+pg1 is a primary and pg2 its standby, pg3 another primary, all by Debian's packages. On pg3 runs a second cluster as
+PostgreSQL's RPMs would run it; the inventory calls it pg3rpm. pg4 has the packages and no cluster.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pathlib
+import re
+import shlex
+import subprocess
+import textwrap
+import typing as t
+
+import yaml
+
+from tests.harness.debian import MAJOR
+from tests.harness.modules import CLONE
+from tests.harness.playbook import Play, run_playbook
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import wait_until
+from tests.harness.systemd import SystemdFleet, SystemdHost
+from tests.harness.user import me, run
+from tests.hosts.helpers.clusters import Cluster, complaints
+
+RPM_PORT: t.Final = 5433
+
+
+def readme(language: str, page: str = "README.md") -> str:
+    """Return the first block in ``language`` of a page."""
+    found = re.search(rf"^```{language}\n(.*?)^```", (CLONE / page).read_text(), re.DOTALL | re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command of a shell block, without comments."""
+    lines = textwrap.dedent(text).replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+class World:
+    """The hosts, their clusters, and plays on them."""
+
+    def __init__(self, sandbox: Sandbox, fleet: SystemdFleet) -> None:
+        """Create the clusters on booted hosts."""
+        self.sandbox = sandbox
+        self.fleet = fleet
+        for name in ("pg1", "pg2", "pg3", "pg4"):
+            fleet[name].allow(*self.sudo())
+        self.pg1 = Cluster(fleet["pg1"])
+        self.pg2 = Cluster(fleet["pg2"], upstream=self.pg1)
+        self.pg3 = Cluster(fleet["pg3"])
+        self.pg3rpm = Cluster(
+            fleet["pg3"],
+            f"postgresql-{MAJOR}.service",
+            f"/var/lib/pgsql/{MAJOR}/data",
+            f"/var/lib/pgsql/{MAJOR}/data",
+            RPM_PORT,
+        )
+        self.pg4 = Cluster(fleet["pg4"])
+        self.clusters = [self.pg1, self.pg2, self.pg3, self.pg3rpm]
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            first = pool.submit(self.pg1.create)
+            others = [pool.submit(self.pg3.create), pool.submit(self.pg3rpm.create)]
+            first.result()
+            pool.submit(self.pg2.create_standby).result()
+            for one in others:
+                one.result()
+        for cluster in (self.pg1, self.pg3, self.pg3rpm):
+            cluster.sql(readme("sql"))
+        self.healthy()
+
+    @staticmethod
+    def sudo(units: t.Iterable[str] = (f"postgresql@{MAJOR}-main.service", f"postgresql-{MAJOR}.service")) -> list[str]:
+        """Return sudo's lines for the login user: all as postgres, and as root to stop, start and restart units."""
+        lines = ["(postgres) NOPASSWD: ALL"]
+        for unit in units:
+            verbs = ", ".join(f"/usr/bin/systemctl {verb} {unit}" for verb in ("stop", "start", "restart"))
+            lines.append(f"(root) NOPASSWD: {verbs}")
+        return lines
+
+    def inventory(self, pipelining: bool = True) -> dict[str, dict[str, t.Any]]:
+        """Return the variables of all hosts."""
+        hosts: dict[str, SystemdHost] = {name: self.fleet[name] for name in ("pg1", "pg2", "pg3", "pg4")}
+        hosts["pg3rpm"] = self.fleet["pg3"]
+        found = {name: self.fleet.host_vars(host, pipelining=pipelining) for name, host in hosts.items()}
+        for role in ("pg_archive", "pg_backup", "pg_recover"):
+            found["pg3rpm"][f"{role}_login_port"] = RPM_PORT
+        return found
+
+    def play(self, *args: str, timeout: float = 300, **variables: t.Any) -> Play:
+        """Run ansible-playbook with the words of a command line; the README's backup.yml is there.
+
+        ``variables`` become extra variables.
+        """
+        playbook: t.Any = args[0]
+        if playbook == "backup.yml":
+            playbook = yaml.safe_load(readme("yaml"))
+        return run_playbook(
+            playbook,
+            self.inventory(),
+            directory=self.sandbox.root,
+            groups={"databases": ["pg1", "pg2", "pg3", "pg3rpm"]},
+            args=args[1:],
+            extra_vars=variables,
+            timeout=timeout,
+        )
+
+    def ssh(self, host: SystemdHost, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as the login user, over ssh."""
+        variables = self.fleet.host_vars(host, pipelining=True)
+        words = [variables["ansible_ssh_executable"], *variables["ansible_ssh_common_args"].split()]
+        return run([*words, f"ansible@{host.address}", command], user=me(), check=False)
+
+    def healthy(self, guests: t.Collection[str] = (), timeout: float = 20) -> None:
+        """Require that all servers are up, under their units, on their own directories, and streaming.
+
+        A standby that has lost its primary looks for it every five seconds.
+        """
+        found: list[str] = []
+
+        def well() -> bool:
+            found[:] = complaints(self.clusters, guests)
+            return not found
+
+        try:
+            wait_until(well, "all servers are well", timeout, interval=0.3)
+        except AssertionError:
+            raise AssertionError("\n".join(found)) from None
+
+    def backups(self, cluster: str) -> list[pathlib.Path]:
+        """Return the published backups of a cluster, oldest first."""
+        return sorted(self.fleet["pg1"].path(f"/srv/backups/{cluster}/backups").glob("*"))
