@@ -38,7 +38,8 @@ INTERVAL = 0.2
 STABLE_SECONDS = 2.0
 
 BASICS = """
-SELECT pg_is_in_recovery() AS in_recovery, (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
+SELECT pg_is_in_recovery() AS in_recovery,
+       (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started_at,
        current_setting('data_directory', true) AS data_directory
 """

@@ -133,7 +133,7 @@ class Holder:
         pid = os.getpid()
         self.slot = f"{HOLD_NAME}_{pid}"
         try:
-            answer = {"holder": f"{pid}:{_started(pid)}", "lsn": self.take()}
+            answer: dict[str, t.Any] = {"holder": f"{pid}:{_started(pid)}", "lsn": self.take()}
         except BackupError as exc:
             answer = {"error": exc.msg, "sqlstate": exc.details.get("sqlstate")}
         os.write(writer, json.dumps(answer).encode() + b"\n")
@@ -164,7 +164,9 @@ class UpstreamHolder(Holder):
                 cursor.execute(f"CREATE_REPLICATION_SLOT {self.slot} TEMPORARY PHYSICAL RESERVE_WAL")
         except psycopg2.Error as exc:
             message, sqlstate = describe_error(exc)
-            raise BackupError(f"The upstream refused a replication slot: {message}", "wal_not_held", sqlstate=sqlstate) from exc
+            raise BackupError(
+                f"The upstream refused a replication slot: {message}", "wal_not_held", sqlstate=sqlstate
+            ) from exc
         return position_by(self._upstream)
 
     def check(self) -> None:
@@ -202,7 +204,6 @@ class OwnHolder(Holder):
                 if connection.value(_START) <= self._started_at:
                     connection.close()
                     return
-                connection.rows("SET idle_session_timeout = 0")
                 connection.rows(COPY, (self.slot, f"{self.slot}_t"))
                 connection.rows(DROP, (self.slot,))
             except BackupError:
