@@ -85,9 +85,9 @@ def writing(primary: Server) -> t.Iterator[None]:
             with contextlib.suppress(psycopg2.Error), contextlib.closing(primary.connect()) as connection:
                 while not over.is_set():
                     with connection.cursor() as cursor:
-                        cursor.execute("SELECT pg_logical_emit_message(false, 'load', repeat('x', 400000))")
+                        cursor.execute("SELECT pg_logical_emit_message(false, 'load', repeat('x', 300000))")
                     written += 1
-                    time.sleep(0.005)
+                    time.sleep(0.05)
 
     threads = [threading.Thread(target=write, daemon=True) for _number in range(2)]
     for thread in threads:
@@ -132,7 +132,7 @@ def restarts(play: Play) -> list[str]:
 def test_standbys_first_and_the_primary_last(sandbox: Sandbox, archives: Archives) -> None:
     """Predicted, done under load on a primary that removes WAL at once, streaming afterwards, unchanged then."""
     primary, standby = pair(sandbox)
-    hosts = {server.name: archives.host(server, restart=True, method="script") for server in (primary, standby)}
+    hosts = {server.name: archives.host(server, restart=True) for server in (primary, standby)}
     before = {server.name: started(server) for server in (primary, standby)}
 
     planned = run_hosts(archives, hosts, run_check=True).ok()
@@ -160,7 +160,7 @@ def test_standbys_first_and_the_primary_last(sandbox: Sandbox, archives: Archive
 def test_ten_of_ten(sandbox: Sandbox, archives: Archives) -> None:
     """Each of ten restarts of both nodes, under load, ends with a standby that streams."""
     primary, standby = pair(sandbox)
-    hosts = {server.name: archives.host(server, restart=True, method="script") for server in (primary, standby)}
+    hosts = {server.name: archives.host(server, restart=True) for server in (primary, standby)}
     run_hosts(archives, hosts).ok()
     with writing(primary):
         for number in range(10):
@@ -181,7 +181,7 @@ def test_the_first_failure_stops_the_rest(sandbox: Sandbox, archives: Archives) 
     # It needs more memory than the machine has, once it restarts.
     standby.sql("ALTER SYSTEM SET shared_buffers = '4TB'")
     servers = (primary, standby, third)
-    hosts = {one.name: archives.host(one, restart=True, method="script", timeout=10) for one in servers}
+    hosts = {one.name: archives.host(one, restart=True, timeout=10) for one in servers}
     before = {one.name: started(one) for one in (primary, third)}
     play = run_hosts(archives, hosts)
     assert play.rc == 2
@@ -249,7 +249,7 @@ def test_a_primary_whose_standby_is_down(sandbox: Sandbox, archives: Archives) -
 def test_hosts_out_of_step(sandbox: Sandbox, archives: Archives, strategy: str) -> None:
     """Where the hosts run apart, two nodes are never restarted at the same time, and none after an unwell one."""
     primary, standby = pair(sandbox)
-    hosts = {server.name: archives.host(server, restart=True, method="script") for server in (primary, standby)}
+    hosts = {server.name: archives.host(server, restart=True) for server in (primary, standby)}
     with writing(primary):
         play = run_hosts(archives, hosts, strategy=strategy)
     assert streams(standby)
@@ -266,7 +266,7 @@ def test_batches(sandbox: Sandbox, archives: Archives) -> None:
     primary, standby = pair(sandbox)
     alone = sandbox.primary(name="alone", archive=False)
     servers = (alone, primary, standby)
-    hosts = {server.name: archives.host(server, restart=True, method="script") for server in servers}
+    hosts = {server.name: archives.host(server, restart=True) for server in servers}
     first = run_hosts(archives, hosts, serial=1, max_fail_percentage=100)
     assert restarts(first) == ["alone", PG2]
     assert "put the nodes of a cluster into one batch" in message(first, PG1)
@@ -292,7 +292,7 @@ def test_what_waits_for_a_restart(sandbox: Sandbox, archives: Archives) -> None:
 def test_one_node_of_a_cluster(sandbox: Sandbox, archives: Archives) -> None:
     """A standby that is no host of the play is held, and streams before and after; the same for an absent primary."""
     primary, standby = pair(sandbox)
-    hosts = {server.name: archives.host(server, restart=True, method="script") for server in (primary, standby)}
+    hosts = {server.name: archives.host(server, restart=True) for server in (primary, standby)}
     with writing(primary):
         assert restarts(run_hosts(archives, {PG2: hosts[PG2]}).ok()) == [PG2]
         assert streams(standby)
@@ -307,7 +307,7 @@ def test_a_cascade(sandbox: Sandbox, archives: Archives) -> None:
     primary = sandbox.primary(name=PG1, archive=False, initdb=["--wal-segsize=1"], **TINY)
     middle = sandbox.standby(primary, name=PG2, **TINY)
     last = sandbox.standby(middle, name="pg3", **TINY)
-    hosts = {one.name: archives.host(one, restart=True, method="script") for one in (primary, middle, last)}
+    hosts = {one.name: archives.host(one, restart=True) for one in (primary, middle, last)}
     with writing(primary):
         assert restarts(run_hosts(archives, hosts).ok()) == ["pg3", PG2, PG1]
         assert streams(last)
