@@ -10,6 +10,9 @@ import typing as t
 
 import pytest
 
+# Tests make files as one account that servers read as another. A test of modes sets its own umask.
+os.umask(0o022)
+
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> t.Generator[None, t.Any, None]:

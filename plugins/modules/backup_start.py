@@ -14,9 +14,9 @@ description:
     detached process on the database host keeps until M(pgfleet.basebackup.backup_stop). Returns when the server is in
     backup mode, which, depending on O(fast), takes a whole checkpoint.
   - Every problem that M(pgfleet.basebackup.server_info) would report is refused before anything is touched.
-  - The process is visible as C(python3 -I <repository>/<cluster>/in_progress/<id>/session/keeper.py) and, in the
-    server, by its C(application_name). It ends by itself after O(session_timeout), or when no module has contacted it
-    for O(session_idle_timeout).
+  - The process is visible as C(python3 -I /proc/self/fd/<number> <repository>/<cluster>/in_progress/<id>/session) and,
+    in the server, by its C(application_name). Its program is handed over in memory; nothing in the repository is run.
+    It ends by itself after O(session_timeout), or when no module has contacted it for O(session_idle_timeout).
 options:
   backup_id:
     description:

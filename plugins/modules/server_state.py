@@ -134,6 +134,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
+    examine,
     major_of,
     restart,
     start,
@@ -169,7 +170,7 @@ def main() -> None:
             return dict(found, changed=False, running=True, was_running=True, msg=f"The server on {directory} runs.")
         if module.check_mode:
             return dict(found, changed=True, running=True, msg=f"The server on {directory} would be started.")
-        process = start(directory, programs, params["config_file"], log_file)
+        process = start(directory, programs, params["config_file"], log_file, params)
         what = "was started" if process else "was started and has shut down at its recovery target"
         return dict(found, changed=True, running=process is not None, msg=f"The server on {directory} {what}.")
 
@@ -183,18 +184,11 @@ def main() -> None:
         return {"changed": changed, "running": False, "was_running": changed, "data_directory": directory, "msg": msg}
 
     def restarted() -> dict[str, object]:
-        server = main_process(directory)
-        if server is None:
-            raise BackupError(
-                f"The server on {directory} does not run, so it is not restarted: a cluster manager or an administrator"
-                " may have stopped it.",
-                code="server_not_running",
-                hint="If it is to run, start it: pgfleet.basebackup.server_state with state: started.",
-            )
+        examine(directory)
         answer = {"changed": True, "running": True, "was_running": True, "data_directory": directory}
         if module.check_mode:
             return dict(answer, msg=f"The server on {directory} would be restarted.")
-        after = restart(directory, server, params["bin_directory"], params["mode"], params["timeout"])
+        after = restart(directory, params["bin_directory"], params["mode"], params["timeout"], params)
         found = {"bin_directory": after.programs, "log_file": after.log_file}
         return dict(answer, **found, msg=f"The server on {directory} was restarted.")
 

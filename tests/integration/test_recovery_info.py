@@ -175,11 +175,17 @@ def test_restart(sandbox: Sandbox, major: int) -> None:
     assert server.pid == before
     unused = str(sandbox.root / "unused.log")
     done = state(server, "restarted", log_file=unused, bin_directory=None)
+    assert not done.get("failed"), done
     assert (done["changed"], done["running"], done["was_running"]) == (True, True, True), done
     assert done["bin_directory"] == str(binaries.prefix(major) / "bin")
     assert done["log_file"] == str(server.log_file)
     assert server.pid != before
-    assert pathlib.Path(f"/proc/{server.pid}/cmdline").read_bytes() == command
+    # The data directory in a configuration file would beat that of -D.
+    named = pathlib.Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    assert named.startswith(command)
+    assert f"\0-c\0data_directory={server.data}\0".encode() in named
+    assert state(server, "restarted")["changed"] is True
+    assert pathlib.Path(f"/proc/{server.pid}/cmdline").read_bytes() == named
     assert len(server.log.splitlines()) > lines
     assert not pathlib.Path(unused).exists()
 

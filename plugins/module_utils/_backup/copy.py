@@ -75,6 +75,7 @@ def copy_cluster(
     new_hash(algorithm)
     wanted = None if algorithm == "NONE" else algorithm
     layout = PlainLayout(destination, external(scan.tablespaces))
+    layout.refuse_links()
     kept = _keep_finished(layout, journal, wanted)
     _make_directories(scan, layout)
     entries = [entry for entry in scan.files if entry.path not in kept]

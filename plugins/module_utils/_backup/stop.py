@@ -153,6 +153,7 @@ class Stop:
                 code="copy_not_finished",
                 hint="Run pgfleet.basebackup.backup_copy again; it continues where it stopped.",
             )
+        self._layout.refuse_links()
         files = _copy_process.copied_files(self._backup)
         control = record["control"]
         files[b"global/pg_control"] = _manifest.ManifestFile(

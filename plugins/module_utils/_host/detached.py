@@ -29,6 +29,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
     write_json,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.program import close_descriptors
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
@@ -323,9 +324,4 @@ def _detach(lock: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != lock:
-            try:
-                os.close(int(name))
-            except OSError:
-                pass
+    close_descriptors(lock)

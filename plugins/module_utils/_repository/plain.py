@@ -21,7 +21,8 @@ import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree import Tablespace
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import unreadable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable, unreadable
 
 # If one of these is missing, a directory only looks like a backup.
 ESSENTIAL = (b"PG_VERSION", b"backup_label", b"backup_manifest", b"global/pg_control")
@@ -61,8 +62,21 @@ class PlainLayout:
         """Return the target of the link to a tablespace."""
         return b"../../tablespaces/%d" % oid
 
+    def refuse_links(self) -> None:
+        """Raise BackupError, code ``not_ours``, when what is written to the backup would land elsewhere."""
+        for place in (self.data, self.tablespaces):
+            if os.path.islink(place):
+                raise BackupError(
+                    f"{printable(place)} is a symbolic link to {printable(os.readlink(place))}, which is not a part of"
+                    " the backup.",
+                    code="not_ours",
+                    hint="Find out who made it. Nothing was changed there.",
+                )
+
     def lost(self, paths: t.Iterable[bytes] = ()) -> list[bytes]:
         """Return which of the essential files, and of ``paths`` in backup terms, are missing."""
+        if os.path.islink(self.data):
+            return list(ESSENTIAL)
         return [path for path in (*ESSENTIAL, *paths) if not os.path.isfile(self.place(path))]
 
     def entries(

@@ -19,7 +19,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import pa
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.changes import closed, fixed
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, is_empty, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
@@ -34,7 +33,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
     EMPTY,
     INTERRUPTED,
     Destination,
-    control_in,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import running as _running
 
@@ -111,11 +109,8 @@ def check_data_directory(findings: Findings, around: Surroundings) -> None:
     check_alone(findings, around, "The data directory", data)
 
 
-def check_content(findings: Findings, destination: Destination, cluster: Cluster, delta: bool, replace: bool) -> None:
-    """Check that the contents of the data directory may be overwritten or moved aside.
-
-    Raises BackupError for a damaged record of the cluster.
-    """
+def check_content(findings: Findings, destination: Destination, delta: bool, replace: bool) -> None:
+    """Check that the contents of the data directory may be overwritten or moved aside."""
     data = destination.data
     if destination.state in (EMPTY, INTERRUPTED):
         return
@@ -134,15 +129,6 @@ def check_content(findings: Findings, destination: Destination, cluster: Cluster
             f"{printable(data)} has no PG_VERSION: it is not a data directory, and {option('delta')} would empty it.",
             f"Set {option('replace')} to move it aside.",
         )
-    else:
-        control, identifier = control_in(data), cluster.system_identifier()
-        if control is not None and identifier is not None and str(control.system_identifier) != identifier:
-            findings.refuse(
-                "other_cluster",
-                f"{printable(data)} holds the cluster with system identifier {control.system_identifier},"
-                f" the backups are of {identifier}.",
-                f"Set {option('replace')} to move it aside.",
-            )
 
 
 def _check_movable(findings: Findings, data: bytes) -> None:

@@ -30,6 +30,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.conten
     check_needed_wal,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.identifiers import check_identifiers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, Survey, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
     Surroundings,
@@ -75,9 +76,12 @@ def make(cluster: Cluster, params: t.Mapping[str, t.Any]) -> Plan:
     plan = Plan(params, digest_of(params), target, destination, choice)
     if not plan.is_done:
         around = surroundings_of(destination.data, cluster.repository.path, archive)
-        findings.collect(None, _check_destination, findings, around, destination, cluster, params)
+        findings.collect(None, _check_destination, findings, around, destination, params)
         if choice is not None:
             plan = _complete(findings, plan, choice, archive, around)
+        findings.collect(
+            None, check_identifiers, findings, cluster, destination, bool(params["delta"]), choice, plan.contents
+        )
     return dataclasses.replace(plan, refusals=tuple(findings.refusals), warnings=tuple(findings.warnings))
 
 
@@ -131,11 +135,10 @@ def _check_destination(
     findings: Findings,
     around: Surroundings,
     destination: Destination,
-    cluster: Cluster,
     params: t.Mapping[str, t.Any],
 ) -> None:
     _places.check_data_directory(findings, around)
-    _places.check_content(findings, destination, cluster, params["delta"], params["replace"])
+    _places.check_content(findings, destination, params["delta"], params["replace"])
 
 
 def _complete(

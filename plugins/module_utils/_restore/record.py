@@ -51,7 +51,7 @@ class Request(t.NamedTuple):
     """A running or interrupted restore, with the facts that the call that continues it needs; empty without one.
 
     ``spaces`` are the locations of the tablespaces by oid, ``save_wal_to`` is the directory for saved WAL, ``wal_from``
-    are the directories with WAL that recovery uses.
+    are the directories with WAL that recovery uses, ``system_identifier`` is that of the backup.
     """
 
     digest: str = ""
@@ -59,6 +59,7 @@ class Request(t.NamedTuple):
     spaces: t.Mapping[str, str] = {}
     save_wal_to: bytes = b""
     wal_from: t.Tuple[bytes, ...] = ()
+    system_identifier: str = ""
 
 
 class Destination(t.NamedTuple):
@@ -119,6 +120,7 @@ def read_request(data: bytes) -> Request:
         spaces=content.get("spaces", {}),
         save_wal_to=os.fsencode(content.get("save_wal_to", "")),
         wal_from=tuple(map(os.fsencode, content.get("wal_from", []))),
+        system_identifier=str(content.get("system_identifier", "")),
     )
 
 
@@ -130,6 +132,7 @@ def write_request(data: bytes, request: Request) -> None:
         "spaces": dict(request.spaces),
         "save_wal_to": os.fsdecode(request.save_wal_to),
         "wal_from": [os.fsdecode(place) for place in request.wal_from],
+        "system_identifier": request.system_identifier,
     }
     write_json(os.fsdecode(data + b"/" + WORK + b"/" + REQUEST), content)
 

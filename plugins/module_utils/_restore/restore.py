@@ -88,7 +88,11 @@ class Restore:
         if wal.save_to and wal.save_to not in sources:
             sources.append(wal.save_to)
         spaces = {str(space.oid): os.fsdecode(space.location) for space in self._layout.spaces}
-        write_request(plan.data, Request(plan.digest, self._choice.backup.id, spaces, wal.save_to, tuple(sources)))
+        choice = self._choice
+        identifier = choice.record.server.system_identifier
+        write_request(
+            plan.data, Request(plan.digest, choice.backup.id, spaces, wal.save_to, tuple(sources), identifier)
+        )
 
     def run(self) -> dict[str, t.Any]:
         """Restore, and return the module's result. Raises BackupError."""

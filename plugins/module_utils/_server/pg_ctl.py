@@ -1,19 +1,15 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Starting, stopping and restarting the server of a data directory on this host.
+"""Starting, stopping and restarting a server that nobody manages, as ``pg_ctl`` does it.
 
 Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settings and process; it knows no repository.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
-import shlex
 import signal
-import subprocess
 import time
 import typing as t
 
@@ -22,6 +18,21 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.contro
     read_control,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.launch import (
+    READY,
+    check_started,
+    launch,
+    naming,
+    places_of,
+)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.log import log_since, log_tail, quoted_log
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.process import (
+    ServerProcess,
+    environment_of,
+    given_settings,
+    server_process,
+    words_of,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import (
     Postmaster,
@@ -29,7 +40,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running
     main_process,
 )
 
-# pg_ctl waits this long for a server that dies at once; a longer recovery continues without it.
+# As long is waited for a server that dies at once; a longer recovery continues without it.
 START_SECONDS = 5
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
@@ -58,27 +69,6 @@ def major_of(data_directory: str) -> int:
         ) from exc
 
 
-def log_tail(log_file: t.Optional[str], lines: int = 20) -> list[str]:
-    """Return the last lines of the server's log, none when it cannot be read."""
-    try:
-        with open(log_file or "", "rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 65536))
-            return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
-    except OSError:
-        return []
-
-
-def quoted_log(log_file: t.Optional[str]) -> str:
-    """Return what the log says about a server that died, as the end of a sentence."""
-    tail = log_tail(log_file)
-    if not tail:
-        return f"its log {log_file} has no message." if log_file else "see its log."
-    # The lines before the fatal one often have the reason. Where messages are translated the last ones have to do.
-    fatal = [number for number, line in enumerate(tail) if re.search(r"\b(FATAL|PANIC):", line)]
-    quoted = tail[max(0, fatal[-1] - 2) : fatal[-1] + 1] if fatal else tail[-5:]
-    return f"the log {log_file} says: {' | '.join(quoted)}"
-
-
 def _refuse_root() -> None:
     if os.geteuid() == 0:
         raise BackupError(
@@ -86,10 +76,17 @@ def _refuse_root() -> None:
         )
 
 
-def start(data_directory: str, programs: str, config_file: t.Optional[str], log_file: str) -> t.Optional[Postmaster]:
-    """Start the server by ``pg_ctl`` and return it; None when its recovery has reached a target and shut it down.
+def start(
+    data_directory: str,
+    programs: str,
+    config_file: t.Optional[str],
+    log_file: str,
+    login: t.Mapping[str, t.Any],
+) -> t.Optional[Postmaster]:
+    """Start the server and return it; None when its recovery has reached a target and shut it down.
 
-    It may still be recovering at the return. Raises :class:`BackupError` with the end of its log when it died.
+    It may still be recovering at the return. What starts is checked, as :func:`.launch.check_started` says. Raises
+    :class:`BackupError` with the end of its log when it died.
     """
     _refuse_root()
     if not os.path.exists(os.path.join(data_directory, "global", "pg_control")):
@@ -98,75 +95,84 @@ def start(data_directory: str, programs: str, config_file: t.Optional[str], log_
             code="not_startable",
             hint="Run pgfleet.basebackup.backup_restore again; it continues where it stopped.",
         )
-    command = [os.path.join(programs, "pg_ctl"), "-D", data_directory, "-l", log_file, "-s", "-w"]
-    command += ["-t", str(START_SECONDS)]
-    if config_file:
-        # pg_ctl gives this text to a shell.
-        command += ["-o", f"-c config_file={shlex.quote(config_file)}"]
-    # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
-    done = subprocess.run(
-        [*command, "start"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
+    words = [os.path.join(programs, "postgres"), "-D", data_directory]
+    words += naming(places_of(data_directory, config_file))
+    since = time.time()
+    launched = launch(words, dict(os.environ), data_directory, log_file, START_SECONDS)
+    check_started(launched, data_directory, login)
     process = main_process(data_directory)
     if process is None and control_state(data_directory) != SHUT_DOWN_IN_RECOVERY:
-        said = " ".join(done.stdout.decode("utf-8", "replace").split())
+        log = log_since(data_directory, log_file, since)
         raise BackupError(
-            f"The server on {data_directory} does not start: {said} - {quoted_log(log_file)}",
+            f"The server on {data_directory} does not start: {quoted_log(log)}",
             code="start_failed",
-            log=log_tail(log_file),
+            log=log_tail(log),
         )
     return process
 
 
-def restart(data_directory: str, server: Postmaster, programs: t.Optional[str], mode: str, timeout: float) -> Restarted:
-    """Restart a running server by ``pg_ctl`` with its own command line, and wait until it accepts connections.
+def restart(
+    data_directory: str,
+    programs: t.Optional[str],
+    mode: str,
+    timeout: float,
+    login: t.Mapping[str, t.Any],
+) -> Restarted:
+    """Restart a running server with its own command line and environment, and wait until it accepts connections.
 
     It keeps writing to the log file that it has; ``programs`` are by default those that it runs from. Each half may
     take ``timeout`` seconds. Raises :class:`BackupError` when it does not stop, or not start.
     """
     _refuse_root()
-    try:
-        output = os.readlink(f"/proc/{server.pid}/fd/2")
-    except OSError as exc:
-        raise BackupError(
-            f"The server on {data_directory} (process {server.pid}) cannot be examined: {exc.strerror}.",
-            code="not_the_server_user",
-            hint="Run this as the operating system user of the server.",
-        ) from exc
-    # With a pipe or a log that was removed pg_ctl would leave the server this module's own output, and wait for it.
-    log_file = output if os.path.isfile(output) else os.devnull
-    pg_ctl = find("pg_ctl", major_of(data_directory), programs, server.pid)
-    command = [pg_ctl, "restart", "-D", data_directory, "-l", log_file, "-s", "-w"]
-    # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
-    done = subprocess.run(
-        [*command, "-m", mode, "-t", str(math.ceil(timeout))],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
+    server = examine(data_directory)
+    # A log that was removed, or a pipe to a process that has ended, cannot be opened again.
+    log_file = _output_of(server.pid) or os.devnull
+    program = find("postgres", major_of(data_directory), programs or server.bin_directory)
+    old = words_of(server.pid)
+    environment = environment_of(server.pid)
+    given = given_settings(old)
+    # Read before it stops: with a configuration that cannot be read it would not start again.
+    places = {**places_of(server.data_directory, server.config_file), "config_file": server.config_file}
+    stop(data_directory, mode, timeout)
+    since = time.time()
+    words = [program, *old[1:], *naming(places, {*given, *(["config_file"] if "-D" in given else [])})]
+    launched = launch(words, environment, server.data_directory, log_file, timeout)
+    check_started(launched, data_directory, login)
     process = main_process(data_directory)
-    said = " ".join(done.stdout.decode("utf-8", "replace").split())
-    if process and process.pid == server.pid:
-        raise BackupError(
-            f"The server on {data_directory} (process {server.pid}) was not restarted: {said}",
-            code="stop_timeout",
-            hint="Its clients may hold it: wait longer, or stop it in the mode fast, then immediate.",
-        )
+    log = log_since(data_directory, log_file, since)
     if process is None:
         raise BackupError(
-            f"The server on {data_directory} was stopped and does not start: {said} - {quoted_log(log_file)}",
+            f"The server on {data_directory} was stopped and does not start: {quoted_log(log)}",
             code="start_failed",
-            log=log_tail(log_file),
+            log=log_tail(log),
         )
-    if done.returncode != 0:
+    if process.status not in READY:
         raise BackupError(
-            f"The server on {data_directory} was restarted and does not accept connections yet: {said}",
+            f"The server on {data_directory} was restarted and does not accept connections within {timeout:g} s.",
             code="start_timeout",
             hint="It may still be recovering: see its log, or wait longer.",
-            log=log_tail(log_file),
+            log=log_tail(log),
         )
-    return Restarted(process, os.path.dirname(pg_ctl), log_file)
+    return Restarted(process, os.path.dirname(program), log_file)
+
+
+def examine(data_directory: str) -> ServerProcess:
+    """Return the running server. Raises :class:`BackupError`, ``server_not_running`` or ``not_the_server_user``."""
+    server = server_process(data_directory)
+    if server is None:
+        raise BackupError(
+            f"The server on {data_directory} does not run, so it is not restarted: a cluster manager or an"
+            " administrator may have stopped it.",
+            code="server_not_running",
+            hint="If it is to run, start it: pgfleet.basebackup.server_state with state: started.",
+        )
+    return server
+
+
+def _output_of(pid: int) -> str:
+    """Return the file that a process has as its standard error, "" when it is none or was removed."""
+    output = os.readlink(f"/proc/{pid}/fd/2")
+    return output if os.path.isfile(output) else ""
 
 
 def stop(data_directory: str, mode: str, timeout: float) -> bool:

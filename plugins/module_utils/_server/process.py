@@ -17,6 +17,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.conf import read_settings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.log import collector_log
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.owner import CONTAINER, Owner, owner_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import main_process
 
@@ -58,8 +59,8 @@ def server_process(data_directory: t.Union[str, bytes]) -> t.Optional[ServerProc
     pid = found.pid
     try:
         directory = os.readlink(f"/proc/{pid}/cwd")
-        words = _words(pid)
-        environment = _environment(pid)
+        words = words_of(pid)
+        environment = environment_of(pid)
         owner = owner_of(pid)
         program = os.readlink(f"/proc/{pid}/exe")
         user = os.stat(f"/proc/{pid}").st_uid
@@ -73,7 +74,7 @@ def server_process(data_directory: t.Union[str, bytes]) -> t.Optional[ServerProc
     except OSError:
         # It has ended meanwhile.
         return None
-    given = _given(words)
+    given = given_settings(words)
     base = _absolute(given.get("-D") or environment.get("PGDATA", ""), environment, directory) or directory
     config_file = _absolute(given.get("config_file", ""), environment, directory) or os.path.join(
         base, "postgresql.conf"
@@ -104,17 +105,21 @@ def server_process(data_directory: t.Union[str, bytes]) -> t.Optional[ServerProc
     )
 
 
-def _words(pid: int) -> list[str]:
+def words_of(pid: int) -> list[str]:
+    """Return the command line of a process. Raises OSError."""
     with open(f"/proc/{pid}/cmdline", "rb") as stream:
         return [os.fsdecode(word) for word in stream.read().split(b"\0")[:-1]]
 
 
-def _environment(pid: int) -> dict[str, str]:
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the environment with which a process was started. Raises OSError."""
     with open(f"/proc/{pid}/environ", "rb") as stream:
-        return dict(os.fsdecode(item).partition("=")[::2] for item in stream.read().split(b"\0"))
+        items = [os.fsdecode(item) for item in stream.read().split(b"\0")]
+    # A server may overwrite the memory of its environment.
+    return dict(item.partition("=")[::2] for item in items if item.find("=") > 0)
 
 
-def _given(words: t.Sequence[str]) -> dict[str, str]:
+def given_settings(words: t.Sequence[str]) -> dict[str, str]:
     """Return the settings on a server's command line, and ``-D`` (PostgreSQL's postmaster.c and guc.c)."""
     found: dict[str, str] = {}
     rest = list(words[1:])
@@ -170,13 +175,7 @@ def _log_file(pid: int, data_directory: str) -> str:
     output = os.readlink(f"/proc/{pid}/fd/2")
     if os.path.isfile(output):
         return output
-    try:
-        with open(os.path.join(data_directory, "current_logfiles"), encoding="utf-8", errors="surrogateescape") as file:
-            names = dict(line.rstrip("\n").partition(" ")[::2] for line in file)
-    except OSError:
-        return ""
-    name = names.get("stderr") or names.get("csvlog") or names.get("jsonlog") or ""
-    return os.path.join(data_directory, name) if name else ""
+    return collector_log(data_directory)
 
 
 def _name_of(user: int) -> str:

@@ -22,10 +22,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.contro
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.pg_ctl import (
-    log_tail,
-    quoted_log,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.log import log_tail, quoted_log
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import main_process
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 

@@ -6,9 +6,9 @@
 Private to pgfleet.basebackup. Room ``_session``: the session process, starting and asking it; it knows no repository.
 
 PostgreSQL, "Making a Base Backup Using the Low Level API": the session that called ``pg_backup_start`` must be
-kept until ``pg_backup_stop``. An Ansible module dies with its task, so this script is written into the backup's
-``session`` folder and run from there, detached. It needs only the standard library and psycopg2, since the
-module's payload is deleted when the task ends.
+kept until ``pg_backup_stop``. An Ansible module dies with its task, so this script runs detached. It is handed to
+Python in memory, because no code is run from a repository, and needs only the standard library and psycopg2, since
+the module's payload is deleted when the task ends. Its argument is the backup's ``session`` folder.
 
 It reads its orders as JSON from standard input (the password is in no file and on no command line), listens on
 the Unix socket ``socket`` in its folder, and records each state durably in ``state.json`` before it
@@ -26,6 +26,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import select
 import signal
 import socket
@@ -43,6 +44,7 @@ CANCEL_SECONDS = 5.0
 CLIENT_SECONDS = 1.0
 RESERVE_BYTES = 65536
 FINAL_STATES = ("stopped", "failed")
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Each of these could end the session, and with it the backup, in the middle of a long copy.
 TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
@@ -117,12 +119,13 @@ class Record:
 
     def _replace(self, content: dict[str, t.Any]) -> None:
         path = os.path.join(self._directory, "state.json")
-        handle = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+        handle = os.open(temporary, NEW_FILE, 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as stream:
             json.dump(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.rename(path + ".tmp", path)
+        os.rename(temporary, path)
         folder = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -434,8 +437,8 @@ def detach(ready: int) -> None:
 
 
 def main() -> None:
-    """Run as ``python -I keeper.py``, orders on standard input, one line of JSON on standard output when ready."""
-    directory = os.path.dirname(os.path.abspath(__file__))
+    """Run with the folder as argument, orders on standard input, one line of JSON on standard output when ready."""
+    directory = sys.argv[1]
     orders = json.load(sys.stdin)
     sys.path.append(orders["psycopg2_path"])
     import psycopg2
@@ -447,14 +450,14 @@ def main() -> None:
     detach(ready)
     # Bound by its short name: a socket's path is limited to about 100 bytes, a repository's is not.
     os.chdir(directory)
-    lock = os.open("lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         # Waits for processes that test the lock; no other process ever holds it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind("socket")
         listener.listen(16)
-        with open("reserve", "wb") as reserve:
+        with os.fdopen(os.open("reserve", NEW_FILE, 0o600), "wb") as reserve:
             reserve.write(bytes(RESERVE_BYTES))
     except OSError as exc:
         os.write(

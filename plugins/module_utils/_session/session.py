@@ -19,11 +19,7 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
-    new_directory,
-    read_json,
-    write_bytes,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import new_directory, read_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import connection as _connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import keeper as _keeper
@@ -53,20 +49,25 @@ class Session:
         ``session_idle_timeout`` in seconds.
         """
         new_directory(self.directory)
-        script = os.path.join(self.directory, "keeper.py")
-        write_bytes(script, inspect.getsource(_keeper).encode("utf-8"))
         library = os.path.dirname(os.path.dirname(os.path.abspath(_connection.psycopg2.__file__)))
         # The password goes through the pipe; in the environment it would stay readable as long as the process.
         environment = {key: value for key, value in os.environ.items() if key != "PGPASSWORD"}
-        # run_command waits until its pipes are closed, and this process outlives the module.
-        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-            [sys.executable, "-I", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd="/",
-        )
+        # In memory: what lies in the repository is data, and is never run.
+        script = os.memfd_create("keeper")
+        try:
+            os.write(script, inspect.getsource(_keeper).encode("utf-8"))
+            # run_command waits until its pipes are closed, and this process outlives the module.
+            process = subprocess.Popen(  # pylint: disable=ansible-bad-function
+                [sys.executable, "-I", f"/proc/self/fd/{script}", self.directory],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd="/",
+                pass_fds=(script,),
+            )
+        finally:
+            os.close(script)
         try:
             output, errors = process.communicate(
                 json.dumps({**orders, "psycopg2_path": library}).encode("ascii"), timeout=READY_SECONDS

@@ -106,7 +106,8 @@ class SshHosts:
                 assert read_json(backup / "copy" / "progress.json")["state"] == "running"
                 yield backup
                 assert sessions(server), "the session lives"
-                assert any("session/keeper.py" in line for line in server.host.processes().values())
+                folder = f"/in_progress/{backup.name}/session"
+                assert any(folder in line for line in server.host.processes().values())
             finally:
                 os.killpg(group, signal.SIGCONT)
         finally:

@@ -134,7 +134,7 @@ CONTENTS: t.Final = {
     "data/global/pg_control": "control",
     "data/base/1259": "relation",
     "tablespaces/16385/2600": "space",
-    "session/keeper.py": "",
+    "session/lock": "",
     "session/state.json": '{"state": "stopped"}',
     "copy/files.jsonl": "",
     "owner.json": '{"owner": "me", "since": 1.0, "seen": 1.0}',

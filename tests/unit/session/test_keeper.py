@@ -167,7 +167,11 @@ def test_what_is_visible_of_it(case: Case) -> None:
     session = case.launch()
     pid = session.wait_started()["pid"]
     process = pathlib.Path(f"/proc/{pid}")
-    assert b"session/keeper.py" in (process / "cmdline").read_bytes()
+    # The script in memory, and its argument.
+    line = (process / "cmdline").read_bytes().split(b"\0")
+    assert line[-3].startswith(b"/proc/self/fd/")
+    assert line[-2:] == [os.fsencode(session.directory), b""]
+    assert not [name for name in os.listdir(session.directory) if name.endswith(".py")]
     assert PASSWORD.encode() not in (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
     assert os.readlink(process / "cwd") == "/"
     assert [os.readlink(process / "fd" / str(number)) for number in range(3)] == ["/dev/null"] * 3

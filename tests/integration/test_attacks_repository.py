@@ -1,0 +1,191 @@
+# Copyright (c) 2026, pgfleet.basebackup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attacks through a repository that others could once write to: each ends in a refusal, and the live server lives."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import subprocess
+import typing as t
+
+import pytest
+
+from tests.harness.modules import Modules
+from tests.harness.sandbox import Sandbox
+from tests.harness.servers import Server
+from tests.harness.user import ServerUser, own_directory, run
+from tests.integration.helpers.files import untouched
+from tests.integration.helpers.leftovers import all_is_well, command_line, processes
+from tests.integration.helpers.steps import Steps
+
+ROOT: t.Final = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second account")
+# Another member of the repository's group.
+OTHER: t.Final = ServerUser("", 65533, 65533)
+
+
+class Scene:
+    """A repository with one backup, and the attacker's means."""
+
+    def __init__(self, sandbox: Sandbox, primary: Server, modules: Modules, repository: pathlib.Path) -> None:
+        self.sandbox = sandbox
+        self.primary = primary
+        self.modules = modules
+        self.repository = repository
+        self.cluster = repository / "main"
+
+    def steps(self, name: str) -> Steps:
+        """Return the steps of a backup."""
+        return Steps(self.modules, self.primary, name)
+
+    def alive(self) -> None:
+        """Require that the live server has its files and answers."""
+        assert self.primary.value("SELECT count(*) FROM pg_class") > 0
+        self.primary.sql("CHECKPOINT")
+        for name in ("PG_VERSION", "global/pg_control", "base", "pg_wal"):
+            assert (self.primary.data / name).exists(), name
+        assert not (self.primary.data / "standby.signal").exists()
+
+
+@pytest.fixture
+def scene(sandbox: Sandbox, primary: Server, modules: Modules, repository: pathlib.Path) -> t.Iterator[Scene]:
+    """The scene after one backup; the live server must have survived the attack."""
+    scene = Scene(sandbox, primary, modules, repository)
+    scene.steps("first").whole()
+    yield scene
+    scene.alive()
+
+
+def test_link_to_the_live_data_directory(scene: Scene) -> None:
+    """The next backup and backup_abort leave it alone, even when the target carries a record like ours."""
+    evil = scene.cluster / "in_progress" / "evil"
+    record = (scene.cluster / "backups" / "first" / "backup.json").read_text()
+    for text in (None, "{", record.replace('"first"', '"evil"').replace('"complete"', '"started"')):
+        mark = scene.primary.data / "backup.json"
+        if text is not None:
+            mark.write_text(text)
+        evil.symlink_to(scene.primary.data)
+        before = set(os.listdir(scene.primary.data))
+        for check in (True, False):
+            refused = scene.modules.fails("backup_abort", backup_id="evil", check=check)
+            assert (refused["code"], str(evil) in refused["msg"]) == ("not_ours", True)
+        for keep in (True, False):
+            assert scene.modules.fails("backup_abort", backup_id="evil", keep=keep)["code"] == "not_ours"
+        for name in ("backup_start", "backup_copy", "backup_stop", "backup_publish", "backup_verify"):
+            arguments = {"proof": {}} if name == "backup_publish" else {}
+            assert scene.modules.fails(name, backup_id="evil", **arguments)["code"] == "not_ours", name
+        started = scene.modules.ok("backup_start", fast=True, resume=True, owner="me", concurrent="allow")
+        assert any("evil" in str(text) for text in started["warnings"])
+        assert scene.modules.ok("backup_abort", backup_id=started["backup_id"])["changed"]
+        info = scene.modules.ok("backup_info")["clusters"][0]
+        assert ([one["directory"] for one in info["not_ours"]], info["unfinished"]) == ([str(evil)], [])
+        assert set(os.listdir(scene.primary.data)) == before
+        scene.alive()
+        evil.unlink()
+        mark.unlink(missing_ok=True)
+    all_is_well(scene.sandbox, scene.repository, scene.primary)
+
+
+@pytest.mark.parametrize("name", ["lock", "owner.json", "session", "copy", "data"])
+def test_links_in_an_unfinished_backup(scene: Scene, name: str) -> None:
+    """A lock that is a link made a standby.signal, and a data that is a link lost its files to a resumed copy."""
+    steps = scene.steps("second")
+    steps.start()
+    steps.ok("backup_copy")
+    place = steps.work / name
+    moved = scene.sandbox.root / "moved"
+    place.rename(moved) if place.exists() else None
+    live = scene.primary.data
+    place.symlink_to(live / "standby.signal" if name in ("lock", "owner.json") else live)
+    before = set(os.listdir(live))
+    for module in ("backup_copy", "backup_stop"):
+        refused = scene.modules.run(module, backup_id="second")
+        assert refused.get("failed") or not refused["changed"], (module, refused)
+    scene.modules.run("backup_start", fast=True, resume=True, owner="me", takeover_after="1s")
+    assert set(os.listdir(live)) == before
+    scene.alive()
+    place.unlink()
+    moved.rename(place) if moved.exists() else None
+    for one in scene.modules.ok("backup_info")["clusters"][0]["unfinished"]:
+        scene.modules.ok("backup_abort", backup_id=one["backup_id"])
+    assert set(os.listdir(live)) == before
+
+
+@ROOT
+def test_bind_mount_of_the_live_data_directory(scene: Scene) -> None:
+    """A bind mount has the device of the live directory, its owner and mode: only the mount's number differs."""
+    evil = own_directory(scene.cluster / "in_progress" / "evil")
+    (scene.primary.data / "backup.json").write_text("{}")
+    subprocess.run(["mount", "--bind", scene.primary.data, evil], check=True)
+    try:
+        assert scene.modules.fails("backup_abort", backup_id="evil")["code"] == "not_ours"
+        scene.steps("second").whole(resume=True, owner="me")
+        scene.alive()
+    finally:
+        subprocess.run(["umount", evil], check=True)
+
+
+@ROOT
+@pytest.mark.parametrize("name", ["", "main", "main/in_progress", "main/backups", "main/wal"])
+def test_group_member_in_the_repository(scene: Scene, name: str) -> None:
+    """Everything that another member of the group can write to, or has made, is refused with a command."""
+    place = scene.repository / name
+    place.mkdir(exist_ok=True)
+    owner = scene.repository.stat()
+    os.chown(place, owner.st_uid, OTHER.gid)
+    place.chmod(0o770)
+    with untouched(scene.repository):
+        for check in (True, False):
+            for module, more in (("backup_start", {}), ("backup_verify", {"backup_id": "first"})):
+                refused = scene.modules.fails(module, check=check, **more)
+                assert (refused["code"], refused["hint"]) == ("unsafe_directory", f"chmod go-w {place}")
+    run(shlex.split(refused["hint"]), user=ServerUser("", 0, 0))
+    if name:
+        os.chown(place, OTHER.uid, OTHER.gid)
+        refused = scene.modules.fails("backup_start")
+        assert (refused["code"], str(place) in refused["hint"]) == ("unsafe_directory", True)
+        os.chown(place, owner.st_uid, owner.st_gid)
+    scene.steps("second").whole()
+
+
+@ROOT
+def test_parent_of_the_repository(scene: Scene) -> None:
+    """Who can rename the repository can put another in its place."""
+    refused_by = scene.repository.parent
+    refused_by.chmod(0o777)
+    refused = scene.modules.fails("backup_start")
+    assert (refused["code"], refused["hint"]) == ("unsafe_directory", f"chmod go-w {refused_by}")
+    refused_by.chmod(0o700)
+
+
+def test_no_code_from_the_repository(scene: Scene) -> None:
+    """The session's program is not in the repository, and no process runs a file of it; its folder only names it."""
+    steps = scene.steps("second")
+    steps.start()
+    line = command_line(steps.keeper)
+    assert str(steps.work / "session") in line
+    assert not list(scene.repository.rglob("*.py"))
+    for pid in processes():
+        for word in command_line(pid).split():
+            assert not (word.startswith(str(scene.repository)) and os.path.isfile(word)), command_line(pid)
+    scene.modules.ok("backup_abort", backup_id="second")
+
+
+@pytest.mark.parametrize("content", ["{", "newer"])
+def test_damaged_unfinished_record(scene: Scene, content: str) -> None:
+    """It is neither continued nor removed by the next run; backup_abort removes it."""
+    steps = scene.steps("second")
+    steps.start()
+    steps.ok("backup_copy")
+    record = steps.work / "backup.json"
+    record.write_text(record.read_text().replace('"schema": 2', '"schema": 99') if content == "newer" else content)
+    files = sorted((steps.work / "data").rglob("*"))
+    third = scene.modules.ok("backup_start", fast=True, resume=True, owner="me", takeover_after="1s")
+    assert (third["changed"], third["resumed"]) == (True, False)
+    assert any("second" in str(text) and "backup_abort" in str(text) for text in third["warnings"])
+    assert sorted((steps.work / "data").rglob("*")) == files
+    for name in ("second", third["backup_id"]):
+        assert scene.modules.ok("backup_abort", backup_id=name)["state"] == "absent"
+    assert not steps.work.exists()
