@@ -138,7 +138,7 @@ class Fleet:
 
     @property
     def later(self) -> list[str]:
-        """The hosts without facts that belong to a later batch."""
+        """The hosts without facts that belong to another batch."""
         return [host for host in self._unknown if host not in self.lost and host not in self.ahead]
 
     @property
@@ -167,7 +167,7 @@ class Fleet:
         return self._said("No node of this cluster is restarted", reasons)
 
     def _split(self, nodes: t.Sequence[Node]) -> list[str]:
-        """Return whether standbys of this primary may be in a later batch, which would restart them after it."""
+        """Return whether standbys of this primary may be in another batch, which could restart them after it."""
         if not self.later or self.me is None or not self.me.is_primary:
             return []
         followed = sum(len(node.senders) for node in nodes)
@@ -177,7 +177,7 @@ class Fleet:
         names = joined(sender["name"] for node in nodes for sender in node.senders)
         reason = (
             f"{followed} standbys are connected ({names}), {known} of them are known nodes, and the others may be among"
-            f" the hosts of a later batch ({joined(self.later)}). Standbys are restarted before their primary: put the"
+            f" the hosts of another batch ({joined(self.later)}). Standbys are restarted before their primary: put the"
             " nodes of a cluster into one batch (pg_archive_serial), or the standbys into an earlier one."
         )
         return [reason]
