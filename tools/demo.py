@@ -223,7 +223,7 @@ class Demo:
         archive = {"archive_directory": str(self.archive_directory)}
         become = {name: value for name, value in own.items() if name.startswith("become")}
         roles = {
-            "pg_archive": {**own, **programs},
+            "pg_archive": {**own, **programs, "script_directory": str(self.sandbox.directory("scripts"))},
             "pg_backup": {},
             "pg_drill": {**become, **programs, **archive},
             "pg_recover": {**own, **programs, **archive},

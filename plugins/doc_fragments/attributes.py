@@ -72,3 +72,25 @@ attributes:
       - pgfleet.basebackup.basebackup
       - pgfleet.basebackup.handle
 """
+
+    UNGROUPED = r"""
+options: {}
+attributes:
+  action_group:
+    description: The module is in none of the action groups.
+    support: none
+    membership: []
+  check_mode:
+    description: Can run in C(check_mode) and return the changed status prediction without modifying the target.
+    support: full
+  diff_mode:
+    description: Returns details on what has changed, or would change in C(check_mode), in diff mode.
+    support: none
+  idempotent:
+    description: A second call with the same arguments changes nothing, unless something else has changed the state.
+    support: full
+  platform:
+    description: Operating systems that the module runs on.
+    platforms: Linux
+    support: full
+"""

@@ -14,7 +14,7 @@ description:
     configuration, and reports what waits for a restart. It never restarts the server.
   - Proves that archiving works. A segment is finished, on a standby's primary, archived, and fetched back by
     RV(restore_command). When nothing was changed, the file that was archived last is fetched back instead.
-  - Installs C(pgfleet_wal.py) in the cluster's directory of O(repository). It is the C(archive_command) of
+  - Installs C(pgfleet_wal.py) in O(script_directory). It is the C(archive_command) of
     O(method=script), and the C(restore_command) of O(method=basic_archive) too.
   - An C(archive_command) or C(archive_library) that this module did not set is only checked, unless O(method) replaces
     it.
@@ -38,6 +38,13 @@ options:
       - The archive, an absolute path. The default is C(wal) in the cluster's directory of O(repository).
       - It is made with mode 0700 when it does not exist. It must not lie in the data directory.
       - Two clusters must not share one.
+    type: path
+  script_directory:
+    description:
+      - The directory for C(pgfleet_wal.py), an absolute path. The default is C(.pgfleet) in the home directory of the
+        user that runs the module.
+      - It is made with mode 0700. It must not lie in O(repository) or in the data directory, and other users must not
+        be able to change it, since the server runs what is there.
     type: path
   method:
     description:
@@ -163,7 +170,7 @@ archive_command:
   description: The C(archive_command) that is set; empty with a library.
   type: str
   returned: success
-  sample: /usr/bin/python3 -I /srv/backups/main/pgfleet_wal.py archive /srv/backups/main/wal "%p" "%f"
+  sample: /usr/bin/python3 -I /var/lib/postgresql/.pgfleet/pgfleet_wal.py archive /srv/backups/main/wal "%p" "%f"
 archive_library:
   description: The C(archive_library) that is set; empty with a command.
   type: str
@@ -174,8 +181,8 @@ restore_command:
   type: str
   returned: success
   sample: >-
-    [ -r /srv/backups/main/pgfleet_wal.py ] || exit 255; /usr/bin/python3 -I /srv/backups/main/pgfleet_wal.py restore
-    /srv/backups/main/wal "%f" "%p"
+    [ -r /var/lib/postgresql/.pgfleet/pgfleet_wal.py ] || exit 255; /usr/bin/python3 -I
+    /var/lib/postgresql/.pgfleet/pgfleet_wal.py restore /srv/backups/main/wal "%f" "%p"
 archives:
   description: Whether this server itself archives. A standby does so only with C(archive_mode=always).
   type: bool
@@ -255,7 +262,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import server_info
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.settings import Parameters, as_lines, running
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.place import Place
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.script import COMPRESSIONS
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.script import COMPRESSIONS, default_directory
 
 
 def wanted_of(params: t.Mapping[str, t.Any]) -> _archiving.Wanted:
@@ -266,7 +273,8 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> _archiving.Wanted:
         raise BackupError(f"{option('directory')} must be an absolute path, not {directory}.", code="bad_path")
     names = ("method", "compression", "archive_mode")
     options = {name: params[name] for name in names}
-    return _archiving.Wanted(home, directory, restore_command=params["restore_command"] or "", **options)
+    scripts = params["script_directory"] or default_directory()
+    return _archiving.Wanted(home, directory, scripts, restore_command=params["restore_command"] or "", **options)
 
 
 class Run:
@@ -310,7 +318,11 @@ class Run:
             before, after = as_lines(changes, after=False), as_lines(changes, after=True)
             diff = [{"before_header": "parameters", "after_header": "parameters", "before": before, "after": after}]
         wanted = self.archiving.wanted
-        place = None if self.archiving.method == _archiving.OWN else Place(wanted.home, wanted.directory)
+        place = (
+            None
+            if self.archiving.method == _archiving.OWN
+            else Place(wanted.home, wanted.directory, wanted.script_directory)
+        )
         if place:
             diff = place.diff() + diff
         pending = self.parameters.pending_restart(changes)
@@ -420,6 +432,7 @@ def main() -> None:
             login_argument_spec(),
             **cluster_argument_spec(),
             directory={"type": "path"},
+            script_directory={"type": "path"},
             method={"type": "str", "choices": list(_archiving.METHODS), "default": "auto"},
             compression={"type": "str", "choices": list(COMPRESSIONS), "default": "none"},
             archive_mode={"type": "str", "choices": ["on", "always"], "default": "on"},

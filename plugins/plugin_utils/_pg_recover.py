@@ -102,7 +102,7 @@ class RecoverRun:
     @property
     def running(self) -> bool:
         """Whether a server runs in the data directory."""
-        return bool(part(self.facts, "process").get("was_running"))
+        return bool(part(self.facts, "process").get("running"))
 
     @property
     def done(self) -> bool:

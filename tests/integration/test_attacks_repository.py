@@ -16,9 +16,10 @@ import pytest
 from tests.harness.modules import Modules
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server
-from tests.harness.user import ServerUser, own_directory, run
+from tests.harness.user import ServerUser, own_directory, own_file, run
 from tests.integration.helpers.files import untouched
 from tests.integration.helpers.leftovers import all_is_well, command_line, processes
+from tests.integration.helpers.source import Source
 from tests.integration.helpers.steps import Steps
 
 ROOT: t.Final = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second account")
@@ -189,3 +190,89 @@ def test_damaged_unfinished_record(scene: Scene, content: str) -> None:
     for name in ("second", third["backup_id"]):
         assert scene.modules.ok("backup_abort", backup_id=name)["state"] == "absent"
     assert not steps.work.exists()
+
+
+# -- a copy that is restored from it ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(sandbox: Sandbox, major: int) -> Source:
+    """A primary with a published backup, in a repository like that of the role."""
+    source = Source(sandbox, major)
+    source.backup()
+    source.archived()
+    return source
+
+
+def test_script_beside_the_archive(source: Source) -> None:
+    """Whoever put a pgfleet_wal.py there: neither the restore nor the restored server runs it."""
+    witness = source.sandbox.root / "witness"
+    for place in (source.cluster, source.archive.parent, source.archive):
+        own_file(place / "pgfleet_wal.py", f"open({str(witness)!r}, 'w').close()\n", 0o755)
+    with source.copy() as copy:
+        assert copy.value("SELECT count(*) FROM pg_class") > 0
+        assert "pgfleet_wal.py" not in (copy.data / "postgresql.auto.conf").read_text()
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("file", ["backup.json", "pg_control", "cluster.json"])
+def test_foreign_backups(source: Source, file: str) -> None:
+    """A newer backup of another cluster among ours is named by each look and never taken for the latest one."""
+    theirs = source.sandbox.primary(source.major, name="other", initdb=["--wal-segsize=1"])
+    foreign = Modules(theirs, as_server=True, repository=str(source.sandbox.directory("elsewhere")), cluster="main")
+    steps = Steps(foreign, theirs, "theirs")
+    steps.whole()
+    moved = source.cluster / "backups" / "theirs"
+    run(["cp", "-a", steps.published, moved])
+    identifier, other = source.server.system_identifier, theirs.system_identifier
+    record = moved / "backup.json"
+    if file == "pg_control":
+        # Now only pg_control says whose it is.
+        record.write_text(record.read_text().replace(other, identifier))
+    modules = source.modules()
+    info = modules.ok("backup_info", max_age="1h", system_identifier=identifier)["clusters"][0]
+    states = {one["backup_id"]: one["state"] for one in info["backups"]}
+    assert (states, info["newest"]) == ({"one": "published", "theirs": "damaged"}, "one")
+    assert other in next(one["problem"] for one in info["backups"] if one["backup_id"] == "theirs")
+    latest = modules.ok("backup_verify")
+    assert latest["backup_id"] == "one"
+    assert any(other in str(warning) and "passed over" in str(warning) for warning in latest["warnings"])
+    named = modules.fails("backup_verify", backup_id="theirs")
+    assert (named["code"], other in named["msg"]) == ("damaged_backup", True)
+    place = source.place()
+    assert source.restored(place, check=True)["backup_id"] == "one"
+    source.refused(place, "other_cluster", "damaged_backup", "bad_segment", backup_id="theirs")
+    if file == "cluster.json":
+        cluster = source.cluster / "cluster.json"
+        cluster.write_text(cluster.read_text().replace(identifier, other))
+        source.refused(place, "other_cluster", "damaged_backup", backup_id="one")
+        assert modules.fails("backup_start", fast=True)["code"] == "other_cluster"
+        source.server.stop()
+        with untouched(source.server.data):
+            source.refused(
+                source.server, "other_cluster", "damaged_backup", "no_backup", "bad_segment",
+                data_directory=str(source.server.data), delta=True, restore_as="primary", port=None,
+            )  # fmt: skip
+        source.server.start()
+
+
+def test_where_the_script_is_installed(source: Source) -> None:
+    """Not in the repository, and not where another user can change what the server will run."""
+    open_to_group = source.sandbox.directory("open", 0o770)
+    linked = source.sandbox.root / "linked"
+    linked.symlink_to(source.sandbox.directory("scripts"))
+    for scripts, code in (
+        (source.cluster, "bad_script_directory"),
+        (source.repository / "scripts", "bad_script_directory"),
+        (source.server.data / "scripts", "bad_script_directory"),
+        (open_to_group, "unsafe_directory"),
+        (open_to_group / "scripts", "unsafe_directory"),
+        (linked, "unsafe_directory"),
+    ):
+        with untouched(source.repository, open_to_group):
+            for check in (True, False):
+                found = source.modules().run(
+                    "wal_archiving", check=check, method="script", script_directory=str(scripts)
+                )
+                assert [one["code"] for one in found["problems"]] == [code], (scripts, found)
+        assert not list(source.sandbox.root.glob("scripts/*"))

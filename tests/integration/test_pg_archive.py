@@ -98,7 +98,9 @@ def test_from_nothing_to_proven_archiving(sandbox: Sandbox, archives: Archives) 
         assert changes(made, name)[-2:] == ["Restart the server", "Enable WAL archiving and prove it"]
         assert len(reached(made, name)) == 3
         assert found["segment"] + (".zst" if name == "packed" else "") in wal_of(archives, name)
-        assert (archives.repository / name / "pgfleet_wal.py").stat().st_mode & 0o777 == 0o700
+        script = pathlib.Path(hosts[name]["pg_archive_script_directory"], "pgfleet_wal.py")
+        assert script.stat().st_mode & 0o777 == 0o700
+        assert not list(archives.repository.rglob("*.py"))
     # No restart allowed: everything else is done, and the pending restart is reported, also the second time.
     waiting = result(made, "patient")
     assert (waiting["changed"], waiting["proven"], waiting["restart_required"]) == (True, False, True)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The private role that stops, starts and restarts a server for other roles: which of three ways it uses."""
+"""The private role that stops, starts and restarts a server for other roles: which way it uses."""
 
 from __future__ import annotations
 
@@ -59,21 +59,24 @@ def ran(play: Play) -> list[str]:
 def test_without_a_service(sandbox: Sandbox, server: Server) -> None:
     programs = str(binaries.prefix(server.major) / "bin")
     first = server.pid
-    assert ran(call(sandbox, server, "restart").ok()) == ["Restart the server"]
+    found = "Find out who runs the server"
+    assert ran(call(sandbox, server, "restart").ok()) == [found, "Restart the server"]
     wait_until(lambda: server.pid not in (None, first), "another process")
-    assert ran(call(sandbox, server, "stop").ok()) == ["Stop the server"]
+    assert ran(call(sandbox, server, "stop").ok()) == [found, "Remember who ran it", "Stop the server"]
     assert server.pid is None
-    assert ran(call(sandbox, server, "start", bin_directory=programs).ok()) == ["Start the server"]
+    assert ran(call(sandbox, server, "start", bin_directory=programs).ok()) == [found, "Start the server"]
     assert server.value("SELECT 1") == 1
 
 
-def test_own_tasks_come_first_and_the_service_next(sandbox: Sandbox, server: Server) -> None:
+def test_own_tasks_come_first(sandbox: Sandbox, server: Server) -> None:
     """The user's file may have the name of the role's own file, which must not include itself."""
     pid = server.pid
     for tasks_from in ("start", "stop", "restart"):
         own_file(place(sandbox) / f"{tasks_from}.yml", "- name: mine\n  ansible.builtin.debug:\n", mode=0o644)
         own = call(sandbox, server, tasks_from, hook=f"{tasks_from}.yml", service="no-such-service")
         assert ran(own.ok()) == ["pgfleet.basebackup._server : mine"]
-        failed = call(sandbox, server, tasks_from, service="no-such-service", become=False)
-        assert [event["action"] for event in failed.of("main", "failed")] == ["ansible.builtin.service"]
+    # A unit that is not the server's is refused before anything is done.
+    for tasks_from in ("stop", "restart"):
+        failed = call(sandbox, server, tasks_from, service="no-such-service")
+        assert [event["action"] for event in failed.of("main", "failed")] == ["pgfleet.basebackup.process_info"]
     assert server.pid == pid

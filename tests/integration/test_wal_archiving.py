@@ -17,6 +17,7 @@ from tests.harness.servers import Server, wait_until
 def archiving(server: Server, sandbox: Sandbox, *, check: bool = False, diff: bool = False, **more: t.Any) -> Result:
     """Call the module for the cluster ``main``."""
     options = {"repository": str(sandbox.root / "repository"), "cluster": "main", "timeout": "80 s", **more}
+    options.setdefault("script_directory", str(sandbox.root / "scripts"))
     return run_module_as_server("wal_archiving", {**server.login(), **options}, check=check, diff=diff)
 
 
@@ -31,7 +32,7 @@ def test_predicted_done_proven(sandbox: Sandbox, major: int) -> None:
     for same in ("changed", "diff", "method", "archive_command", "restore_command", "pending_restart"):
         assert done[same] == planned[same]
     assert [part["after_header"].rpartition("/")[2] for part in done["diff"]] == [
-        "main", "wal", "pgfleet_wal.py", "parameters",
+        "main", "scripts", "wal", "pgfleet_wal.py", "parameters",
     ]  # fmt: skip
     assert "Restart the server." in done["msg"]
     for again in (archiving(server, sandbox), archiving(server, sandbox, check=True)):

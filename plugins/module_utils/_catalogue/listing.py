@@ -117,7 +117,7 @@ def _published(one: Published) -> dict[str, t.Any]:
     problem = one.error.msg if one.error else None
     if record:
         lost = backup.layout().lost()
-        problem = f"{', '.join(map(printable, lost))} is missing." if lost else None
+        problem = f"{', '.join(map(printable, lost))} is missing." if lost else _foreign_control(backup, record)
     return {
         "backup_id": backup.id,
         "directory": backup.path,
@@ -126,6 +126,14 @@ def _published(one: Published) -> dict[str, t.Any]:
         **dict.fromkeys(_DETAILS),
         **(_details(record) if record else {}),
     }
+
+
+def _foreign_control(backup: Backup, record: BackupRecord) -> t.Optional[str]:
+    try:
+        backup.refuse_foreign_control(record)
+    except BackupError as exc:
+        return exc.msg
+    return None
 
 
 def _details(record: BackupRecord) -> dict[str, t.Any]:

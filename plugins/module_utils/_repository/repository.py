@@ -20,6 +20,7 @@ import contextlib
 import os
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     fsync_path,
@@ -311,7 +312,8 @@ class Backup:
     def load(self) -> BackupRecord:
         """Return the record of this backup, checked.
 
-        Raises :class:`BackupError`: ``damaged_backup``, ``newer_schema``, ``old_schema``.
+        Raises :class:`BackupError`: ``damaged_backup``, ``newer_schema``, ``old_schema``, and ``other_cluster`` for a
+        published one of another database cluster than ``cluster.json`` names.
         """
         try:
             data = read_small(self.file("backup.json"), LARGEST_FILE, self.cluster.repository.users)
@@ -324,7 +326,31 @@ class Backup:
                 code="damaged_backup",
                 hint="Use another backup.",
             )
+        if self.published:
+            self._refuse_foreign(record, "backup.json")
         return record
+
+    def refuse_foreign_control(self, record: BackupRecord) -> None:
+        """Raise :class:`BackupError`, ``other_cluster``, when the ``pg_control`` in here is of another cluster.
+
+        One that cannot be read is damage, which other checks name.
+        """
+        try:
+            found = read_control(self.layout().place(b"global/pg_control"), attempts=1).system_identifier
+        except BackupError:
+            return
+        self._refuse_foreign(record, "global/pg_control", str(found))
+
+    def _refuse_foreign(self, record: BackupRecord, file: str, identifier: str = "") -> None:
+        own = record.server.system_identifier
+        known, found = (own, identifier) if identifier else (self.cluster.system_identifier() or own, own)
+        if found != known:
+            raise BackupError(
+                f"The backup {self.path} is not of this database cluster: its {file} has the system identifier {found},"
+                f" {'its backup.json' if identifier else f'{self.cluster.path}/cluster.json'} has {known}.",
+                code="other_cluster",
+                hint="It was copied here, or a file was edited. Move it to the directory of its own cluster.",
+            )
 
     def save(self, record: BackupRecord) -> None:
         """Replace the record durably. Raises :class:`BackupError`, ``bad_record``, for one that could not be read."""

@@ -109,6 +109,7 @@ def _newest_first(cluster: Cluster) -> list[tuple[Backup, BackupRecord]]:
             continue
         try:
             _require_files(backup)
+            backup.refuse_foreign_control(record)
         except BackupError as exc:
             damaged.append(exc.msg)
         else:

@@ -15,9 +15,10 @@ import os
 import shutil
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import refuse_unsafe, trusted_users
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import script as _script
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.place import unusable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.place import refuse_scripts, unusable
 
 AUTO, BASIC_ARCHIVE, SCRIPT, OWN = METHODS = ("auto", "basic_archive", "script", "own")
 BASIC_DIRECTORY = "basic_archive.archive_directory"
@@ -30,10 +31,12 @@ Problem = t.Dict[str, str]
 
 
 class Wanted(t.NamedTuple):
-    """The options: the cluster's directory in the repository, the archive's directory, and how to archive."""
+    """The options: the cluster's directory in the repository, the directories of the archive and of the script, and how
+    to archive."""
 
     home: str
     directory: str
+    script_directory: str
     method: str = AUTO
     compression: str = "none"
     archive_mode: str = "on"
@@ -69,7 +72,7 @@ class Archiving:
             self.mode = found.running_mode
             self.restore_command = wanted.restore_command
             return
-        script = os.path.join(wanted.home, _script.SCRIPT)
+        script = os.path.join(wanted.script_directory, _script.SCRIPT)
         self.mode = wanted.archive_mode
         self.restore_command = _script.restore_command(script, wanted.directory)
         # A server from 16 on refuses a command together with a library.
@@ -212,6 +215,15 @@ def _problems_of_ours(archiving: Archiving) -> list[Problem]:
                 "archive_unwritable", reason, f"Correct its owner or mode, or choose another {option('directory')}."
             )
         )
+    apart = [os.path.dirname(wanted.home), *([found.data_directory] if found.data_directory else [])]
+    checks: t.List[t.Callable[[], None]] = [lambda: refuse_scripts(wanted.script_directory, apart)]
+    if not reason:
+        checks.insert(0, lambda: refuse_unsafe(wanted.directory, "The archive", trusted_users()))
+    for check in checks:
+        try:
+            check()
+        except BackupError as exc:
+            problems.append(problem(exc.code, exc.msg, exc.hint))
     if archiving.method == BASIC_ARCHIVE and not found.has_basic_archive:
         problems.append(
             problem(

@@ -11,6 +11,7 @@ Private to pgfleet.basebackup. Room ``_server``: a PostgreSQL server, its settin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -28,6 +29,9 @@ _SUPERVISORS = frozenset(
     )
 )
 _PATRONI = "patroni"
+# These name the data directory in their configuration.
+_CONFIGURED = frozenset((_PATRONI, "repmgrd", "pg_autoctl", "stolon-keeper"))
+_LARGEST = 1 << 20
 _LOGINS = frozenset(("sshd", "sshd-session", "login", "cron", "crond", "atd"))
 _INIT = frozenset(("systemd", "init"))
 # Units in which people and timers start programs: that a server was started there by hand says nothing.
@@ -88,6 +92,42 @@ def owner_of(pid: int) -> Owner:
         if found is not None:
             return found
     return _owner_by_parent(server, parents)
+
+
+def manager_of(data_directory: str) -> t.Optional[Owner]:
+    """Return a manager that runs on this host and whose command or configuration names ``data_directory``.
+
+    Such a one acts on a server that is not its child, or does not run: Patroni after its own restart, repmgrd.
+    """
+    place = re.compile(rb"(?<![^\s'\"=:])" + re.escape(os.fsencode(data_directory.rstrip("/"))) + rb"/?(?![^\s'\",#])")
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            pid = int(name)
+            program = _program(pid)
+            if program in _CONFIGURED and any(place.search(text) for text in _said_by(pid)):
+                return Owner(PATRONI if program == _PATRONI else SUPERVISOR, _any(_units_of(pid)), program, pid)
+    return None
+
+
+def _any(units: tuple[str, str]) -> str:
+    return units[1] or units[0]
+
+
+def _said_by(pid: int) -> t.Iterator[bytes]:
+    """Yield command line and environment of a process, and the files that its command line names."""
+    with open(f"/proc/{pid}/cmdline", "rb") as stream:
+        words = stream.read().split(b"\0")
+    yield b"\n".join(words)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as stream:
+        yield stream.read().replace(b"\0", b"\n")
+    for word in words[1:]:
+        path = b"/proc/%d/cwd/" % pid + word.rpartition(b"=")[2]
+        with contextlib.suppress(OSError, ValueError):
+            files = [os.path.join(path, one) for one in os.listdir(path)] if os.path.isdir(path) else [path]
+            for one in files:
+                if os.path.isfile(one):
+                    with open(one, "rb") as stream:
+                        yield stream.read(_LARGEST)
 
 
 def _owner_by_unit(server: _Process, parents: t.Sequence[_Process], unit: str, user_unit: str) -> t.Optional[Owner]:

@@ -101,7 +101,7 @@ def start(
     launched = launch(words, dict(os.environ), data_directory, log_file, START_SECONDS)
     check_started(launched, data_directory, login)
     process = main_process(data_directory)
-    if process is None and control_state(data_directory) != SHUT_DOWN_IN_RECOVERY:
+    if process is None and not _ended_at_target(data_directory, since):
         log = log_since(data_directory, log_file, since)
         raise BackupError(
             f"The server on {data_directory} does not start: {quoted_log(log)}",
@@ -109,6 +109,12 @@ def start(
             log=log_tail(log),
         )
     return process
+
+
+def _ended_at_target(data_directory: str, since: float) -> bool:
+    """Return whether a server that was started at the time ``since`` shut down in recovery; a failed start does not."""
+    written = os.stat(os.path.join(data_directory, "global", "pg_control")).st_mtime
+    return control_state(data_directory) == SHUT_DOWN_IN_RECOVERY and written >= since - 1
 
 
 def restart(

@@ -105,6 +105,16 @@ def server_process(data_directory: t.Union[str, bytes]) -> t.Optional[ServerProc
     )
 
 
+def run_by(process: ServerProcess) -> dict[str, t.Any]:
+    """Return who runs a server and with what, as the modules return it: ``kind``, ``unit``, ``program``, ``pid`` of the
+    owner, ``main_pid``, and the other fields of the process."""
+    facts = process._asdict()
+    owner = facts.pop("owner")
+    facts["main_pid"] = facts.pop("pid")
+    facts["socket_directories"] = list(process.socket_directories)
+    return {**owner._asdict(), **facts}
+
+
 def words_of(pid: int) -> list[str]:
     """Return the command line of a process. Raises OSError."""
     with open(f"/proc/{pid}/cmdline", "rb") as stream:

@@ -18,7 +18,11 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
+    Backup,
+    Cluster,
+    Published,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.programs import find
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.checksums import wrong_checksums
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._verify.pg_verifybackup import run_tool
@@ -31,9 +35,10 @@ _NAMED_IN_MESSAGE = 5
 
 
 def chosen(cluster: Cluster, backup_id: str) -> Backup:
-    """Return the published backup ``backup_id``; ``latest`` is the one that ended last.
+    """Return the published backup ``backup_id``; ``latest`` is the one that ended last, of this database cluster.
 
-    Raises :class:`BackupError`: ``unknown_backup``, ``no_backup``, ``not_published``.
+    Raises :class:`BackupError`: ``unknown_backup``, ``no_backup``, ``not_published``, ``other_cluster`` when there is
+    none of this database cluster.
     """
     if backup_id != "latest":
         backup = cluster.get(backup_id)
@@ -51,7 +56,27 @@ def chosen(cluster: Cluster, backup_id: str) -> Backup:
             code="no_backup",
             hint="pgfleet.basebackup.backup_info lists the backups.",
         )
-    return published[-1].backup
+    own = [one.backup for one in published if _foreign(one) is None]
+    if not own:
+        raise t.cast(BackupError, _foreign(published[-1]))
+    return own[-1]
+
+
+def _foreign(one: Published) -> t.Optional[BackupError]:
+    """Return why a published backup is not of this database cluster, None when it is, or when that is unknown."""
+    error = one.error
+    if one.record is not None:
+        try:
+            one.backup.refuse_foreign_control(one.record)
+        except BackupError as exc:
+            error = exc
+    return error if error is not None and error.code == "other_cluster" else None
+
+
+def _passed_over(backup: Backup) -> list[str]:
+    """Return a warning for each other backup beside this one that is of another database cluster."""
+    found = [_foreign(one) for one in backup.cluster.published_in_order() if one.backup.id != backup.id]
+    return [f"{exc.msg} It is passed over." for exc in found if exc is not None]
 
 
 class Options(t.NamedTuple):
@@ -77,7 +102,7 @@ def verify(
     try:
         record = backup.load()
     except BackupError as exc:
-        if exc.code != "damaged_backup":
+        if exc.code not in ("damaged_backup", "other_cluster"):
             raise
         return _result(backup, [bad_file("backup.json", "damaged", exc.msg)], begun)
     quick = QuickCheck(backup, record)
@@ -93,7 +118,8 @@ def verify(
     files = quick.files
     hashed = [one for one in files if one.entry.algorithm] if FULL in options.levels else []
     hashed_bytes = sum(one.entry.size for one in hashed)
-    result: dict[str, t.Any] = {"files": len(files), "bytes": sum(one.entry.size for one in files), "warnings": []}
+    result: dict[str, t.Any] = {"files": len(files), "bytes": sum(one.entry.size for one in files)}
+    result["warnings"] = _passed_over(backup)
     if recorder:
         recorder.content.update(total_bytes=hashed_bytes + (required_bytes(record) if reads_wal else 0))
 

@@ -35,9 +35,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.files impo
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import is_segment, segment_numbers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import HistoryEntry
 
-# The role pg_archive installs it next to its archive.
-SCRIPT = "pgfleet_wal.py"
-
 # The programs that a restore_command calls.
 _DECOMPRESSORS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4"}
 
@@ -252,8 +249,8 @@ def restore_command(archive: Archive) -> str:
     if not isinstance(archive, DirectoryArchive):
         raise TypeError(f"{archive!r} is neither a directory nor a command")
     folder = _script.quoted(archive.directory)
-    script = os.path.join(os.path.dirname(os.path.abspath(archive.directory)), _script.SCRIPT)
-    if os.path.isfile(script):
+    script = _script.installed()
+    if script:
         return _script.restore_command(script, archive.directory)
     steps = [f'[ -e {folder}/%f ]; then cp {folder}/%f "%p" || exit 255']
     for suffix in sorted({entry.suffix for entry in archive.entries() if entry.name in archive.names()} - {""}):

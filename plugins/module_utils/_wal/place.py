@@ -13,7 +13,10 @@ import os
 import stat
 import typing as t
 
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, write_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import fsync_path, user_name, write_bytes
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside, nearest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import refuse_unsafe, trusted_users
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import pgfleet_wal as _pgfleet_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.script import SCRIPT
 
@@ -21,18 +24,21 @@ MODE = 0o700
 
 
 class Place:
-    """An archive in ``directory``, and the script in the cluster's directory ``home`` of the repository.
+    """An archive in ``directory``, by default in the cluster's directory ``home`` of the repository, and the script in
+    ``scripts``.
 
-    ``home`` and the script have mode 0700. The archive is made with it; the mode of an existing one is its owner's.
-    ``changes`` has for each path that is to be made or changed its content, or mode, before and after.
+    ``home``, ``scripts`` and the script have mode 0700. The archive is made with it; the mode of an existing one is its
+    owner's. ``changes`` has for each path that is to be made or changed its content, or mode, before and after.
     """
 
-    def __init__(self, home: str, directory: str) -> None:
+    def __init__(self, home: str, directory: str, scripts: str) -> None:
         self.home = home
         self.directory = directory
-        self.script = os.path.join(home, SCRIPT)
+        self.scripts = scripts
+        self.script = os.path.join(scripts, SCRIPT)
         self.changes: dict[str, tuple[str, str]] = {}
-        self._compare(home, _described(home), _described_as(MODE))
+        for place in (home, scripts):
+            self._compare(place, _described(place), _described_as(MODE))
         if not os.path.isdir(directory):
             self._compare(directory, _described(directory), _described_as(MODE))
         self._source = inspect.getsource(_pgfleet_wal)
@@ -51,12 +57,39 @@ class Place:
 
     def make(self) -> None:
         """Make the changes, durably. Raises OSError."""
-        for path in (self.home, self.directory):
+        for path in (self.home, self.directory, self.scripts):
             if path in self.changes:
                 _make_directory(path)
         if self.script in self.changes:
             write_bytes(self.script, self._source.encode("utf-8"))
             os.chmod(self.script, MODE)
+
+
+def refuse_scripts(scripts: str, apart: t.Iterable[str]) -> None:
+    """Check the directory ``scripts`` for the script, which must not be in the directories ``apart``.
+
+    Raises BackupError: ``bad_script_directory``, or ``unsafe_directory`` when another user can change it; and OSError.
+    """
+    user = user_name(os.geteuid())
+    reason = ""
+    if not os.path.isabs(scripts):
+        reason = f"{scripts} is not an absolute path" if scripts else f"The user {user} has no home directory"
+    else:
+        refuse_unsafe(scripts, "The directory", trusted_users())
+        real = os.path.realpath(scripts)
+        around = [one for one in apart if inside(os.fsencode(real), os.fsencode(os.path.realpath(one)))]
+        writable = os.fsdecode(nearest(os.fsencode(real)))
+        if around:
+            reason = f"{scripts} lies in {around[0]}"
+        elif not os.path.isdir(writable) or not os.access(writable, os.W_OK | os.X_OK):
+            reason = f"The user {user} cannot write to {writable}"
+    if reason:
+        raise BackupError(
+            f"{SCRIPT} cannot be installed: {reason}.",
+            code="bad_script_directory",
+            hint=f"Set {option('script_directory')} to a directory of {user}, outside the repository and the data"
+            " directory.",
+        )
 
 
 def unusable(directory: str) -> t.Optional[str]:
@@ -90,9 +123,12 @@ def _make_directory(path: str) -> None:
 
 def _described(path: str) -> str:
     try:
-        return _described_as(stat.S_IMODE(os.stat(path).st_mode))
+        status = os.stat(path)
     except FileNotFoundError:
         return "absent\n"
+    # Its owner could change it: it is written anew.
+    owner = "" if status.st_uid in trusted_users() else f"owner {user_name(status.st_uid)}\n"
+    return owner + _described_as(stat.S_IMODE(status.st_mode))
 
 
 def _described_as(mode: int) -> str:

@@ -8,12 +8,46 @@ Private to pgfleet.basebackup. Room ``_wal``: names, records and archives of WAL
 
 from __future__ import annotations
 
+import os
+import pwd
 import shlex
 import sys
+import typing as t
 
-# Its name in the directory of the cluster.
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import (
+    distrust,
+    distrust_directory,
+    trusted_users,
+)
+
+# Its name in the directory of the scripts.
 SCRIPT = "pgfleet_wal.py"
 COMPRESSIONS = ("none", "gzip", "zstd")
+
+
+def default_directory() -> str:
+    """Return the directory for the script, ``.pgfleet`` in the home of this user; "" when there is no home.
+
+    Never in a repository: what lies there is data, which other hosts and their users may write.
+    """
+    try:
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return ""
+    return os.path.join(home, ".pgfleet") if os.path.isdir(home) else ""
+
+
+def installed() -> t.Optional[str]:
+    """Return the path of the script in the default directory, None when it is not there or others can change it."""
+    directory = default_directory()
+    script = os.path.join(directory, SCRIPT)
+    users = trusted_users()
+    try:
+        if not directory or distrust_directory(directory, users, "") or distrust(os.lstat(script), users, "", script):
+            return None
+        return script if os.path.isfile(script) and not os.path.islink(script) else None
+    except OSError:
+        return None
 
 
 def quoted(word: str) -> str:

@@ -25,6 +25,7 @@ class Archives:
         # For a library the server starts its archiver anew, but not within ten seconds of its last start; then it may
         # take a minute.
         common = {"repository": str(self.repository), "timeout": "80 s", **variables}
+        common.setdefault("script_directory", str(self.sandbox.root / "scripts" / server.name))
         theirs = host_vars(server)
         ours = {name.replace("pg_backup_", "pg_archive_"): value for name, value in theirs.items()}
         # Needed by the programs of this server for the restart.

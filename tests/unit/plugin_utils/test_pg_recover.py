@@ -91,9 +91,9 @@ def test_changed(plan: dict[str, t.Any], restore: dict[str, t.Any], check: bool,
     ({"restore": {"changed": True}, "target_action": "shutdown"}, True),
     ({"restore": {"changed": False}}, True),
     ({"restore": {"changed": False}, "target_action": "shutdown"}, False),
-    ({"restore": {"changed": False}, "process": {"was_running": True}}, False),
+    ({"restore": {"changed": False}, "process": {"running": True}}, False),
     ({"plan": planned(REFUSAL)}, False),
-    ({"restore": {"changed": True}, "process": {"was_running": True}}, True),
+    ({"restore": {"changed": True}, "process": {"running": True}}, True),
 ])  # fmt: skip
 def test_to_start(more: dict[str, t.Any], starts: bool) -> None:
     """A restored server, and one that an earlier run did not start; not one that shut down at its target."""
@@ -101,7 +101,7 @@ def test_to_start(more: dict[str, t.Any], starts: bool) -> None:
 
 
 def test_plan() -> None:
-    answer = decide(plan=planned(RUNNING_THERE), check_mode=True, process={"was_running": True}, service="postgresql")
+    answer = decide(plan=planned(RUNNING_THERE), check_mode=True, process={"running": True}, service="postgresql")
     assert answer["plan"] == [
         "db: a backup would be restored.",
         "Backup: b2 of main; the newest",

@@ -116,7 +116,7 @@ def test_a_failure_of_the_module(monkeypatch: pytest.MonkeyPatch, code: str, pla
     run.parameters = t.cast(t.Any, Parameters(full if code == "os_error" else failure, planning))
     run.info = server()
     found = Found(18, "18.1", "primary", "/data", {"archive_command": "cp %p /wal/%f"}, "on", True)
-    run.archiving = Archiving(Wanted("/srv/backups/main", "/srv/backups/main/wal"), found)
+    run.archiving = Archiving(Wanted("/srv/backups/main", "/srv/backups/main/wal", "/home/.pgfleet"), found)
     monkeypatch.setattr(_wal_archiving, "as_lines", lambda *_, **__: "")
     with pytest.raises(BackupError) as caught:
         run.result()

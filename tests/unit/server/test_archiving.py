@@ -15,6 +15,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiving import Archiving, Found, Wanted
 
 HOME: t.Final = "/srv/backups/main"
+SCRIPTS: t.Final = "/nonexistent/scripts"
 COMMAND: t.Final = "cp %p /wal/%f"
 
 
@@ -22,7 +23,7 @@ def archiving(
     *, major: int = 18, role: str = "primary", running: str = "on", library: bool = True, **options: t.Any
 ) -> Archiving:
     """Decide for a server whose parameters, with ``_`` for a dot, and options are given."""
-    options = {"home": HOME, "directory": f"{HOME}/wal", **options}
+    options = {"home": HOME, "directory": f"{HOME}/wal", "script_directory": SCRIPTS, **options}
     wanted = {name: options.pop(name) for name in Wanted._fields if name in options and name != "archive_mode"}
     wanted["archive_mode"] = options.pop("mode", "on")
     names = {"basic_archive_archive_directory": "basic_archive.archive_directory"}
@@ -193,7 +194,9 @@ def test_problems_of_ours(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatc
     assert codes(archiving(directory="/data2")) == []
     link = tmp_path / "link"
     link.symlink_to("/data/wal")
-    assert codes(archiving(directory=str(link))) == ["archive_inside_cluster"]
+    assert codes(archiving(directory=str(link))) == ["archive_inside_cluster", "unsafe_directory"]
+    for scripts in ("", "scripts", "/data/scripts", "/srv/backups/main", str(file)):
+        assert codes(archiving(script_directory=scripts)) == ["bad_script_directory"]
 
 
 def test_problems_name_the_variables_of_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +226,8 @@ def test_commands_run_as_the_server_runs_them(tmp_path: pathlib.Path) -> None:
     """Quotes, blanks and percent signs in the paths survive PostgreSQL's and the shell's reading."""
     home = tmp_path / "it's 100%f mine"
     (home / "wal").mkdir(parents=True)
-    decided = archiving(home=str(home), directory=f"{home}/wal", method="script", compression="gzip")
+    paths = {"home": str(home), "directory": f"{home}/wal", "script_directory": str(home)}
+    decided = archiving(method="script", compression="gzip", **paths)
     script = home / "pgfleet_wal.py"
     script.write_text("import sys\nprint(sys.argv[1:])\n")
 

@@ -27,7 +27,7 @@ def test_a_server_that_does_not_run_is_not_restarted(
         check_mode = check
         params: t.ClassVar[dict[str, t.Any]] = {
             "data_directory": str(tmp_path), "state": "restarted", "mode": "fast", "timeout": "5 minutes",
-            "bin_directory": None, "config_file": None, "log_file": None,
+            "bin_directory": None, "config_file": None, "log_file": None, "unit": None,
         }  # fmt: skip
 
         def __init__(self, **_spec: t.Any) -> None:

@@ -134,10 +134,23 @@ def test_restore_command(
         assert code_of(lambda: restore_command(directory_archive(tmp_path / "elsewhere"))) == "tool_missing"
 
 
-def test_restore_command_of_the_role(tmp_path: pathlib.Path, odd: pathlib.Path) -> None:
-    """The command uses the role's script if it is installed."""
-    script = tmp_path / _script.SCRIPT
+def test_restore_command_of_the_role(
+    tmp_path: pathlib.Path, odd: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command uses the role's script if it is installed, never one that lies beside the archive or is not ours."""
+    beside = tmp_path / _script.SCRIPT
+    beside.write_text("")
+    scripts = tmp_path / "scripts"
+    monkeypatch.setattr(_script, "default_directory", lambda: str(scripts))
+    assert _script.SCRIPT not in restore_command(directory_archive(odd))
+    scripts.mkdir(mode=0o700)
+    script = scripts / _script.SCRIPT
     script.write_text("import sys; print(sys.argv[1:]); sys.exit(9)")
+    for place, mode in ((script, 0o666), (scripts, 0o770)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        assert _script.SCRIPT not in restore_command(directory_archive(odd))
+        place.chmod(before)
     command = restore_command(DirectoryArchive(f"{odd}/", SIZE, NUMBER))
     words = shlex.split(command.partition("; ")[2])
     assert words[:4] == [sys.executable.replace("%", "%%"), "-I", str(script), "restore"]
