@@ -186,7 +186,7 @@ class Fleet:
         reasons = [node.unwell for node in nodes if node.unwell]
         if self.lost:
             reasons.append(
-                f"{joined(self.lost)} failed or cannot be reached, and may be a node of this cluster. Repair it, or"
+                f"{joined(self.lost)} cannot be reached or failed, and may be a node of this cluster. Repair it, or"
                 f" leave it out: --limit '{','.join(['all', *('!' + host for host in self.lost)])}'."
             )
         return [*reasons, f"{DEGRADED}."] if reasons else []
