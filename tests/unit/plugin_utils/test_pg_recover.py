@@ -30,7 +30,7 @@ def planned(*refusals: dict[str, str], **more: t.Any) -> dict[str, t.Any]:
 
 FACTS: t.Final[dict[str, t.Any]] = {
     "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
-    "data_directory": "/data", "log_file": "", "start": True, "service": "", "hook_start": "", "hook_stop": "",
+    "data_directory": "/data", "log_file": "", "start": True, "way": {}, "hook_start": "", "hook_stop": "",
     "restore_as": "primary", "connect_params": {}, "replace_primary": False, "nodes": [],
     "relatives": {}, "node_answers": {},
     "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "postgres",
