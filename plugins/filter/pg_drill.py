@@ -45,10 +45,9 @@ _value:
     settings:
       description: Settings of the drill's server.
       type: dict
-    amcheck_command:
-      description: The arguments of pg_amcheck.
-      type: list
-      elements: str
+    connect_params:
+      description: Connection parameters of the superuser on the restored server.
+      type: dict
     stoppers:
       description: What would stop the drill, with C(code), C(msg) and C(hint).
       type: list

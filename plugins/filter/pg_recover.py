@@ -39,6 +39,9 @@ _value:
     data_directory:
       description: The directory to restore to; empty when it is unknown.
       type: str
+    connect_params:
+      description: Connection parameters of the restored server.
+      type: dict
     log_file:
       description: File for the server's first messages.
       type: str
@@ -53,6 +56,9 @@ _value:
       type: bool
     changed:
       description: Whether the restore has changed something, or would do so.
+      type: bool
+    asks_nodes:
+      description: Whether other live nodes of the cluster matter.
       type: bool
     to_start:
       description: Whether the server is to be started.

@@ -78,8 +78,10 @@ options:
     description:
       - V(primary) becomes a primary on a new timeline when recovery ends.
       - V(standby) follows O(primary_conninfo).
-      - V(copy) becomes a primary for tests, without archiving, logical replication or synchronous standbys. Its logs
-        are in its own data directory, and parameters that are too low for recovery are raised.
+      - V(copy) becomes a primary for tests. It listens on its local socket only, loads no libraries
+        (C(shared_preload_libraries) and its relatives) and runs no event triggers; it has no archiving, logical
+        replication or synchronous standbys. Its logs are in its own data directory, and parameters that are too low for
+        recovery are raised. O(settings) can ask for each of these, for example C(listen_addresses).
     type: str
     choices: [primary, standby, copy]
     default: primary
@@ -98,6 +100,13 @@ options:
         have their own options; those of the source are removed.
     type: dict
     default: {}
+  source_settings:
+    description:
+      - Whether the settings in the backup's C(postgresql.auto.conf), those of C(ALTER SYSTEM) at the source, remain in
+        force under O(settings).
+    type: bool
+    default: true
+    version_added: 0.3.0
   config_file:
     description:
       - The C(postgresql.conf) that the server will use, if it is outside the data directory. It is only read, to check
@@ -378,6 +387,7 @@ def main() -> None:
             primary_slot_name={"type": "str"},
             port={"type": "int"},
             settings={"type": "dict", "default": {}},
+            source_settings={"type": "bool", "default": True},
             config_file={"type": "path"},
             jobs={"type": "int", "default": 2},
             sync={"type": "bool", "default": True},

@@ -232,6 +232,12 @@ config_files_outside:
   elements: str
   returned: success
   sample: [/etc/postgresql/18/main/postgresql.conf]
+run_by:
+  description:
+    - Who runs the server, and with what; null if it is not on this host or belongs to another account. The fields are
+      those of M(pgfleet.basebackup.process_info).
+  type: dict
+  returned: success
 archiving:
   description: The state of WAL archiving on this server.
   type: dict

@@ -12,6 +12,9 @@ version_added: 0.2.0
 description:
   - Runs queries, each in a read-only transaction, and compares what they return with what is expected. The module runs
     all of them, then fails if one is not as expected.
+  - A query runs the code of the database, for example a view's function. So each runs as a role without rights, whose
+    own session it is. If O(login_user) is a superuser, or has rights outside the database, a role is made that may read
+    everything (C(pg_read_all_data), C(BYPASSRLS)), and is removed at the end.
 options:
   checks:
     description:
@@ -25,17 +28,32 @@ options:
     elements: dict
     required: true
   timeout:
-    description: Maximum duration of one query; V(0) means no limit.
+    description: Maximum duration of one query, and of its wait for a lock; V(0) means no limit.
     type: str
     default: 10 minutes
+  check_user:
+    description:
+      - A role without rights that runs the queries, instead of one that is made. It is needed on a server in recovery,
+        where none can be made, and where C(pg_hba.conf) does not let a new role in, neither on the socket nor, with a
+        password, on 127.0.0.1.
+    type: str
+    version_added: 0.3.0
+  check_password:
+    description: Password of O(check_user).
+    type: str
+    version_added: 0.3.0
+  as_superuser:
+    description:
+      - Run the queries as O(login_user), whatever its rights. Whoever can create a function, a view or an operator in
+        one of the databases may then run programs as the operating system user of the server. The module warns.
+    type: bool
+    default: false
+    version_added: 0.3.0
 extends_documentation_fragment:
   - pgfleet.basebackup.login
   - pgfleet.basebackup.login.connects
   - pgfleet.basebackup.durations
   - pgfleet.basebackup.attributes.info
-notes:
-  - A read-only transaction does not prevent a superuser's query from acting outside the database, for example with
-    C(COPY TO PROGRAM).
 seealso:
   - module: pgfleet.basebackup.recovery_info
 author:
@@ -92,8 +110,12 @@ results:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import duration, read_durations, run
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.check_role import rights_of, without_rights
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.checks import require_checks, run_checks
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import (
+    Connection,
+    login_argument_spec,
+)
 
 
 def main() -> None:
@@ -103,6 +125,9 @@ def main() -> None:
             login_argument_spec(),
             checks={"type": "list", "elements": "dict", "required": True},
             timeout=duration("10 minutes"),
+            check_user={"type": "str"},
+            check_password={"type": "str", "no_log": True},
+            as_superuser={"type": "bool", "default": False},
         ),
         supports_check_mode=True,
     )
@@ -111,14 +136,23 @@ def main() -> None:
     def work() -> dict[str, object]:
         read_durations(params, may_be_zero="timeout")
         require_checks(params["checks"])
-        results = run_checks(params, params["checks"], params["timeout"])
+        warnings = []
+        if params["as_superuser"]:
+            with Connection(params) as connection:
+                rights = rights_of(connection)
+            warnings = [f"The checks run the code of the databases, and the role {rights}."] if rights else []
+            results = run_checks(params, params["checks"], params["timeout"])
+        else:
+            with without_rights(params, params["check_user"], params["check_password"]) as login:
+                results = run_checks(login, params["checks"], params["timeout"])
         bad = [result for result in results if not result["ok"]]
         if bad:
             reasons = "; ".join(f"{result['name']}: {result['msg']}" for result in bad)
             raise BackupError(
                 f"{len(bad)} of {len(results)} checks failed: {reasons}", code="checks_failed", results=results
             )
-        return {"changed": False, "results": results, "msg": f"All {len(results)} checks are as expected."}
+        msg = f"All {len(results)} checks are as expected."
+        return {"changed": False, "results": results, "msg": msg, "warnings": warnings}
 
     run(module, work)
 

@@ -9,7 +9,6 @@ Private to pgfleet.basebackup: no stability is promised.
 from __future__ import annotations
 
 import datetime
-import errno
 import re
 import typing as t
 
@@ -18,6 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     codes,
     explained,
     first_cluster,
+    options_for_a_copy,
     part,
     size,
 )
@@ -26,8 +26,8 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
 LONGEST_OUTPUT: t.Final = 4000
 # What ansible-core 2.21 registers of a module that crashed, with failed_when: false, has no message.
 NO_MESSAGE: t.Final = "The module failed without a message; -vvv shows more."
-# Everything by which the server could affect anything outside its data directory is off, and it is reached only through
-# its socket. Its messages are in English because the role reads those of pg_amcheck.
+# Nothing of the source's postgresql.auto.conf is in force. Everything by which the server could affect anything outside
+# its data directory is off, and it is reached only through its socket.
 SETTINGS: t.Final = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -35,6 +35,7 @@ SETTINGS: t.Final = {
     "shared_preload_libraries": "",
     "session_preload_libraries": "",
     "local_preload_libraries": "",
+    "jit": "off",
     "logging_collector": "off",
     "log_destination": "stderr",
     "lc_messages": "C",
@@ -72,7 +73,7 @@ class DrillRun:
             # Any target that is set turns off the default one.
             "recovery_target": "" if any(self.facts["other_targets"]) else self.facts["target"],
             "settings": self.settings,
-            "amcheck_command": self.amcheck_command,
+            "connect_params": self.connect_params,
             "stoppers": self.stoppers,
             "plan": self.plan,
             "bad": self.bad,
@@ -91,30 +92,33 @@ class DrillRun:
     @property
     def settings(self) -> dict[str, t.Any]:
         """The settings of the drill's server."""
-        # "18.3", "16.2 (Debian 16.2-1)", "19beta1"
-        number = re.match(r"[0-9]+", str(self.backup.get("version") or ""))
-        major = int(number.group()) if number else 0
         settings: dict[str, t.Any] = {
             **SETTINGS,
             "unix_socket_directories": self.scratch.get("socket_directory") or "",
             "hba_file": self.scratch.get("hba_file") or "",
             "ident_file": self.scratch.get("ident_file") or "",
         }
-        if major == 14:
+        if self._major == 14:
             settings["stats_temp_directory"] = "pg_stat_tmp"
-        if major >= 17:
+        if self._major >= 17:
             settings["event_triggers"] = "off"
         # Item by item: Ansible passes a dictionary whose values are templated on access.
         settings.update((name, value) for name, value in self.facts["settings"].items())
         return settings
 
     @property
-    def amcheck_command(self) -> list[str]:
-        """The arguments of pg_amcheck."""
-        program = f"{part(self.facts, 'server').get('bin_directory')}/pg_amcheck"
-        login = ["--host", str(self.scratch.get("socket_directory")), "--port", str(self.facts["port"])]
-        login += ["--username", str(self.facts["login_user"]), "--no-password"]
-        return [program, *login, "--all", "--install-missing", *self.facts["amcheck_options"]]
+    def connect_params(self) -> dict[str, str]:
+        """The connection parameters of the superuser: nothing that a role or a database of the source sets is loaded.
+
+        Only the start packet comes before such settings; version 17 made event triggers that run at the login.
+        """
+        return {"options": options_for_a_copy(self._major)}
+
+    @property
+    def _major(self) -> int:
+        # "18.3", "16.2 (Debian 16.2-1)", "19beta1"
+        number = re.match(r"[0-9]+", str(self.backup.get("version") or ""))
+        return int(number.group()) if number else 0
 
     @property
     def stoppers(self) -> list[Facts]:
@@ -172,14 +176,12 @@ class DrillRun:
         wanted, result = self.facts["amcheck_wanted"], part(self.facts, "amcheck")
         if wanted == "never":
             return _check("pg_amcheck", None, "not wanted")
-        output = f"{result.get('stdout') or ''} {result.get('stderr') or ''}".strip()
         # Not every server package has the program and the extension.
-        if _is_missing(result) or "extension control file" in output:
-            missing = "pg_amcheck or the extension amcheck is not installed"
-            return _check("pg_amcheck", False if wanted == "always" else None, missing)
-        if result.get("rc") == 0:
-            return _check("pg_amcheck", True, output or "no corruption found")
-        return _check("pg_amcheck", False, output or f"{result.get('msg') or NO_MESSAGE} (rc {result.get('rc')})")
+        if result.get("code") in ("programs_missing", "amcheck_missing"):
+            return _check("pg_amcheck", False if wanted == "always" else None, result.get("msg"))
+        if result.get("rc") == 0 and not result.get("code"):
+            return _check("pg_amcheck", True, result.get("output") or "no corruption found")
+        return _check("pg_amcheck", False, result.get("msg") or NO_MESSAGE)
 
     def _pages(self) -> dict[str, t.Any]:
         result = part(self.facts, "pages")
@@ -256,13 +258,6 @@ class DrillRun:
             "msg": self.msg,
             "checks": self.checks,
         }
-
-
-def _is_missing(result: Facts) -> bool:
-    """Return whether the task's program does not exist. A program may exit with the same number, but not so."""
-    msg = str(result.get("msg"))
-    # ansible-core 2.18 has the error in the message, 2.21 only this sentence.
-    return result.get("rc") == errno.ENOENT and ("[Errno 2]" in msg or msg.startswith("Error executing command"))
 
 
 def _failure(result: Facts, success: str) -> Facts:

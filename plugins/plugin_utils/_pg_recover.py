@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._live_nodes import LiveNodes
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     Facts,
     codes,
     explained,
     failure,
     first_cluster,
+    options_for_a_copy,
     part,
     sentence,
 )
@@ -56,16 +58,19 @@ class RecoverRun:
         # The plan before the restore, the result after it.
         self.known = {**self.planned, **self.restored}
         self.backup_id = str(self.known.get("backup_id") or "")
+        self.live = LiveNodes(facts, str(self.entry.get("system_identifier") or ""))
 
     def answer(self) -> dict[str, t.Any]:
         """Return all decisions and messages, by the names that the filter documents."""
         return {
             "data_directory": self.data_directory,
+            "connect_params": self.connect_params,
             "log_file": self.facts["log_file"] or f"{self.data_directory}/startup.log",
             "no_place": self.no_place,
             "running": self.running,
             "done": self.done,
             "changed": self.changed,
+            "asks_nodes": self.asks_nodes,
             "to_start": self.to_start,
             "refusal": " ".join(sentence(one) for one in self.refusals),
             "plan": self.plan,
@@ -87,6 +92,15 @@ class RecoverRun:
             return str(self.facts["data_directory"])
         found = [one for one in self.entry.get("backups") or [] if one["backup_id"] == self.wanted]
         return str(found[0].get("data_directory") or "") if found else ""
+
+    @property
+    def connect_params(self) -> dict[str, t.Any]:
+        """The connection parameters; on a copy, with options against what the source sets for its roles."""
+        # Item by item: Ansible passes a dictionary whose values are templated on access.
+        given = dict(self.facts["connect_params"].items())
+        if self.facts["restore_as"] != "copy":
+            return given
+        return {**given, "options": f"{options_for_a_copy()} {given.get('options') or ''}".strip()}
 
     @property
     def no_place(self) -> str:
@@ -113,7 +127,14 @@ class RecoverRun:
     def refusals(self) -> list[Facts]:
         """The refusals of the restore, except a running server, which the role stops."""
         found = part(self.planned, "plan").get("refusals") or []
-        return [one for one in found if one["code"] != "server_running"]
+        refused = [one for one in found if one["code"] != "server_running"]
+        return [*refused, *self.live.refusals] if self.asks_nodes else refused
+
+    @property
+    def asks_nodes(self) -> bool:
+        """Whether other live nodes of the cluster matter: it is to get a primary, or one that runs is replaced."""
+        as_primary = self.facts["restore_as"] == "primary"
+        return not self.done and (as_primary or (self.facts["restore_as"] == "copy" and self.running))
 
     @property
     def changed(self) -> bool:
@@ -149,6 +170,7 @@ class RecoverRun:
             ),
             f"To: {self.data_directory}",
             f"Server there: {self._server()}",
+            *([self.live.line] if self.asks_nodes else []),
             f"Target: {self.planned.get('target') or ''}{f'; the archive goes up to {until}' if until else ''}",
             f"Plan: {json.dumps(shown)}",
             codes(self.refusals),

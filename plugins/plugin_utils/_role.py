@@ -60,3 +60,8 @@ def failure(facts: Facts) -> tuple[str, str]:
     """Return the task that failed, and its message."""
     result = part(facts, "failed_result")
     return str(facts.get("failed_task") or "an unknown task"), str(result.get("msg") or dict(result))
+
+
+def options_for_a_copy(major: int = 0) -> str:
+    """Return libpq's ``options`` with which a superuser's session on a restored copy loads and runs nothing of it."""
+    return "-c session_preload_libraries=" + (" -c event_triggers=off" if major >= 17 else "")

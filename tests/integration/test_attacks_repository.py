@@ -256,6 +256,19 @@ def test_foreign_backups(source: Source, file: str) -> None:
         source.server.start()
 
 
+def test_archive_that_others_can_write_to(source: Source) -> None:
+    """Who plants WAL there decides what the restored server replays."""
+    place = source.place()
+    source.archive.chmod(0o770)
+    refused = source.refused(place, "unsafe_directory")
+    assert f"chmod go-w {source.archive}" in refused["msg"]
+    source.archive.chmod(0o700)
+    link = source.sandbox.root / "link"
+    link.symlink_to(source.archive)
+    source.refused(place, "unsafe_directory", archive_directory=str(link))
+    source.restored(place)
+
+
 def test_where_the_script_is_installed(source: Source) -> None:
     """Not in the repository, and not where another user can change what the server will run."""
     open_to_group = source.sandbox.directory("open", 0o770)

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 import typing as t
 from xml.etree import ElementTree
@@ -24,6 +26,7 @@ from tests.integration.helpers.files import listing
 from tests.integration.helpers.growing_primary import GrowingPrimary
 from tests.integration.helpers.plays import message, told
 from tests.integration.helpers.steps import Steps
+from tests.integration.helpers.traps import BAIT, TRAP
 
 # Files that an idle live server changes by itself.
 RESTLESS: t.Final = ("/pg_wal", "/pg_stat_tmp", "/log")
@@ -278,3 +281,50 @@ def test_after_a_killed_controller(drills: Drills) -> None:
     assert drills.live() == before
     drills.nothing_is_left()
     assert drills.world.record("one")["last_drill"]["ok"] is True
+
+
+@pytest.mark.majors(14, 18)
+def test_traps_of_the_source(sandbox: Sandbox, primary: Server) -> None:
+    """Views, settings of roles and databases, and its postgresql.auto.conf: the drill proves, and runs nothing."""
+    caught = sandbox.directory("caught") / "it"
+    drills = Drills(sandbox, primary)
+    # The source has it; where the drill loads it, no connection succeeds.
+    library = sandbox.directory("library") / "evil.so"
+    shutil.copy(binaries.prefix(primary.major) / "lib/auto_explain.so", library)
+    library.chmod(0o755)
+    primary.sql(TRAP.format(f"touch {caught}"))
+    primary.sql("CREATE DATABASE shop")
+    quiet = "-c session_preload_libraries= -c local_preload_libraries= -c statement_timeout=0"
+    for setting in (
+        "ROLE postgres SET session_preload_libraries = '{1}'",
+        "DATABASE shop SET session_preload_libraries = '{1}'",
+        "ROLE ALL SET local_preload_libraries = 'evil'",
+        "DATABASE shop SET statement_timeout = '1ms'",
+        "DATABASE postgres SET role = 'mallory'",
+        "SYSTEM SET work_mem = '77MB'",
+        "SYSTEM SET max_connections = 70",
+        "SYSTEM SET archive_cleanup_command = 'touch {0}'",
+        "SYSTEM SET recovery_end_command = 'touch {0}'",
+        "SYSTEM SET jit_provider = 'evil'",
+    ):
+        with contextlib.closing(primary.connect(options=f"{quiet} -c role=none")) as connection:
+            connection.cursor().execute(f"ALTER {setting.format(caught, library)}")
+    drills.world.back_up("one")
+    library.unlink()
+    checks = [
+        {"name": "settings", "query": "SHOW work_mem", "expected": "4MB"},
+        {"name": "slow", "query": "SELECT pg_sleep(0.1) IS NOT NULL", "database": "shop"},
+        {
+            "name": "rights",
+            "query": "SELECT count(*) FROM pg_roles WHERE rolsuper AND rolname = session_user",
+            "expected": 0,
+        },
+    ]
+    play = drills.run({"db": drills.host(checks=checks)}).ok()
+    assert "passed" in told(play, "db")
+    found = {check["name"]: check["ok"] for check in drills.world.record("one")["last_drill"]["checks"]}
+    assert (found["pg_amcheck"], found["settings"], found["slow"], found["rights"]) == (True, True, True, True)
+    play = drills.run({"db": drills.host(checks=[BAIT])})
+    assert "bait: PostgreSQL" in message(play, "db")
+    assert not caught.exists()
+    drills.nothing_is_left()

@@ -25,6 +25,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     BackupRecord,
     Server,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record_file import run_by_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import (
     Backup,
     Cluster,
@@ -79,7 +80,8 @@ def create(cluster: Cluster, params: t.Mapping[str, t.Any], info: t.Mapping[str,
 
 def _server_of(info: t.Mapping[str, t.Any]) -> Server:
     """Return the facts of ``server_info`` that a backup records: those that do not change from minute to minute."""
-    facts = {name: info[name] for name in Server._fields}
+    facts = {name: info[name] for name in Server._fields if name != "run_by"}
+    facts["run_by"] = run_by_of(info.get("run_by"))
     return Server(**{**facts, "config_files_outside": tuple(info["config_files_outside"])})
 
 

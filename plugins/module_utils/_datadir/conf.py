@@ -75,17 +75,18 @@ _FRACTION = re.compile(r"[-+]?(?=[0-9]*[.eE])(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[Ee]
 
 
 def read_settings(
-    config_file: str, data_directory: str, extra: t.Optional[t.Mapping[str, t.Any]] = None
+    config_file: str, data_directory: t.Optional[str], extra: t.Optional[t.Mapping[str, t.Any]] = None
 ) -> dict[str, str]:
     """Return the settings of a server started with these files: value as text by name in lower case.
 
-    ``config_file`` with its includes comes first, then ``postgresql.auto.conf`` of ``data_directory``, which may be
-    absent, then ``extra``; the last value counts. Raises :class:`BackupError`, code ``bad_conf``, for a file with which
-    the server would not start, and ``unreadable`` for one that is missing or cannot be read.
+    ``config_file`` with its includes comes first, then ``postgresql.auto.conf`` of ``data_directory``, if that is given
+    and has one, then ``extra``; the last value counts. Raises :class:`BackupError`, code ``bad_conf``, for a file with
+    which the server would not start, and ``unreadable`` for one that is missing or cannot be read.
     """
     settings: dict[str, str] = {}
     _read_file(os.path.abspath(config_file), True, 0, settings)
-    _read_file(os.path.join(os.path.abspath(data_directory), AUTO_CONF), False, 0, settings)
+    if data_directory is not None:
+        _read_file(os.path.join(os.path.abspath(data_directory), AUTO_CONF), False, 0, settings)
     settings.update((name.lower(), _text(value)) for name, value in (extra or {}).items())
     return settings
 

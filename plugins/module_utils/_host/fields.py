@@ -182,6 +182,11 @@ def location(value: t.Any) -> str:
     return t.cast(str, value)
 
 
+def location_or_nothing(value: t.Any) -> str:
+    """Check for an absolute path or empty text."""
+    return "" if value == "" else location(value)
+
+
 def path_below(value: t.Any) -> str:
     """Check for a relative path of which no component leaves the directory."""
     if {"", ".", ".."} & set(text(LONGEST_PATH)(value).split("/")):

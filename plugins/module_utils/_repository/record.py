@@ -30,12 +30,29 @@ NONE = "none"  # unknown: nothing checked that its WAL is kept
 WAL_CHOICES = (ARCHIVE, INCLUDE, NONE)
 BY_US, BY_USER = "backup_copy", "user"
 LONGEST_ERROR = 10_000
+RUN_BY_KINDS = ("systemd", "systemd_user", "patroni", "supervisor", "container", "none")
 
 
 class ClusterRecord(t.NamedTuple):
     """``cluster.json``: the database cluster whose backups are in a directory."""
 
     system_identifier: str
+
+
+class RunBy(t.NamedTuple):
+    """Who ran the server, and with what; the names are those of ``process_info``, and empty stands for unknown."""
+
+    kind: str
+    unit: str
+    program: str
+    config_file: str
+    hba_file: str
+    ident_file: str
+    external_pid_file: str
+    bin_directory: str
+    socket_directories: t.Tuple[str, ...]
+    log_file: str
+    os_user: str
 
 
 class Server(t.NamedTuple):
@@ -53,6 +70,7 @@ class Server(t.NamedTuple):
     catalog_version: int
     config_files_outside: t.Tuple[str, ...]
     port: int
+    run_by: t.Optional[RunBy] = None  # unknown when the backup was not started beside the server
 
 
 class Start(t.NamedTuple):

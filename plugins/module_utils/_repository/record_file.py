@@ -28,6 +28,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     INCLUDE,
     LONGEST_ERROR,
     NAME,
+    RUN_BY_KINDS,
     STARTED,
     STOPPED,
     WAL_CHOICES,
@@ -37,6 +38,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     Drill,
     DrillCheck,
     Outcome,
+    RunBy,
     Server,
     SpecialFile,
     Start,
@@ -136,6 +138,9 @@ def _backup(content: t.Any) -> BackupRecord:
     )
 
 
+# What systemd allows in the name of a unit.
+_UNIT = re.compile(r"(?:[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\@-]{0,250})?\Z")
+_ACCOUNT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@$-]{0,99}\Z")
 _name = _fields.matching(NAME, "a plain name")
 
 
@@ -153,7 +158,31 @@ def _server(content: t.Any) -> Server:
         catalog_version=field(content, "catalog_version", _fields.integer(1, 0xFFFFFFFF)),
         config_files_outside=field(content, "config_files_outside", _fields.list_of(_fields.location)),
         port=field(content, "port", _fields.integer(1, 65535)),
+        run_by=optional(content, "run_by", _run_by),
     )
+
+
+def _run_by(content: t.Any) -> RunBy:
+    places = {
+        name: field(content, name, _fields.location_or_nothing)
+        for name in ("config_file", "hba_file", "ident_file", "external_pid_file", "bin_directory", "log_file")
+    }
+    return RunBy(
+        kind=field(content, "kind", _fields.one_of(*RUN_BY_KINDS)),
+        unit=field(content, "unit", _fields.matching(_UNIT, "the name of a unit, or empty")),
+        program=field(content, "program", _fields.text(255)),
+        socket_directories=field(content, "socket_directories", _fields.list_of(_fields.text(_fields.LONGEST_PATH))),
+        os_user=field(content, "os_user", _fields.matching(_ACCOUNT, "the name of an account")),
+        **places,
+    )
+
+
+def run_by_of(facts: t.Any) -> t.Optional[RunBy]:
+    """Return who runs a server from the facts of ``server_info``, None when a record could not hold them."""
+    try:
+        return optional({"run_by": facts}, "run_by", _run_by)
+    except Wrong:
+        return None
 
 
 def _outcome(content: t.Any) -> Outcome:
@@ -319,7 +348,8 @@ def write_backup(record: BackupRecord) -> bytes:
     """Return the content of ``backup.json``. Raises :class:`BackupError`, ``bad_record``, if it would be unreadable."""
     content = record._asdict()
     del content["outcome"]
-    content["server"] = record.server._asdict()
+    run_by = record.server.run_by
+    content["server"] = {**record.server._asdict(), "run_by": run_by._asdict() if run_by else None}
     content["drills"] = [drill_result(drill) for drill in record.drills]
     if record.outcome is not None:
         content.update(_outcome_json(record.outcome))

@@ -40,7 +40,7 @@ _REQUEST = (
     "repository cluster backup_id data_directory recovery_target recovery_target_time recovery_target_lsn"
     " recovery_target_xid recovery_target_name recovery_target_inclusive recovery_target_timeline"
     " recovery_target_action archive_directory restore_command tablespace_mapping tablespace_directory waldir"
-    " allow_group_access restore_as primary_conninfo primary_slot_name port settings config_file"
+    " allow_group_access restore_as primary_conninfo primary_slot_name port settings source_settings config_file"
 )
 
 

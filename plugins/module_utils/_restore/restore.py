@@ -213,7 +213,7 @@ class Restore:
             spaces = {space.oid: space.location for space in layout.spaces}
             self._write(b"tablespace_map", format_tablespace_map(spaces))
         old = plan.contents.small.get(AUTO_CONF)
-        self._write(AUTO_CONF, auto_conf(old, plan.configuration.settings))
+        self._write(AUTO_CONF, auto_conf(old, plan.configuration))
         if plan.configuration.overrides_data_directory:
             with open(layout.place(b"postgresql.conf"), "rb") as stream:
                 content = stream.read()

@@ -27,9 +27,14 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.archive im
 AUTO_CONF = b"postgresql.auto.conf"
 
 
-# A copy for tests must not write to the archive, fetch changes from a publisher, wait for the source's standby, or
-# write to the source's log files, which log rotation truncates.
+# A copy for tests listens and loads nothing. It must not write to the archive, fetch changes from a publisher, wait for
+# the source's standby, or write to the source's log files, which log rotation truncates.
 _COPY = {
+    "listen_addresses": "",
+    "ssl": "off",
+    "shared_preload_libraries": "",
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
     "archive_mode": "off",
     "max_logical_replication_workers": "0",
     "synchronous_standby_names": "",
@@ -49,11 +54,13 @@ _OPTIONS = frozenset(
 class Configuration(t.NamedTuple):
     """The configuration of the restored server.
 
-    ``settings`` are written to ``postgresql.auto.conf``; ``parameters`` are lower than recovery needs;
+    ``settings`` are written to ``postgresql.auto.conf``, below those of the source with ``source_settings``;
+    ``parameters`` are lower than recovery needs;
     ``overrides_data_directory`` says that ``postgresql.conf`` names another data directory.
     """
 
     settings: t.Mapping[str, t.Any] = {}
+    source_settings: bool = True
     parameters: t.Tuple[t.Mapping[str, t.Any], ...] = ()
     overrides_data_directory: bool = False
 
@@ -78,7 +85,7 @@ def configure(
             )
     _check_standby(findings, params, archive)
     settings = _settings(params, choice, archive, _has_in_place_spaces(choice, directories))
-    configuration = Configuration(settings)
+    configuration = Configuration(settings, params["source_settings"])
     try:
         for name, value in settings.items():
             _conf.format_setting(name, value)
@@ -134,6 +141,11 @@ def _settings(
         if choice.record.server.major < 15:
             # Each server empties it when it starts.
             settings["stats_temp_directory"] = "pg_stat_tmp"
+        if choice.record.server.major >= 17:
+            # They can run at each login.
+            settings["event_triggers"] = "off"
+        if choice.record.server.major >= 18:
+            settings["oauth_validator_libraries"] = ""
     if in_place_spaces:
         # Without it a directory in pg_tblspc counts as corruption (CheckTablespaceDirectory of xlogrecovery.c).
         settings["allow_in_place_tablespaces"] = "on"
@@ -156,7 +168,7 @@ def _check_source(
             " checked."
         )
         return configuration
-    configured = _conf.read_settings(config, source, configuration.settings)
+    configured = _conf.read_settings(config, source if configuration.source_settings else None, configuration.settings)
     with open(layout.place(CONTROL), "rb") as stream:
         control = _control.parse_control(stream.read())
     configuration = _raise_parameters(findings, params, configuration, _conf.lowered_parameters(control, configured))
@@ -219,12 +231,14 @@ def _overrides_data_directory(
     return False
 
 
-def auto_conf(file: t.Optional[Found], settings: t.Mapping[str, t.Any]) -> bytes:
+def auto_conf(file: t.Optional[Found], configuration: Configuration) -> bytes:
     """Return the restored server's ``postgresql.auto.conf``, made from that of the backup.
 
     Raises BackupError, code ``corrupt_file``.
     """
-    text = read_verified(file).decode("utf-8", "surrogateescape") if file else ""
+    settings = configuration.settings
+    used = file if configuration.source_settings else None
+    text = read_verified(used).decode("utf-8", "surrogateescape") if used else ""
     lines = [line for line in _conf.clean_auto_conf(text).splitlines(keepends=True) if not _sets(line, settings)]
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"

@@ -83,7 +83,8 @@ def run_checks(
 ) -> list[dict[str, t.Any]]:
     """Run each check in a read-only transaction and return ``name``, ``ok``, ``value``, ``expected``, ``msg`` of each.
 
-    ``timeout`` is the server's ``statement_timeout`` in seconds. A query or a connection that fails is a failed check.
+    ``params`` are the login arguments of a role without rights. ``timeout`` is the server's ``statement_timeout`` and
+    ``lock_timeout`` in seconds. A query or a connection that fails is a failed check.
     """
     results = []
     for check in checks:
@@ -91,10 +92,12 @@ def run_checks(
         result.update(value=None, expected=check.get("expected"))
         try:
             login = dict(params, login_db=check.get("database") or params["login_db"])
+            # Names without a schema are those of the user's own query.
             with Connection(login, keep=("search_path",)) as connection:
                 connection.rows("SET default_transaction_read_only = on")
                 limit = str(math.ceil(timeout * 1000))
-                connection.rows("SELECT pg_catalog.set_config('statement_timeout', %s, false)", (limit,))
+                for name in ("lock_timeout", "statement_timeout"):
+                    connection.rows("SELECT pg_catalog.set_config(%s, %s, false)", (name, limit))
                 connection.restore_search_path()
                 result.update(_answer(connection, check))
         except BackupError as exc:

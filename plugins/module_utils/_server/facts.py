@@ -19,6 +19,8 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connect
     readable,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.identifiers import identifier
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.owner import parent_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.process import run_by, server_process
 
 # A cascade of standbys is followed this far up before a loop is assumed.
 MAX_CASCADE = 8
@@ -140,6 +142,18 @@ def _outside_config_files(connection: Connection, data_directory: t.Optional[str
     return sorted(path for path in paths if not os.path.realpath(path).startswith(root))
 
 
+def _run_by(backend_pid: int, directory: t.Optional[str]) -> t.Optional[dict[str, t.Any]]:
+    """Return who runs the server and with what, None unless it runs on this host and may be examined."""
+    if directory is None:
+        return None
+    try:
+        process = server_process(directory)
+    except BackupError:
+        return None
+    # Another host may have a server on a directory of this name.
+    return run_by(process) if process is not None and parent_of(backend_pid) == process.pid else None
+
+
 def _tablespaces(connection: Connection, measure: bool) -> list[dict[str, t.Any]]:
     answer = []
     for row in connection.rows(TABLESPACES):
@@ -184,6 +198,7 @@ def server_info(connection: Connection) -> dict[str, t.Any]:
         "tablespaces": _tablespaces(connection, sizes),
         "size": total[0]["size"] if total else None,
         "config_files_outside": _outside_config_files(connection, directory),
+        "run_by": _run_by(basics["backend_pid"], directory),
         "archiving": {
             "mode": basics["archive_mode"],
             # (disabled) is what the server shows while archive_mode is off.

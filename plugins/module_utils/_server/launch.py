@@ -23,6 +23,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, same
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.program import start_detached
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.owner import parent_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import Postmaster, main_process
 
 READY = ("ready", "standby")
@@ -139,16 +140,11 @@ def _asked(data_directory: str, launched: Launched, login: t.Mapping[str, t.Any]
                 " FROM pg_catalog.pg_control_system()"
             )
             # Another server may have taken over the socket.
-            if _parent_of(connection.claimed_pid) != launched.pid:
+            if parent_of(connection.claimed_pid) != launched.pid:
                 return None
     except (BackupError, OSError, ValueError, IndexError):
         return None
     return row["place"], row["system_identifier"]
-
-
-def _parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-        return int(stream.read().rpartition(")")[2].split()[1])
 
 
 def stop_process(pid: int) -> None:

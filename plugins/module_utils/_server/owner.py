@@ -184,6 +184,14 @@ def _ancestors(pid: int) -> list[_Process]:
     return found
 
 
+def parent_of(pid: int) -> int:
+    """Return the parent of a process, 0 when it is not on this host."""
+    try:
+        return _process(pid).parent
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def _process(pid: int) -> _Process:
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
         # The name is in parentheses and may contain any character.

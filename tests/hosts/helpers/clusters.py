@@ -12,6 +12,7 @@ import typing as t
 
 from tests.harness.debian import MAJOR
 from tests.harness.fleet import NETWORK
+from tests.harness.servers import wait_until
 from tests.harness.systemd import SystemdHost
 
 PROGRAMS: t.Final = f"/usr/lib/postgresql/{MAJOR}/bin"
@@ -150,19 +151,46 @@ class Cluster:
         self.host.sh(f"cat >{self.etc}/pg_hba.conf", user="postgres", stdin=HBA)
         self.host.sh(f"cat >{self.etc}/pg_ident.conf", user="postgres", stdin=IDENT)
 
+    def archived(self, segment: str) -> None:
+        """Wait until a segment is archived."""
+        query = f"SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver"
+        wait_until(lambda: self.sql(query) == "t", f"{segment} is archived", interval=0.1)
+
+    def caught_up(self) -> None:
+        """Wait until a standby has replayed what its upstream has written."""
+        assert self.upstream
+        query = f"SELECT pg_last_wal_replay_lsn() >= '{self.upstream.sql('SELECT pg_current_wal_lsn()')}'"
+        wait_until(lambda: self.sql(query) == "t", f"{self.host.name} has caught up", interval=0.1)
+
+    def is_writable(self) -> None:
+        """Wait until recovery has ended."""
+        wait_until(lambda: self.sql("SELECT pg_is_in_recovery()") == "f", f"{self.host.name} is writable", interval=0.1)
+
+    def prepare(self) -> None:
+        """Give a host the unit and, where it lies outside the data directory, the configuration; no data directory."""
+        if self.of_debian:
+            self.host.run(["pg_createcluster", str(MAJOR), "main", "--", "--no-sync"])
+            self.configure()
+            self.host.sh(f"rm -rf {self.data}")
+        else:
+            self._install_like_rpm()
+
     def create(self) -> Cluster:
         """Create and start it as a primary."""
         if self.of_debian:
             self.host.run(["pg_createcluster", str(MAJOR), "main", "--", "--no-sync"])
         else:
-            self._create_like_rpm()
+            self._install_like_rpm()
+            self.host.sh(f"mkdir -p {self.data} && {PROGRAMS}/initdb --no-sync -D {self.data}", user="postgres")
+            more = f"port = {self.port}\nlogging_collector = on\nlog_filename = 'postgresql-%a.log'\n"
+            self.host.sh(f"cat >>{self.data}/postgresql.conf", user="postgres", stdin=more)
         self.configure()
         self.systemctl("start")
         self.sql(f"CREATE ROLE replicator LOGIN REPLICATION PASSWORD '{REPLICATION}'")
         self.system_identifier = self.sql("SELECT system_identifier FROM pg_control_system()")
         return self
 
-    def _create_like_rpm(self) -> None:
+    def _install_like_rpm(self) -> None:
         self.host.write(f"/etc/systemd/system/{self.unit}", RPM_UNIT)
         self.host.write(f"/usr/libexec/postgresql-{MAJOR}-check-db-dir", RPM_CHECK, mode=0o755)
         self.host.sh(f"""
@@ -172,9 +200,6 @@ class Cluster:
             install -d -o postgres -g postgres -m 0700 /var/lib/postgresql/pgsql
             ln -s postgresql/pgsql /var/lib/pgsql
             systemctl daemon-reload""")
-        self.host.sh(f"mkdir -p {self.data} && {PROGRAMS}/initdb --no-sync -D {self.data}", user="postgres")
-        more = f"port = {self.port}\nlogging_collector = on\nlog_filename = 'postgresql-%a.log'\n"
-        self.host.sh(f"cat >>{self.data}/postgresql.conf", user="postgres", stdin=more)
 
     def create_standby(self) -> Cluster:
         """Create it by pg_basebackup from its upstream, as Debian's administrators do, and start it."""

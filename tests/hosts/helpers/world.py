@@ -11,37 +11,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import pathlib
-import re
-import shlex
 import subprocess
-import textwrap
 import typing as t
 
-import yaml
-
 from tests.harness.debian import MAJOR
-from tests.harness.modules import CLONE
 from tests.harness.playbook import Play, run_playbook
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import wait_until
 from tests.harness.systemd import SystemdFleet, SystemdHost
 from tests.harness.user import me, run
-from tests.hosts.helpers.clusters import Cluster, complaints
+from tests.hosts.helpers import pages
+from tests.hosts.helpers.clusters import REPLICATION, Cluster, complaints
 
 RPM_PORT: t.Final = 5433
-
-
-def readme(language: str, page: str = "README.md") -> str:
-    """Return the first block in ``language`` of a page."""
-    found = re.search(rf"^```{language}\n(.*?)^```", (CLONE / page).read_text(), re.DOTALL | re.MULTILINE)
-    assert found
-    return found[1]
-
-
-def commands(text: str) -> list[list[str]]:
-    """Return the words of each command of a shell block, without comments."""
-    lines = textwrap.dedent(text).replace("\\\n", " ").splitlines()
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
 class World:
@@ -51,6 +33,7 @@ class World:
         """Create the clusters on booted hosts."""
         self.sandbox = sandbox
         self.fleet = fleet
+        self._done: set[str] = set()
         for name in ("pg1", "pg2", "pg3", "pg4"):
             fleet[name].allow(*self.sudo())
         self.pg1 = Cluster(fleet["pg1"])
@@ -73,7 +56,10 @@ class World:
             for one in others:
                 one.result()
         for cluster in (self.pg1, self.pg3, self.pg3rpm):
-            cluster.sql(readme("sql"))
+            cluster.sql(pages.block("sql"))
+        for host in self.hosts():
+            host.sh("install -d -m 0700 -o postgres -g postgres /srv/drills")
+            host.write("/var/lib/postgresql/.pgpass", f"*:*:*:replicator:{REPLICATION}\n", "postgres", 0o600)
         self.healthy()
 
     @staticmethod
@@ -85,6 +71,31 @@ class World:
             lines.append(f"(root) NOPASSWD: {verbs}")
         return lines
 
+    def hosts(self) -> list[SystemdHost]:
+        """Return the four hosts."""
+        return [self.fleet[name] for name in self.fleet.hosts]
+
+    def cluster(self, name: str) -> Cluster:
+        """Return the cluster that the inventory calls ``name``."""
+        found: Cluster = getattr(self, name)
+        return found
+
+    def once(self, name: str, make: t.Callable[[], t.Any]) -> None:
+        """Bring about what several tests need, the first time."""
+        if name not in self._done:
+            make()
+            self._done.add(name)
+
+    def starts(self) -> dict[str, str]:
+        """Return when each server was started."""
+        query = "SELECT pg_postmaster_start_time()"
+        return {name: self.cluster(name).sql(query) for name in ("pg1", "pg2", "pg3", "pg3rpm")}
+
+    def settings(self) -> dict[str, str]:
+        """Return what ALTER SYSTEM has set on each server."""
+        query = "SELECT pg_read_file('postgresql.auto.conf')"
+        return {name: self.cluster(name).sql(query) for name in ("pg1", "pg2", "pg3", "pg3rpm")}
+
     def inventory(self, pipelining: bool = True) -> dict[str, dict[str, t.Any]]:
         """Return the variables of all hosts."""
         hosts: dict[str, SystemdHost] = {name: self.fleet[name] for name in ("pg1", "pg2", "pg3", "pg4")}
@@ -92,6 +103,9 @@ class World:
         found = {name: self.fleet.host_vars(host, pipelining=pipelining) for name, host in hosts.items()}
         for role in ("pg_archive", "pg_backup", "pg_recover"):
             found["pg3rpm"][f"{role}_login_port"] = RPM_PORT
+        # A standby archives nothing: docs/fleet.md.
+        for role in ("pg_drill", "pg_recover"):
+            found["pg2"][f"{role}_archive_directory"] = "/srv/backups/pg1/wal"
         return found
 
     def play(self, *args: str, timeout: float = 300, **variables: t.Any) -> Play:
@@ -101,7 +115,7 @@ class World:
         """
         playbook: t.Any = args[0]
         if playbook == "backup.yml":
-            playbook = yaml.safe_load(readme("yaml"))
+            playbook = pages.backup_playbook()
         return run_playbook(
             playbook,
             self.inventory(),

@@ -76,8 +76,12 @@ class GrowingPrimary:
 
     def start(self, playbook: str, hosts: t.Mapping[str, dict[str, t.Any]], **options: t.Any) -> RunningPlay:
         """Start one of the collection's playbooks."""
-        # The playbook requires that the hosts of a restore are named.
-        options["extra_vars"] = {"pg_recover_hosts": "all", **(options.get("extra_vars") or {})}
+        # The playbooks require that the hosts are named.
+        options["extra_vars"] = {
+            "pg_recover_hosts": "all",
+            "pg_drill_hosts": "all",
+            **(options.get("extra_vars") or {}),
+        }
         return start_playbook(f"playbooks/{playbook}.yml", hosts, directory=self.sandbox.root, **options)
 
     def tasks(self, name: str, *tasks: dict[str, t.Any]) -> str:

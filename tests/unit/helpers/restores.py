@@ -53,6 +53,7 @@ DEFAULTS: t.Final[dict[str, t.Any]] = {
     "primary_slot_name": None,
     "port": None,
     "settings": {},
+    "source_settings": True,
     "config_file": None,
     "jobs": 1,
     "sync": False,

@@ -31,6 +31,9 @@ def planned(*refusals: dict[str, str], **more: t.Any) -> dict[str, t.Any]:
 FACTS: t.Final[dict[str, t.Any]] = {
     "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
     "data_directory": "/data", "log_file": "", "start": True, "service": "", "hook_start": "",
+    "restore_as": "primary", "connect_params": {}, "replace_primary": False, "nodes": [],
+    "relatives": {}, "node_answers": {},
+    "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "postgres",
     "target_action": "promote", "catalogue": {}, "process": {}, "plan": {}, "begun": False, "stopped": False,
     "restore": {}, "recovery": {}, "forget": {}, "switch": {}, "sql": {}, "failed_task": "", "failed_result": {},
 }  # fmt: skip
@@ -107,6 +110,7 @@ def test_plan() -> None:
         "Backup: b2 of main; the newest",
         "To: /data",
         "Server there: runs, would be stopped, would be started by the service postgresql",
+        "Live nodes of the cluster: none",
         "Target: latest; the archive goes up to 12:00",
         'Plan: {"bytes": 7, "recoverable_until": "12:00"}',
         "What would stop it: nothing",
@@ -197,3 +201,10 @@ def test_facts_of_the_role() -> None:
     """The role passes exactly the facts that the code reads."""
     path = pathlib.Path(__file__).resolve().parents[3] / "roles" / "pg_recover" / "vars" / "main.yml"
     assert set(yaml.safe_load(path.read_text())["__pg_recover_facts"]) == set(FACTS)
+
+
+def test_a_copy_is_reached_without_loading_anything() -> None:
+    given = {"options": "-c jit=off", "connect_timeout": 3}
+    assert decide(connect_params=given)["connect_params"] == given
+    found = decide(connect_params=given, restore_as="copy")["connect_params"]
+    assert found == {"options": "-c session_preload_libraries= -c jit=off", "connect_timeout": 3}

@@ -40,11 +40,25 @@ def whole() -> dict[str, t.Any]:
     content["copy"]["special_files"] = [SPECIAL]
     content["stop"]["tablespaces"] = {"16385": "/srv/space"}
     content["server"]["config_files_outside"] = ["/etc/pg.conf"]
+    content["server"]["run_by"] = RUN_BY
     drill = {**DRILL, "recovered_to_lsn": "0/2000120", "timeline": 2, "seconds": 1.5, "target": "the end"}
     content["drills"] = [{**drill, "checks": [{"name": "amcheck", "ok": None, "msg": "not wanted"}]}]
     return json.loads(json.dumps(content))  # type: ignore[no-any-return]
 
 
+RUN_BY: t.Final = {
+    "kind": "systemd",
+    "unit": "postgresql@18-main.service",
+    "program": "",
+    "config_file": "/etc/postgresql/18/main/postgresql.conf",
+    "hba_file": "/etc/postgresql/18/main/pg_hba.conf",
+    "ident_file": "/etc/postgresql/18/main/pg_ident.conf",
+    "external_pid_file": "",
+    "bin_directory": "/usr/lib/postgresql/18/bin",
+    "socket_directories": ["/run/postgresql"],
+    "log_file": "/var/log/postgresql.log",
+    "os_user": "postgres",
+}
 NUMBERS: t.Final = [True, "1", None, -1, 1e308, float("nan"), float("inf"), 10**30, [], {}]
 TEXTS: t.Final = [None, 1, True, [], {}, "\0", "\ud800", "x" * 200_000]
 NAMES: t.Final = [*TEXTS, "", ".", "..", "a/b", "../b1", "/b1", "b2"]
@@ -81,6 +95,30 @@ DAMAGES: t.Final[dict[str, list[t.Any]]] = {
     "server.config_files_outside": [MISSING, None, "/etc/pg.conf", {}],
     "server.config_files_outside.0": PLACES,
     "server.port": [MISSING, *NUMBERS, 0, 65536],
+    "server.run_by": [1, [], "x", {}],
+    "server.run_by.kind": [MISSING, None, 1, "", "launchd"],
+    "server.run_by.unit": [
+        MISSING,
+        *TEXTS,
+        "-H root",
+        "--user",
+        "a;id",
+        "$(id)",
+        "a b",
+        "a/b.service",
+        "x\n",
+        "x" * 300,
+    ],
+    "server.run_by.program": [MISSING, *TEXTS, "x" * 300],
+    "server.run_by.config_file": [MISSING, None, 1, "data", "./data", "/x\0", "/" + "x" * 5000],
+    "server.run_by.hba_file": [MISSING, None, 1, "data", "/x\0"],
+    "server.run_by.ident_file": [MISSING, None, 1, "data", "/x\0"],
+    "server.run_by.external_pid_file": [MISSING, None, 1, "data", "/x\0"],
+    "server.run_by.socket_directories.0": [None, 1, "\0", "x" * 5000],
+    "server.run_by.bin_directory": [MISSING, None, 1, "bin", "/x\0"],
+    "server.run_by.log_file": [MISSING, None, 1, "log", "/x\0"],
+    "server.run_by.socket_directories": [MISSING, None, "/run", {}],
+    "server.run_by.os_user": [MISSING, *TEXTS, "", "-u", "a b", "a;id", "../x"],
     "start": [MISSING, None, [], {}, 1],
     "start.start_lsn": [MISSING, *LSNS],
     "start.start_wal_file": [MISSING, *SEGMENTS],

@@ -41,4 +41,4 @@ def test_a_short_timeout_is_a_limit(timeout: float, milliseconds: str, monkeypat
     monkeypatch.setattr(checks, "Connection", MadeUpConnection)
     (found,) = checks.run_checks({"login_db": "postgres"}, [{"query": "SELECT true"}], timeout)
     assert found["ok"] is True
-    assert MadeUpConnection.asked[-1][1] == (milliseconds,)
+    assert MadeUpConnection.asked[-1][1] == ("statement_timeout", milliseconds)
