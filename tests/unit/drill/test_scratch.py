@@ -179,7 +179,7 @@ def test_crash_while_removing(tmp_path: pathlib.Path, sockets: pathlib.Path, mon
 
 
 def test_directories_that_are_not_a_drills(tmp_path: pathlib.Path, sockets: pathlib.Path) -> None:
-    """A link in it could lead to a live server, which the removal would stop; others must not be able to exchange it."""
+    """A link in it could lead to a live server, which the removal would stop; others must not exchange it."""
     scratch = Scratch(str(tmp_path), "main")
     scratch.make("first", "me", str(sockets))
     live = tmp_path / "live"
