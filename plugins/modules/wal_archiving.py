@@ -81,11 +81,13 @@ options:
       - Who restarts the server when a parameter needs it. It decides what the message says, and with V(done) what is
         waited for.
       - V(manual) leaves it to the administrator.
+      - V(ask) changes nothing if a restart is needed, and returns it in RV(restart_required). So it can be tested that
+        a restart is possible before anything is set. Otherwise it does the same as V(planned).
       - V(planned) means that the next task restarts the server.
       - V(done) means that the task before restarted it. The module waits until the server accepts connections
         and runs with the configured C(archive_mode), and proves archiving by a new segment.
     type: str
-    choices: [manual, planned, done]
+    choices: [manual, ask, planned, done]
     default: manual
   timeout:
     description: How long to wait for a segment to be archived, and for a restart, for example V(5 minutes).
@@ -219,6 +221,14 @@ segment:
   type: str
   returned: success
   sample: "000000010000000000000007"
+role:
+  description: What the server is, V(primary) or V(standby).
+  type: str
+  returned: success
+system_identifier:
+  description: The cluster's system identifier, the same on all its nodes.
+  type: str
+  returned: success
 data_directory:
   description: The server's data directory.
   type: str
@@ -316,6 +326,8 @@ class Run:
         if place:
             diff = place.diff() + diff
         pending = self.parameters.pending_restart(changes)
+        if self.params["restart"] == "ask" and "archive_mode" in pending and not self.check_mode:
+            return False, [], pending
         if diff and not self.check_mode:
             self.touched = True
             if place:
@@ -387,6 +399,8 @@ class Run:
             "proven": bool(proof.segment),
             "segment": proof.segment,
             "data_directory": self.info["data_directory"],
+            "role": self.info["role"],
+            "system_identifier": self.info["system_identifier"],
         }
 
     def repair_words(self) -> str:
@@ -400,8 +414,12 @@ class Run:
     def restart_words(self, pending: list[str]) -> str:
         """Return what waits for a restart, and who makes it."""
         needed = f"A restart is needed for {', '.join(pending)}"
+        if self.check_mode and self.params["restart"] != "manual":
+            return f"{needed}; it would be made."
+        if self.params["restart"] == "ask":
+            return f"{needed}; nothing is changed before it is known to be possible."
         if self.params["restart"] == "planned":
-            return f"{needed}; it would be made." if self.check_mode else f"{needed}; it is made next."
+            return f"{needed}; it is made next."
         variable = option("restart")
         allow = "" if variable == "restart" else f", or allow it: {variable}=true"
         return f"{needed}; until then the WAL is not archived this way. Restart the server{allow}."
@@ -419,7 +437,7 @@ def main() -> None:
             compression={"type": "str", "choices": list(COMPRESSIONS), "default": "none"},
             archive_mode={"type": "str", "choices": ["on", "always"], "default": "on"},
             restore_command={"type": "str"},
-            restart={"type": "str", "choices": ["manual", "planned", "done"], "default": "manual"},
+            restart={"type": "str", "choices": ["manual", "ask", "planned", "done"], "default": "manual"},
             timeout=duration("2 minutes"),
         ),
         supports_check_mode=True,

@@ -21,6 +21,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.conf i
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import Connection, raw, readable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.identifiers import identifier
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.managed import require_unmanaged
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.values import (
     LISTS,
     Value,
@@ -144,6 +145,8 @@ class Parameters:
 
     def require_rights(self, changes: t.Iterable[Change], reload: bool) -> None:
         """Raise :class:`BackupError` when the login role, or this server, does not allow all of the ``changes``."""
+        # A RESET only takes back what ALTER SYSTEM has set.
+        require_unmanaged(self.connection, {one.name: readable(one.after) for one in changes if one.after is not None})
         ask = self.connection.value
         if ask("SELECT current_setting('allow_alter_system', true)") == "off":
             raise BackupError(
