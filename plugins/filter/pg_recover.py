@@ -60,6 +60,10 @@ _value:
     asks_nodes:
       description: Whether other live nodes of the cluster matter.
       type: bool
+    states:
+      description: What will be done with the server by this role, V(stopped) and V(started).
+      type: list
+      elements: str
     to_start:
       description: Whether the server is to be started.
       type: bool

@@ -72,6 +72,7 @@ class RecoverRun:
             "changed": self.changed,
             "asks_nodes": self.asks_nodes,
             "to_start": self.to_start,
+            "states": self.states,
             "refusal": " ".join(sentence(one) for one in self.refusals),
             "plan": self.plan,
             "left": self.left,
@@ -152,6 +153,15 @@ class RecoverRun:
         return self.changed or not (self.running or self.refusals or ended_at_target)
 
     @property
+    def states(self) -> list[str]:
+        """What will be done with the server, in order, but for what the user's own tasks do."""
+        if self.done and self.running:
+            return []
+        stops = self.running and not self.facts["hook_stop"]
+        starts = bool(self.facts["start"]) and not self.facts["hook_start"]
+        return ["stopped"] * stops + ["started"] * starts
+
+    @property
     def plan(self) -> list[str]:
         """The lines that report what would be done."""
         what = "nothing can be restored with these variables"
@@ -185,10 +195,15 @@ class RecoverRun:
             by = "pg_ctl"
             if self.facts["hook_start"]:
                 by = "your own tasks"
-            elif self.facts["service"]:
-                by = f"the service {self.facts['service']}"
+            elif self._unit():
+                by = f"the unit {self._unit()}"
             text += f", would be started by {by}"
         return text
+
+    def _unit(self) -> str:
+        """The unit that runs the server, '' for none."""
+        found = part(self.facts, "way")
+        return str(found.get("unit") or "") if found.get("data_directory") == self.data_directory else ""
 
     @property
     def left(self) -> list[str]:
