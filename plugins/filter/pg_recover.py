@@ -60,6 +60,16 @@ _value:
     asks_nodes:
       description: Whether other live nodes of the cluster matter.
       type: bool
+    states:
+      description: The states into which the role will bring the server.
+      type: list
+      elements: str
+    run_by:
+      description: Who runs the server, or ran it when it was backed up.
+      type: dict
+    config_file:
+      description: The configuration file outside the data directory; empty without one.
+      type: str
     to_start:
       description: Whether the server is to be started.
       type: bool

@@ -92,9 +92,11 @@ class Server:
         """The postmaster's process id; None when it is not running."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split()[0])
+            # A stale number, or one of another namespace, may be that of any process; the tests kill what this names.
+            is_here = os.path.samefile(f"/proc/{pid}/cwd", self.data)
         except (OSError, ValueError, IndexError):
             return None
-        return pid if is_alive(pid) else None
+        return pid if is_here and is_alive(pid) else None
 
     @property
     def running(self) -> bool:

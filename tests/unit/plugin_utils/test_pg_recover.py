@@ -30,9 +30,9 @@ def planned(*refusals: dict[str, str], **more: t.Any) -> dict[str, t.Any]:
 
 FACTS: t.Final[dict[str, t.Any]] = {
     "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
-    "data_directory": "/data", "log_file": "", "start": True, "service": "", "hook_start": "",
+    "data_directory": "/data", "log_file": "", "start": True, "hook_start": "",
     "restore_as": "primary", "connect_params": {}, "replace_primary": False, "nodes": [],
-    "relatives": {}, "node_answers": {},
+    "relatives": {}, "node_answers": {}, "hook_stop": "", "config_file": "", "way": {}, "rights": {},
     "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "postgres",
     "target_action": "promote", "catalogue": {}, "process": {}, "plan": {}, "begun": False, "stopped": False,
     "restore": {}, "recovery": {}, "forget": {}, "switch": {}, "sql": {}, "failed_task": "", "failed_result": {},
@@ -104,12 +104,17 @@ def test_to_start(more: dict[str, t.Any], starts: bool) -> None:
 
 
 def test_plan() -> None:
-    answer = decide(plan=planned(RUNNING_THERE), check_mode=True, process={"running": True}, service="postgresql")
+    answer = decide(
+        plan=planned(RUNNING_THERE),
+        check_mode=True,
+        process={"running": True},
+        way={"way": "unit", "unit": "pg.service"},
+    )
     assert answer["plan"] == [
         "db: a backup would be restored.",
         "Backup: b2 of main; the newest",
         "To: /data",
-        "Server there: runs, would be stopped, would be started by the service postgresql",
+        "Server there: runs, would be stopped by the unit pg.service, would be started by the unit pg.service",
         "Live nodes of the cluster: none",
         "Target: latest; the archive goes up to 12:00",
         'Plan: {"bytes": 7, "recoverable_until": "12:00"}',
@@ -129,6 +134,20 @@ def test_plan_that_is_refused() -> None:
 def test_who_starts_it(more: dict[str, str], by: str) -> None:
     plan = decide(plan=planned(), check_mode=True, **more)["plan"]
     assert plan[3] == f"Server there: does not run, would be started by {by}"
+
+
+@pytest.mark.parametrize(("more", "states"), [
+    ({}, ["started"]),
+    ({"process": {"running": True}}, ["stopped", "started"]),
+    ({"process": {"running": True}, "hook_stop": "x.yml"}, ["started"]),
+    ({"process": {"running": True}, "hook_start": "x.yml"}, ["stopped"]),
+    ({"process": {"running": True}, "start": False}, ["stopped"]),
+    ({"process": {"running": True}, "plan": planned(finished=True)}, []),
+    ({"plan": planned(finished=True)}, ["started"]),
+])  # fmt: skip
+def test_what_needs_a_right(more: dict[str, t.Any], states: list[str]) -> None:
+    """What the user's own tasks do needs none."""
+    assert decide(**more)["states"] == states
 
 
 def test_left_to_do() -> None:
