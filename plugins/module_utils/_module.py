@@ -23,6 +23,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rep
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.connection import login_argument_spec
 
+PASSWORDS = ("login_password", "check_password")
+MASK = "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
+
 
 def cluster_argument_spec() -> dict[str, t.Any]:
     """Return the arguments of the ``handle`` documentation fragment."""
@@ -126,14 +129,29 @@ def handle(module: AnsibleModule) -> dict[str, t.Any]:
 def run(module: AnsibleModule, work: t.Callable[[], dict[str, t.Any]]) -> t.NoReturn:
     """Run ``work``, and end the module with its result or its error."""
     os.umask(0o077)
+    shown = _without_masks(module)
     try:
         result = work()
     except BackupError as exc:
-        module.fail_json(**exc.as_result())
+        module.fail_json(**exc.as_result(), **shown)
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
-        module.fail_json(msg=f"{where}{exc.strerror or exc}", code="os_error", errno=exc.errno)
+        module.fail_json(msg=f"{where}{exc.strerror or exc}", code="os_error", errno=exc.errno, **shown)
     for warning in result.pop("warnings", ()):
         module.warn(warning)
-    module.exit_json(**result)
+    module.exit_json(**result, **shown)
     raise AssertionError("exit_json returned")
+
+
+def _without_masks(module: AnsibleModule) -> dict[str, t.Any]:
+    """Keep Ansible from masking the passwords in a result, and return the part of the result that has them, masked.
+
+    Ansible replaces a secret wherever its characters occur: with the password ``repo`` the path ``/srv/repository``
+    would come back as another one, with ``2026`` the id of a backup, and with ``archive`` the code of an error. No
+    result of ours has a password but among its arguments.
+    """
+    secrets = {name: module.params[name] for name in PASSWORDS if module.params.get(name)}
+    # The connection string of a standby, where it is an argument, stays masked.
+    module.no_log_values.difference_update(secrets.values())
+    arguments = {**module.params, **dict.fromkeys(secrets, MASK)}
+    return {"invocation": {"module_args": arguments}}

@@ -25,8 +25,6 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
 # States in which a backup is void without its session, and those in which only its WAL is still missing.
 BEGUN = ("running", "copied")
 STOPPED = ("stopping", "stopped", "complete")
-# What Ansible puts into a result where the password occurs, and where it is the whole value.
-MASKS: t.Final = ("********", "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER")
 
 
 class BackupRun:
@@ -150,7 +148,7 @@ class BackupRun:
 
     def _directory(self, result: str, parent: str) -> str:
         own = f"{self.facts['repository']}/{self.facts['cluster']}/{parent}/{self.backup_id}"
-        return _unmasked(part(self.facts, result).get("directory"), own)
+        return str(part(self.facts, result).get("directory") or own)
 
     @property
     def handle(self) -> dict[str, str]:
@@ -161,7 +159,7 @@ class BackupRun:
         elif "directory" in self.start:
             directory = self._directory("start", "in_progress")
         return {
-            "repository": _unmasked(self.start.get("repository"), str(self.facts["repository"])),
+            "repository": str(self.start.get("repository") or self.facts["repository"]),
             "cluster": str(self.facts["cluster"]),
             "owner": str(self.facts["owner"]),
             "backup_id": self.backup_id,
@@ -213,11 +211,3 @@ class BackupRun:
     def _result(self, changed: bool, backup_id: str, msg: str) -> dict[str, t.Any]:
         directory = self._directory("publish", "backups") if self.published else ""
         return {"changed": changed, "backup_id": backup_id, "directory": directory, "msg": msg}
-
-
-def _unmasked(path: t.Any, own: str) -> str:
-    """Return the path of a module's result, or ``own`` when Ansible has masked the password in the module's.
-
-    The module has expanded ``~`` and links, which only the host can do.
-    """
-    return own if not path or any(mask in str(path) for mask in MASKS) else str(path)

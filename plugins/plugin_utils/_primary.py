@@ -13,8 +13,6 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import Facts, part, sentence
 
 LOGIN = ("login_host", "login_port", "login_unix_socket")
-# Ansible writes this in a module's result in place of the password.
-MASK = "********"
 
 
 def asks_primary(facts: Facts) -> bool:
@@ -107,14 +105,6 @@ def _problems(answer: Facts, result: Facts) -> list[dict[str, str]]:
     if "problems" not in answer:
         msg = str(answer.get("error") or answer.get("msg") or "It is unknown.")
         return [{"code": "primary_unknown", "msg": msg, "hint": ""}]
-    if MASK in str(result["login_host"]):
-        return [
-            {
-                "code": "primary_unknown",
-                "msg": f"The address of the primary, {result['name']}, contains the password, which Ansible masks.",
-                "hint": "Set pg_backup_primary.",
-            }
-        ]
     return list(answer["problems"])
 
 

@@ -10,8 +10,9 @@ import re
 import typing as t
 
 import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import MASK
 
-from tests.harness.modules import CLONE, Modules
+from tests.harness.modules import CLONE, Modules, run_module
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.integration.helpers.steps import Steps
@@ -173,3 +174,14 @@ def test_names_in_advice(primary: Server, repository: pathlib.Path) -> None:
     refused = modules.fails("server_settings", settings={"work_mem": "5MB"})
     assert refused["code"] == "no_privilege"
     assert quoted in refused["msg"]
+
+
+@pytest.mark.parametrize("password", ["repo", "repository_missing", "1", "true", "/nonexistent"])
+def test_a_password_that_is_part_of_a_result(password: str) -> None:
+    arguments = {"repository": "/nonexistent/repository", "cluster": "main", "login_password": password}
+    said = run_module("backup_info", arguments)
+    assert (said["code"], said["failed"]) == ("repository_missing", True)
+    assert "/nonexistent/repository" in said["msg"]
+    # ansible-core 2.18 always returns the arguments.
+    shown = said.get("invocation", {}).get("module_args", {}).get("login_password", MASK)
+    assert shown == MASK

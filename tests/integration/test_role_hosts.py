@@ -111,17 +111,22 @@ def test_primary_found_over_libpq_and_the_password_kept(
 
 
 def test_password_that_is_part_of_names(sandbox: Sandbox, fleet: RoleHosts, primary: Server) -> None:
-    """Ansible masks it wherever a module's result contains it, even in the repository's path and the cluster's name."""
+    """In the results the names are whole; the password is in none of them, its arguments included."""
     note = "{{ pg_backup_handle.directory }} {{ pg_backup_result.directory }}"
     noted = sandbox.root / "noted"
     copy = {"ansible.builtin.copy": {"content": note, "dest": str(noted), "mode": "0600"}}
     hook = fleet.tasks("note", copy)
     host = fleet.host(primary, login_password="repo", cluster="reports", hook_after_publish=hook)
     assert "repo" in str(fleet.repository)
-    play = fleet.run({"db": host}).ok()
+    # The other one is a part of the names of all WAL files.
+    zeros = fleet.host(primary, login_password="0000", cluster="zeros")
+    play = fleet.run({"db": host, "zeros": zeros}).ok()
+    assert fleet.one("zeros")
     backup = str(fleet.one("reports"))
     assert noted.read_text() == f"{backup} {backup}"
-    assert "********rts" in str(play.events), "nothing was masked"
+    assert "********" not in str(play.events)
+    for password in ("repo", "0000"):
+        assert f"'login_password': '{password}'" not in str(play.events)
     all_is_well(sandbox, fleet.repository, primary)
 
 

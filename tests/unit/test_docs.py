@@ -79,3 +79,14 @@ def test_the_tree_of_the_architecture_has_no_other_files() -> None:
     assert len(tree) > 10
     shown = [f"{package}/{name}.py" for package, names in tree for name in names.split()]
     assert [name for name in shown if not (TOP / "plugins/module_utils" / name).exists()] == []
+
+
+def test_every_statement_about_security_has_its_tests() -> None:
+    rows = re.findall(r"^\| (?!statement |---)(.+) \| (.+) \|$", (TOP / "docs/security.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for statement, tests in rows:
+        names = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+        assert names, statement
+        for file, name in names:
+            found = [path for path in (TOP / "tests").rglob(file.rpartition("/")[2]) if str(path).endswith(file)]
+            assert any(f"def {name}(" in path.read_text() for path in found), f"{file}::{name}"

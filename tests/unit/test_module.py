@@ -54,6 +54,7 @@ class MadeUpModule:
 
     def __init__(self, check_mode: bool = False, **params: t.Any) -> None:
         self.params, self.check_mode = params, check_mode
+        self.no_log_values = {"secret", "host=a password=b"}
         self.warnings: list[str] = []
         self.warn = self.warnings.append
 
@@ -74,7 +75,10 @@ def test_run() -> None:
     module = MadeUpModule()
     old = os.umask(0)
     try:
-        assert run(module, lambda: {"changed": True, "warnings": ["careful"]}) == {"changed": True}
+        assert run(module, lambda: {"changed": True, "warnings": ["careful"]}) == {
+            "changed": True,
+            "invocation": {"module_args": {}},
+        }
         assert os.umask(0) == 0o077
     finally:
         os.umask(old)
@@ -89,6 +93,7 @@ def test_run_that_fails() -> None:
     old = os.umask(0o022)
     try:
         said = run(module, lambda: fail(BackupError("No.", code="no", hint="Do.", free=1)))
+        del said["invocation"]
         assert said == {"failed": True, "msg": "No. Do.", "code": "no", "hint": "Do.", "free": 1}
         said = run(module, lambda: fail(OSError(errno.ENOSPC, "No space left on device", "/srv/backups/x")))
         assert said["msg"] == "/srv/backups/x: No space left on device"
@@ -98,6 +103,16 @@ def test_run_that_fails() -> None:
             _module.run(t.cast("AnsibleModule", module), lambda: fail(KeyError("x")))
     finally:
         os.umask(old)
+
+
+def test_a_password_is_hidden_and_nothing_else() -> None:
+    """What looks like it remains: paths, ids, codes."""
+    module = MadeUpModule(login_password="secret", repository="/srv/secretary", primary_conninfo="host=a password=b")
+    said = run(module, lambda: {"repository": module.params["repository"]})
+    assert said["repository"] == "/srv/secretary"
+    assert said["invocation"]["module_args"]["login_password"] == _module.MASK
+    # Ansible masks these in the whole result.
+    assert module.no_log_values == {"host=a password=b"}
 
 
 def backup_of(**params: t.Any) -> t.Any:

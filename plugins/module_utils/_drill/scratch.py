@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import stat
 import time
@@ -60,7 +61,8 @@ class Scratch:
             raise BackupError(
                 f"The directory for drills, {directory}, is not an absolute path of an existing directory.",
                 code="bad_path",
-                hint=f"Make it for the user that runs the drill: install -d -m 0700 -o postgres {directory}",
+                hint="Make it for the user that runs the drill: install -d -m 0700 -o postgres"
+                f" {shlex.quote(directory)}",
             )
         self.path = os.path.join(os.path.realpath(directory), f"{cluster}.drill")
 
@@ -169,7 +171,7 @@ class Scratch:
                 raise BackupError(
                     f"The process restoring into {self.data} cannot be ended.",
                     code="busy",
-                    hint=f"Find out which process holds it: fuser -v {lock}",
+                    hint=f"Find out which process holds it: fuser -v {shlex.quote(lock)}",
                 )
             time.sleep(0.05)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import time
 import typing as t
@@ -223,7 +224,7 @@ class Job:
             raise BackupError(
                 f"Another process is already working on {self._subject}.",
                 code="busy",
-                hint=f"Find out which process holds it: fuser -v {self.lock}",
+                hint=f"Find out which process holds it: fuser -v {shlex.quote(self.lock)}",
             )
         try:
             yield handle

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
@@ -82,7 +83,7 @@ class Repository:
                 f"The repository {path} does not exist or is not a directory.",
                 code="repository_missing",
                 hint=f"Make it on this host, owned by the user that runs the backup: install -d -m 0700 -o"
-                f" postgres {path}",
+                f" postgres {shlex.quote(path)}",
             )
         self.users = trusted_users(path)
         refuse_unsafe(path, "The repository", self.users)
@@ -191,7 +192,7 @@ class Cluster:
             raise BackupError(
                 f"The lock of {self.path} was still held after {seconds:.0f} s.",
                 code="catalogue_locked",
-                hint=f"A process hangs while it changes the catalogue: fuser -v {self.path}/lock",
+                hint=f"A process hangs while it changes the catalogue: fuser -v {shlex.quote(self.path + '/lock')}",
             )
         try:
             yield
@@ -371,7 +372,7 @@ class Backup:
             raise BackupError(
                 f"Another process is already working on the backup {self.id} in {self.cluster.path}.",
                 code="busy",
-                hint=f"Find out which process holds it: fuser -v {self.file('lock')}",
+                hint=f"Find out which process holds it: fuser -v {shlex.quote(self.file('lock'))}",
             )
         try:
             yield handle

@@ -11,6 +11,7 @@ Private to pgfleet.basebackup. Room ``_restore``: which backup, the plan, the re
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import typing as t
 
@@ -67,7 +68,7 @@ def check_directory(findings: Findings, path: bytes) -> None:
                 "wrong_owner",
                 f"{printable(path)} belongs to the user {status.st_uid}, this runs as {os.geteuid()}:"
                 " PostgreSQL does not start in another user's directory.",
-                f"Set {option('become_user')} to its owner, or: chown {os.geteuid()} {printable(path)}",
+                f"Set {option('become_user')} to its owner, or: chown {os.geteuid()} {shlex.quote(printable(path))}",
             )
         else:
             obstacle = closed(path)
@@ -81,7 +82,7 @@ def check_directory(findings: Findings, path: bytes) -> None:
         findings.refuse(
             "not_writable",
             f"{printable(path)} cannot be made by the user {user}: {printable(parent)} {obstacle.why}.",
-            f"Make it as root: install -d -m 0700 -o {user} {printable(path)}",
+            f"Make it as root: install -d -m 0700 -o {user} {shlex.quote(printable(path))}",
         )
 
 

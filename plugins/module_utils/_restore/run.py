@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 import typing as t
 
@@ -63,7 +64,7 @@ class RestoreJob(Job):
             raise BackupError(
                 f"Another restore into {os.fsdecode(self._data)} is running.",
                 code="busy",
-                hint=f"Find out which process holds it: fuser -v {self.lock}",
+                hint=f"Find out which process holds it: fuser -v {shlex.quote(self.lock)}",
             )
 
     def done_before(self) -> t.Optional[t.Mapping[str, t.Any]]:

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -150,7 +151,7 @@ class Session:
         return BackupError(
             f"The session process of {self.directory} did not answer within {seconds:.0f} s.",
             code="session_silent",
-            hint=f"Check the process: ps -ef | grep {self.directory}",
+            hint=f"Check the process: ps -ef | grep -F {shlex.quote(self.directory)}",
         )
 
     def wait_started(self) -> dict[str, t.Any]:

@@ -211,6 +211,9 @@ class CommandArchive(Archive):
         self.command = command
 
     def _content(self, name: str) -> t.Optional[bytes]:
+        if not (_segments.is_segment_name(name) or _segments.is_history_name(name)):
+            # The name comes from a record and goes to a shell.
+            raise BackupError(f"{name!r} is not the name of a WAL file.", code="bad_wal_name")
         with tempfile.TemporaryDirectory(prefix="pgfleet-") as folder:
             # The server's %p never ends in the name that it asks for either.
             target = os.path.join(folder, "RECOVERYXLOG")

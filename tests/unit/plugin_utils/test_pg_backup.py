@@ -127,16 +127,6 @@ def test_paths_are_those_of_the_modules() -> None:
     assert decide(start=busy)["handle"]["directory"] == ""
 
 
-def test_paths_that_ansible_has_masked() -> None:
-    """Ansible masks any part of a result that equals the password; then the variables count."""
-    begun = started(repository="VALUE_SPECIFIED_IN_NO_LOG_PARAMETER", directory="/********/in_progress/b1")
-    handle = {"repository": "/srv", "cluster": "main", "owner": "me run 2", "backup_id": "b1"}
-    assert decide(start=begun)["handle"] == {**handle, "directory": "/srv/main/in_progress/b1"}
-    done = decide(start=begun, publish={"directory": "/********/backups/b1", "msg": "Published."})
-    assert done["handle"] == {**handle, "directory": "/srv/main/backups/b1"}
-    assert done["result"]["directory"] == "/srv/main/backups/b1"
-
-
 def test_plan_of_a_primary() -> None:
     answer = decide(catalogue=entry(fresh=False))
     assert answer["plan"] == [

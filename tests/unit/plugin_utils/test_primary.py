@@ -118,14 +118,6 @@ def test_primary_that_does_not_answer(named: str, answer: dict[str, t.Any], msg:
     assert found["problems"] == [{"code": "primary_unknown", "msg": msg, "hint": ""}]
 
 
-def test_address_that_contains_the_password() -> None:
-    """Ansible masks the password in the result, so the switch would go to an address that does not exist."""
-    answer = {"primary": {"login_host": "********-1.example", "login_port": 5432, "problems": []}}
-    (problem,) = find(facts(primary_answer=answer), hostvars())["problems"]
-    assert problem["code"] == "primary_unknown"
-    assert problem["hint"] == "Set pg_backup_primary."
-
-
 @pytest.mark.parametrize(
     "role, mode, external, asks",
     [

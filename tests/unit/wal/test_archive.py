@@ -159,3 +159,15 @@ def test_restore_command_of_the_role(
     script.unlink()
     assert fetch(command, "00000002.history", tmp_path) == 255
     assert restore_command(CommandArchive("anything %f %p", SIZE, None)) == "anything %f %p"
+
+
+@pytest.mark.parametrize(
+    "name", ["x; id;", "$(touch x)", "../00000001000000000000000A", "00000001000000000000000A\n", ""]
+)
+def test_no_other_name_reaches_the_shell(tmp_path: pathlib.Path, name: str) -> None:
+    """A restore_command is run by a shell, and the name may come from a record."""
+    noted = tmp_path / "noted"
+    archive = CommandArchive(f"touch {noted}; : %f %p", SIZE, NUMBER)
+    assert code_of(lambda: archive.holds(name)) == "bad_wal_name"
+    assert code_of(lambda: archive.read(name)) == "bad_wal_name"
+    assert not noted.exists()
