@@ -148,7 +148,7 @@ progress:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import read_progress, session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import progress_of, session_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.copy_process import CopyJob, scan_source
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.checksums import new_hash
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import DONE
@@ -214,7 +214,7 @@ def main() -> None:
                 msg="The files would be copied; the backup is not started yet.",
             )
         record = backup.load()
-        progress = read_progress(backup)
+        progress = progress_of(backup)
         if backup.published or record.state != STARTED:
             return dict(
                 handle(module), changed=False, finished=True, msg=f"The backup {backup.id} has been stopped already."

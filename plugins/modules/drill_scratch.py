@@ -154,8 +154,8 @@ def main() -> None:
         if params["state"] == "sealed":
             changed = True if check_mode else scratch.seal()
             return dict(answer, changed=changed, msg=f"The links of the tablespaces in {scratch.data} {would} sealed.")
-        if marker:
-            answer["warnings"] = [f"{scratch.path} was left by {marker.get('by')} and {would} removed."]
+        if marker and marker.by:
+            answer["warnings"] = [f"{scratch.path} was left by {marker.by} and {would} removed."]
         if not check_mode:
             answer["socket_directory"] = scratch.make(params["run"], params["by"], params["socket_parent"])
         return dict(answer, changed=True, msg=f"{scratch.path} {would} made.")

@@ -207,11 +207,13 @@ def source(sandbox: Sandbox, major: int) -> Source:
 def test_script_beside_the_archive(source: Source) -> None:
     """Whoever put a pgfleet_wal.py there: neither the restore nor the restored server runs it."""
     witness = source.sandbox.root / "witness"
-    for place in (source.cluster, source.archive.parent, source.archive):
-        own_file(place / "pgfleet_wal.py", f"open({str(witness)!r}, 'w').close()\n", 0o755)
+    planted = [folder / "pgfleet_wal.py" for folder in (source.cluster, source.archive.parent, source.archive)]
+    for place in planted:
+        own_file(place, f"open({str(witness)!r}, 'w').close()\n", 0o755)
     with source.copy() as copy:
         assert copy.value("SELECT count(*) FROM pg_class") > 0
-        assert "pgfleet_wal.py" not in (copy.data / "postgresql.auto.conf").read_text()
+        text = (copy.data / "postgresql.auto.conf").read_text()
+        assert not [str(place) for place in planted if str(place) in text]
     assert not witness.exists()
 
 
@@ -254,6 +256,19 @@ def test_foreign_backups(source: Source, file: str) -> None:
                 data_directory=str(source.server.data), delta=True, restore_as="primary", port=None,
             )  # fmt: skip
         source.server.start()
+
+
+def test_archive_that_others_can_write_to(source: Source) -> None:
+    """Who plants WAL there decides what the restored server replays."""
+    place = source.place()
+    source.archive.chmod(0o770)
+    refused = source.refused(place, "unsafe_directory")
+    assert f"chmod go-w {source.archive}" in refused["msg"]
+    source.archive.chmod(0o700)
+    link = source.sandbox.root / "link"
+    link.symlink_to(source.archive)
+    source.refused(place, "unsafe_directory", archive_directory=str(link))
+    source.restored(place)
 
 
 def test_where_the_script_is_installed(source: Source) -> None:

@@ -18,9 +18,14 @@ import socket
 import time
 import typing as t
 
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.copy_record import (
+    Owner,
+    read_copy,
+    read_owner,
+    write_owner,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import utc_sentence
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     COMPLETE,
     FAILED,
@@ -77,11 +82,11 @@ class Activity(t.NamedTuple):
         )
 
 
-def read_progress(backup: Backup) -> dict[str, t.Any]:
-    """Return the record of the copy, ``{}`` when no copy was begun."""
+def progress_of(backup: Backup) -> dict[str, t.Any]:
+    """Return the record of the copy, ``{}`` when no copy was begun or its record cannot be read: it is made again."""
     try:
-        return read_json(backup.file(*COPY_RECORD))
-    except (OSError, ValueError):
+        return read_copy(backup)
+    except BackupError:
         return {}
 
 
@@ -104,21 +109,17 @@ def claim(backup: Backup, owner: t.Optional[str]) -> None:
 
 def claim_locked(backup: Backup, owner: t.Optional[str], take_over: bool = False) -> None:
     """Do what :func:`claim` does; the caller holds the catalogue's lock. ``take_over`` ignores another owner."""
-    path = backup.file("owner.json")
-    try:
-        known = read_json(path)
-    except (OSError, ValueError):
-        known = {}
+    known = read_owner(backup)
     now = time.time()
-    if owner and known.get("owner") not in (None, owner) and not take_over:
+    if owner and known.owner not in (None, owner) and not take_over:
         raise BackupError(
-            f"The backup {backup.id} was taken over by {known['owner']}; this run does not work on it any more.",
+            f"The backup {backup.id} was taken over by {known.owner}; this run does not work on it any more.",
             code="taken_over",
             hint="Nothing is lost: the other run finishes it.",
         )
-    if owner and known.get("owner") != owner:
-        known = {"owner": owner, "since": now}
-    write_json(path, {**known, "seen": now})
+    if owner and known.owner != owner:
+        known = Owner(owner, now)
+    write_owner(backup, known._replace(seen=now))
 
 
 def activity_of(backup: Backup) -> Activity:
@@ -131,32 +132,31 @@ def activity_of(backup: Backup) -> Activity:
         state, reason = record.state, record.error
     except BackupError as exc:
         state, reason = FAILED, exc.msg
-    try:
-        owner = read_json(backup.file("owner.json"))
-    except (OSError, ValueError):
-        owner = {}
-    progress = read_progress(backup)
+    owner = read_owner(backup)
+    progress = progress_of(backup)
+    # Without any record it is what a crash left before there was one, or after everything else was removed.
+    damaged = record is None and os.path.lexists(backup.file("backup.json"))
     here = record is None or record.host == host_name()
-    seen = float(owner.get("seen") or modified(backup.file("backup.json")))
+    seen = owner.seen or modified(backup.file("backup.json"))
     if record and state not in (STOPPED, COMPLETE, FAILED):
         alive_at = max(seen, modified(backup.file(*COPY_RECORD)))
         state, reason = _session_state(backup, here, alive_at, record)
         if state == "running" and progress.get("state") == "done":
             state = "copied"
+        damaged = state == FAILED and session_of(backup).recorded().get("code") == "damaged_session"
     return Activity(
         state=state,
         reason=reason,
         locked=locked,
-        owner=owner.get("owner"),
-        since=owner.get("since"),
+        owner=owner.owner,
+        since=owner.since,
         seen=seen,
         progress=progress,
         here=here,
         source=record.server.data_directory if record else None,
         stopped_at=record.stop.stopped_at if record and record.outcome else None,
         kept=record.kept if record else False,
-        # Without any record it is what a crash left before there was one, or after everything else was removed.
-        damaged=record is None and os.path.lexists(backup.file("backup.json")),
+        damaged=damaged,
         wal=record.wal if record else None,
     )
 

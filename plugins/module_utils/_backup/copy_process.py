@@ -17,6 +17,7 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy as _backup_copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import journal as _backup_journal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import session_of
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.copy_record import COPY_FIELDS
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import manifest as _manifest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir import tree as _tree
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
@@ -47,6 +48,7 @@ class CopyJob(Job):
     noun = "copy"
     verb = "copying"
     again = "Run backup_copy again: the files copied so far are kept."
+    fields = COPY_FIELDS
 
     def __init__(self, backup: Backup, server: Server, options: t.Mapping[str, t.Any]) -> None:
         super().__init__(backup.file("copy"), f"the backup {backup.id}", lock=backup.file("lock"))

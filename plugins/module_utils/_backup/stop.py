@@ -16,10 +16,10 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup import copy_process as _copy_process
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.activity import (
     claim,
-    read_progress,
     session_of,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.adopt import adopt
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.copy_record import read_copy
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.include_wal import include_wal
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.publish import wal_sentence
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import start_of
@@ -56,6 +56,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Stop as StopFacts
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.session import require_alive
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.state import State
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import segments as _segments
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import timelines as _timelines
 
@@ -144,7 +145,7 @@ class Stop:
 
     def _copied_files(self, stopped: bool) -> dict[bytes, _manifest.ManifestFile]:
         """Return the files in the backup, with pg_control. Raises :class:`BackupError` when the copy is not whole."""
-        record = read_progress(self._backup)
+        record = read_copy(self._backup)
         if not record:
             return adopt(self._backup, self._server, stopped, self._algorithm, self._jobs)
         if record["state"] != _host_detached.DONE:
@@ -167,7 +168,7 @@ class Stop:
         release(self._backup, self._record)
         return error
 
-    def _finish(self, state: t.Mapping[str, t.Any], files: dict[bytes, _manifest.ManifestFile]) -> None:
+    def _finish(self, state: State, files: dict[bytes, _manifest.ManifestFile]) -> None:
         backup, server = self._backup, self._server
         label_bytes, map_bytes = bytes.fromhex(state["label_file"]), bytes.fromhex(state["map_file"])
         label, tablespaces = _label.parse_backup_label(label_bytes), _label.parse_tablespace_map(map_bytes)
@@ -201,7 +202,7 @@ class Stop:
 
     def _check(
         self,
-        state: t.Mapping[str, t.Any],
+        state: State,
         label: _label.BackupLabel,
         tablespaces: t.Iterable[int],
     ) -> StartFacts:
@@ -256,7 +257,7 @@ class Stop:
             raise self._void(exc) from exc
 
     def _copy_summary(self, files: t.Mapping[bytes, _manifest.ManifestFile]) -> CopyFacts:
-        progress = read_progress(self._backup)
+        progress = read_copy(self._backup)
         return CopyFacts(
             by=BY_US if progress else BY_USER,
             files=len(files),
@@ -268,9 +269,7 @@ class Stop:
             reused_files=progress.get("reused_files"),
         )
 
-    def _ranges(
-        self, label: _label.BackupLabel, stop_lsn: int, state: t.Mapping[str, t.Any]
-    ) -> tuple[int, list[_timelines.WalRange]]:
+    def _ranges(self, label: _label.BackupLabel, stop_lsn: int, state: State) -> tuple[int, list[_timelines.WalRange]]:
         newest = label.start_timeline
         history: t.Sequence[_timelines.HistoryEntry] = ()
         if label.backup_from == "standby":
@@ -290,7 +289,7 @@ class Stop:
         return timeline, _timelines.wal_ranges(label.start_timeline, label.start_lsn, timeline, stop_lsn, known)
 
     def _describe(self, path: bytes, content: bytes) -> _manifest.ManifestFile:
-        algorithm = read_progress(self._backup).get("checksum_algorithm") or self._algorithm
+        algorithm = read_copy(self._backup).get("checksum_algorithm") or self._algorithm
         digest = _host_checksums.new_hash(algorithm)
         checksum = None
         if digest is not None:

@@ -19,10 +19,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.tree i
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.plain import PlainLayout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.state import State
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 
 
-def refuse_new_tablespaces(backup_id: str, state: t.Mapping[str, t.Any], data_directory: str) -> None:
+def refuse_new_tablespaces(backup_id: str, state: State, data_directory: str) -> None:
     """Raise BackupError, code ``tablespace_created``, when the server has tablespaces that it lacked at the start.
 
     Such a tablespace is not in the map, so replay would use its original location. ``state`` is the session's record.

@@ -26,9 +26,11 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import is_temporary, read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import fields as _fields
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import is_temporary, write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import remove
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import refuse_unsafe
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import check_name
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import pg_ctl as _pg_ctl
 
@@ -40,6 +42,8 @@ END_SECONDS = 30
 # A socket's path has at most 107 bytes, the server's part of it is .s.PGSQL.5432.
 LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.65535")
 
+_LARGEST = 1 << 16  # bytes of a marker
+
 CONFIGURATION = {
     # They replace the source's, which may include others or name directories of the live server.
     "postgresql.conf": "# The settings of a restore drill are in postgresql.auto.conf.\n",
@@ -49,10 +53,19 @@ CONFIGURATION = {
 }
 
 
+class Marker(t.NamedTuple):
+    """What a drill writes about itself; all empty in a directory that it had only begun to make or to remove."""
+
+    run: str = ""
+    by: str = ""
+    socket_directory: str = ""
+
+
 class Scratch:
     """The scratch directory of a cluster's drills below ``directory``.
 
-    Raises :class:`BackupError`, code ``bad_path`` or ``bad_name``, for a directory or a name that cannot be used.
+    Raises :class:`BackupError`, code ``bad_path``, ``bad_name`` or ``unsafe_directory``, for a directory or a name that
+    cannot be used.
     """
 
     def __init__(self, directory: str, cluster: str) -> None:
@@ -64,6 +77,8 @@ class Scratch:
                 hint="Make it for the user that runs the drill: install -d -m 0700 -o postgres"
                 f" {shlex.quote(directory)}",
             )
+        # Who can exchange it there could make a drill stop or remove another server.
+        refuse_unsafe(directory, "The directory for drills")
         self.path = os.path.join(os.path.realpath(directory), f"{cluster}.drill")
 
     def file(self, *parts: str) -> str:
@@ -87,8 +102,8 @@ class Scratch:
             "log_file": self.file("run", "log"),
         }
 
-    def marker(self) -> t.Optional[dict[str, t.Any]]:
-        """Return the contents of the marker, {} for an empty directory, None without a directory.
+    def marker(self) -> t.Optional[Marker]:
+        """Return the contents of the marker, an empty one for an empty directory, None without a directory.
 
         Raises :class:`BackupError`, code ``not_a_drill``, for a directory that no drill has made.
         """
@@ -96,11 +111,16 @@ class Scratch:
             status = os.lstat(self.path)
         except FileNotFoundError:
             return None
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, _fields.Wrong):
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 names = os.listdir(self.path)
                 # A drill that died while making or removing the directory leaves no more than this.
-                return {} if all(map(is_temporary, names)) else read_json(self.file(MARKER))
+                if all(map(is_temporary, names)):
+                    return Marker()
+                if not any(os.path.islink(self.file(name)) for name in names):
+                    content = _fields.read_object(self.file(MARKER), _LARGEST, {os.geteuid()})
+                    texts = {name: _fields.field(content, name, _fields.text()) for name in Marker._fields}
+                    return Marker(**texts)
         raise BackupError(
             f"{self.path} is not the scratch directory of a drill by this user: it has no readable {MARKER}.",
             code="not_a_drill",
@@ -144,7 +164,7 @@ class Scratch:
     def remove(self, run: t.Optional[str], check_mode: bool = False) -> bool:
         """Stop the server and remove the directory of the drill ``run`` (None: any); return whether there was one."""
         marker = self.marker()
-        if marker is None or (run is not None and marker.get("run") != run):
+        if marker is None or (run is not None and marker.run != run):
             return False
         if check_mode:
             return True
@@ -154,7 +174,7 @@ class Scratch:
             os.chmod(self.file("data", "pg_tblspc"), 0o700)
         for name in sorted(os.listdir(self.path), key=lambda one: one == MARKER):
             if name == MARKER:
-                _remove_socket(str(marker.get("socket_directory")))
+                _remove_socket(marker.socket_directory)
             remove(self.file(name))
         os.rmdir(self.path)
         return True

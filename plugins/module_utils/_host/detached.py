@@ -18,13 +18,14 @@ import os
 import shlex
 import signal
 import time
+import types
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import fields as _fields
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import (
     make_directory,
     printable,
-    read_json,
     replacing,
     write_bytes,
     write_json,
@@ -32,6 +33,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files imp
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked, take_lock
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.program import close_descriptors
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import trusted_users
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 RECORD = "progress.json"
@@ -39,7 +41,41 @@ RECORD_INTERVAL = 0.5
 POLL_INTERVAL = 0.1
 BEGIN_SECONDS = 5.0
 RESERVE_BYTES = 16384
+LARGEST = 64 << 20  # bytes of a record
 PROGRESS = ("percent", "done_bytes", "total_bytes", "bytes_per_second", "seconds_left")
+
+
+# What every record has; each kind of work adds its own fields. Times are in seconds since 1970.
+_COMMON: t.Dict[str, _fields.Check[t.Any]] = {
+    "pid": _fields.integer(1, 1 << 31),
+    "started_at": _fields.timestamp,
+    "finished_at": _fields.timestamp,
+    "total_bytes": _fields.byte_count,
+    "total_files": _fields.byte_count,
+    "done_bytes": _fields.byte_count,
+    "done_files": _fields.byte_count,
+    "percent": _fields.number(0, _fields.MOST_SECONDS),
+    "bytes_per_second": _fields.number(0, _fields.MOST_BYTES),
+    "seconds_left": _fields.number(0, _fields.MOST_BYTES),
+    "error": _fields.text(),
+    "code": _fields.text(100),
+    "hint": _fields.text(),
+    "details": _fields.mapping_of(_fields.text(100), _fields.json_value),
+}
+
+
+def read_progress(folder: str, more: t.Mapping[str, _fields.Check[t.Any]]) -> t.Dict[str, t.Any]:
+    """Return the record in ``folder``: ``state``, the values above and those that ``more`` checks; no others.
+
+    ``{}`` when the work was never begun. Raises OSError, and ``_fields.Wrong`` naming the field.
+    """
+    try:
+        content = _fields.read_object(os.path.join(folder, RECORD), LARGEST, trusted_users(folder))
+    except FileNotFoundError:
+        return {}
+    found = _fields.known(content, **{**_COMMON, **more})
+    found["state"] = _fields.field(content, "state", _fields.one_of(RUNNING, DONE, FAILED))
+    return found
 
 
 class Recorder:
@@ -126,6 +162,8 @@ class Job:
     noun = "work"
     verb = "working on"
     again = ""
+    # The checks of what the work adds to its record.
+    fields: t.Mapping[str, _fields.Check[t.Any]] = types.MappingProxyType({})
     # Whether the process removes its folder when it has succeeded; the result is then kept elsewhere.
     removes_folder = False
 
@@ -206,10 +244,10 @@ class Job:
             self.join()
 
     def read(self) -> dict[str, t.Any]:
-        """Return the record, ``{}`` when the work was never begun."""
+        """Return the record, ``{}`` when the work was never begun or its record cannot be read: it is begun again."""
         try:
-            return read_json(os.path.join(self.folder, RECORD))
-        except (OSError, ValueError):
+            return read_progress(self.folder, self.fields)
+        except (OSError, _fields.Wrong):
             return {}
 
     def make_folder(self) -> None:
@@ -301,7 +339,7 @@ class Job:
             # While the lock is held, this is an earlier record, or the process is about to end.
             if record.get("state") == FAILED and not locked:
                 raise BackupError(
-                    f"The {self.noun} of {self._subject} failed: {record['error']}",
+                    f"The {self.noun} of {self._subject} failed: {record.get('error')}",
                     code=record.get("code") or f"{self.noun}_failed",
                     hint=record.get("hint") or "",
                     **{**(record.get("details") or {}), "progress": record},

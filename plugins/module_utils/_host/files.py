@@ -188,15 +188,6 @@ def write_json(path: str, content: t.Mapping[str, t.Any]) -> None:
     write_bytes(path, json.dumps(content, indent=2, sort_keys=True).encode("ascii") + b"\n")
 
 
-def read_json(path: str) -> dict[str, t.Any]:
-    """Read what :func:`write_json` wrote. Raises OSError, or ValueError when it is not a JSON object."""
-    with open(path, "rb") as stream:
-        content = json.load(stream)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
-
-
 def read_small(path: str, most: int, users: t.Optional[t.AbstractSet[int]] = None) -> bytes:
     """Read a regular file of at most ``most`` bytes, not through a link. Raises OSError for any other file.
 

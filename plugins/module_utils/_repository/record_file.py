@@ -17,8 +17,8 @@ import types
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository import fields as _fields
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.fields import Wrong, field, optional
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import fields as _fields
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.fields import Wrong, field, optional
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import (
     ARCHIVE,
     BY_US,
@@ -45,6 +45,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.rec
     Stop,
     WalProof,
 )
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import fields as _wal_fields
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import format_lsn
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.timelines import WalRange
 
@@ -63,7 +64,7 @@ def parse_cluster(data: bytes, path: str) -> ClusterRecord:
     try:
         content = _fields.load_object(data)
         _check_schema(content, path)
-        return ClusterRecord(field(content, "system_identifier", _fields.system_identifier))
+        return ClusterRecord(field(content, "system_identifier", _wal_fields.system_identifier))
     except Wrong as exc:
         raise BackupError(f"{path}/cluster.json is damaged: {exc}.", code="damaged_cluster") from exc
 
@@ -148,7 +149,7 @@ def _server(content: t.Any) -> Server:
         version=field(content, "version", _fields.text(200)),
         major=field(content, "major", _fields.integer(1, 999)),
         role=field(content, "role", _fields.one_of("primary", "standby")),
-        system_identifier=field(content, "system_identifier", _fields.system_identifier),
+        system_identifier=field(content, "system_identifier", _wal_fields.system_identifier),
         data_directory=field(content, "data_directory", _fields.location),
         stats_temp_directory=optional(content, "stats_temp_directory", _fields.text(_fields.LONGEST_PATH)),
         wal_segment_size=field(content, "wal_segment_size", _fields.power_of_two(1 << 20, 1 << 30)),
@@ -189,7 +190,7 @@ def _outcome(content: t.Any) -> Outcome:
         start=field(content, "start", _start),
         copy=field(content, "copy", _copy),
         stop=field(content, "stop", _stop),
-        required_wal=field(content, "required_wal", _fields.list_of(_fields.wal_name)),
+        required_wal=field(content, "required_wal", _fields.list_of(_wal_fields.wal_name)),
     )
     if outcome.stop.lsn < outcome.start.lsn:
         raise Wrong(f"lies before the start, {format_lsn(outcome.start.lsn)}", "stop.stop_lsn")
@@ -200,9 +201,9 @@ def _outcome(content: t.Any) -> Outcome:
 
 def _start(content: t.Any) -> Start:
     return Start(
-        lsn=field(content, "start_lsn", _fields.lsn),
-        wal_file=field(content, "start_wal_file", _fields.wal_name),
-        timeline=field(content, "timeline", _fields.timeline),
+        lsn=field(content, "start_lsn", _wal_fields.lsn),
+        wal_file=field(content, "start_wal_file", _wal_fields.wal_name),
+        timeline=field(content, "timeline", _wal_fields.timeline),
         from_standby=field(content, "from_standby", _fields.boolean),
         started_at=field(content, "started_at", _fields.timestamp),
     )
@@ -231,13 +232,13 @@ def _special_file(content: t.Any) -> SpecialFile:
 
 def _stop(content: t.Any) -> Stop:
     return Stop(
-        lsn=field(content, "stop_lsn", _fields.lsn),
-        timeline=field(content, "timeline", _fields.timeline),
+        lsn=field(content, "stop_lsn", _wal_fields.lsn),
+        timeline=field(content, "timeline", _wal_fields.timeline),
         stopped_at=field(content, "stopped_at", _fields.timestamp),
         wal_ranges=field(content, "wal_ranges", _fields.list_of(_wal_range)),
         manifest_checksum=field(content, "manifest_checksum", _fields.matching(_SHA256, "a SHA-256")),
         tablespaces=types.MappingProxyType(
-            field(content, "tablespaces", _fields.mapping_of(_fields.oid, _tablespace_location))
+            field(content, "tablespaces", _fields.mapping_of(_wal_fields.oid, _tablespace_location))
         ),
     )
 
@@ -248,19 +249,19 @@ def _tablespace_location(value: t.Any) -> bytes:
 
 def _wal_range(content: t.Any) -> WalRange:
     return WalRange(
-        field(content, "timeline", _fields.timeline),
-        field(content, "start", _fields.lsn),
-        field(content, "end", _fields.lsn),
+        field(content, "timeline", _wal_fields.timeline),
+        field(content, "start", _wal_fields.lsn),
+        field(content, "end", _wal_fields.lsn),
     )
 
 
 def _wal_proof(content: t.Any) -> WalProof:
-    checksums = _fields.mapping_of(_fields.wal_name, _fields.matching(_SHA256, "a SHA-256"))
+    checksums = _fields.mapping_of(_wal_fields.wal_name, _fields.matching(_SHA256, "a SHA-256"))
     return WalProof(
-        archived=field(content, "archived", _fields.list_of(_fields.wal_name)),
+        archived=field(content, "archived", _fields.list_of(_wal_fields.wal_name)),
         method=field(content, "method", _fields.text(100)),
         source=field(content, "source", _fields.text()),
-        system_identifier=field(content, "system_identifier", _fields.system_identifier),
+        system_identifier=field(content, "system_identifier", _wal_fields.system_identifier),
         proven_at=field(content, "proven_at", _fields.timestamp),
         sha256=types.MappingProxyType(optional(content, "sha256", checksums) or {}),
     )
@@ -290,7 +291,7 @@ def _drill(content: t.Any) -> Drill:
         host=field(content, "host", text),
         recovered_to_lsn=optional(content, "recovered_to_lsn", _lsn_text),
         last_transaction_at=optional(content, "last_transaction_at", text),
-        timeline=optional(content, "timeline", _fields.timeline),
+        timeline=optional(content, "timeline", _wal_fields.timeline),
         target=optional(content, "target", text),
         seconds=optional(content, "seconds", _fields.seconds),
         msg=optional(content, "msg", text),
@@ -299,7 +300,7 @@ def _drill(content: t.Any) -> Drill:
 
 
 def _lsn_text(value: t.Any) -> str:
-    return format_lsn(_fields.lsn(value))
+    return format_lsn(_wal_fields.lsn(value))
 
 
 def _drill_check(content: t.Any) -> DrillCheck:

@@ -17,6 +17,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import paths as _paths
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import inside
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import refuse_unsafe
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import places as _places
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore import room as _room
@@ -102,6 +103,9 @@ def _open_archive(cluster: Cluster, params: t.Mapping[str, t.Any]) -> t.Optional
     # Without a backup it does not matter.
     size = sizes[-1] if sizes else 16 << 20
     directory = cluster.archive_directory(params["archive_directory"], params["restore_command"])
+    if directory:
+        # Who can write there decides what the restored server replays, as its superuser.
+        refuse_unsafe(directory, "The archive", cluster.repository.users)
     return open_archive(directory, params["restore_command"], size, int(known) if known else None)
 
 

@@ -11,19 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import ControlFile, read_control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_json, write_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import fields as _fields
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import write_json
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.paths import identity, identity_of, same
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import trusted_users
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import NAME
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findings import Findings
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import CONTROL, RECORD, WORK, is_empty
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import fields as _wal_fields
 
 # It exists when the old cluster has no WAL left in pg_wal.
 WAL_SAVED = b"wal_saved"
 REQUEST = b"request.json"
 SCHEMA = 1
+_LARGEST = 64 << 20  # bytes
+_digest = _fields.matching(re.compile(r"[0-9a-f]{64}\Z"), "a digest")
+_name = _fields.matching(NAME, "a plain name")
 # The states of the target directory.
 EMPTY, INTERRUPTED, CLUSTER, OTHER = "empty", "interrupted", "cluster", "other"
 
@@ -86,18 +94,25 @@ def digest_of(params: t.Mapping[str, t.Any]) -> str:
 
 
 def read_record(data: bytes) -> t.Optional[Record]:
-    """Return the record of the finished restore of this directory, None when there is none.
+    """Return the record of the finished restore of this directory, None when there is none that can be read.
 
     The record in a copy of the directory does not count, nor does that of an unfinished restore.
     """
     try:
-        content = read_json(os.fsdecode(data + b"/" + RECORD))
-        if not same((content["device"], content["inode"]), identity(data)):
+        content = _fields.read_object(os.fsdecode(data + b"/" + RECORD), _LARGEST, trusted_users(os.fsdecode(data)))
+        number = _fields.integer(0, 1 << 64)
+        found = (_fields.field(content, "device", number), _fields.field(content, "inode", number))
+        if not same(found, identity(data)) or not os.path.lexists(data + b"/" + CONTROL):
             return None
-        if not os.path.lexists(data + b"/" + CONTROL):
-            return None
-        return Record(**{name: content[name] for name in Record._fields})
-    except (OSError, ValueError, KeyError):
+        return Record(
+            digest=_fields.field(content, "digest", _digest),
+            backup_id=_fields.field(content, "backup_id", _name),
+            restore_as=_fields.field(content, "restore_as", _fields.one_of("primary", "standby", "copy")),
+            restored_at=_fields.field(content, "restored_at", _fields.timestamp),
+            run_id=_fields.optional(content, "run_id", _fields.text(1000)),
+            result=_fields.field(content, "result", _fields.mapping_of(_fields.text(100), _fields.json_value)),
+        )
+    except (OSError, _fields.Wrong):
         return None
 
 
@@ -110,18 +125,28 @@ def write_record(data: bytes, record: Record) -> None:
 
 def read_request(data: bytes) -> Request:
     """Return the request of the restore that is running, or was interrupted, in ``data``."""
+    path = os.fsdecode(data + b"/" + WORK + b"/" + REQUEST)
+    spaces = _fields.mapping_of(lambda oid: str(_wal_fields.oid(oid)), _fields.location)
     try:
-        content = read_json(os.fsdecode(data + b"/" + WORK + b"/" + REQUEST))
-    except (OSError, ValueError):
+        content = _fields.read_object(path, _LARGEST, trusted_users(os.fsdecode(data)))
+        return Request(
+            digest=_fields.field(content, "digest", _digest),
+            backup_id=_fields.field(content, "backup_id", _name),
+            spaces=_fields.field(content, "spaces", spaces),
+            save_wal_to=os.fsencode(_fields.field(content, "save_wal_to", _location_or_none)),
+            wal_from=tuple(map(os.fsencode, _fields.field(content, "wal_from", _fields.list_of(_fields.location)))),
+            system_identifier=_fields.optional(content, "system_identifier", _identifier_or_none) or "",
+        )
+    except (OSError, _fields.Wrong):
         return Request()
-    return Request(
-        digest=content.get("digest", ""),
-        backup_id=content.get("backup_id", ""),
-        spaces=content.get("spaces", {}),
-        save_wal_to=os.fsencode(content.get("save_wal_to", "")),
-        wal_from=tuple(map(os.fsencode, content.get("wal_from", []))),
-        system_identifier=str(content.get("system_identifier", "")),
-    )
+
+
+def _location_or_none(value: t.Any) -> str:
+    return "" if value == "" else _fields.location(value)
+
+
+def _identifier_or_none(value: t.Any) -> str:
+    return "" if value == "" else _wal_fields.system_identifier(value)
 
 
 def write_request(data: bytes, request: Request) -> None:

@@ -20,15 +20,18 @@ import time
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import new_directory, read_json
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import fields as _fields
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import new_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import trusted_users
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server import connection as _connection
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._session import keeper as _keeper
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._session.state import LARGEST, State, parse_state
 
 ANSWER_SECONDS = 10.0
 READY_SECONDS = 30.0
 
-LOST = {
+LOST: State = {
     "state": "failed",
     "code": "session_killed",
     "error": "The session process ended without recording a result: it was killed, or the host was restarted.",
@@ -92,12 +95,23 @@ class Session:
         """Return whether the session process runs."""
         return is_locked(os.path.join(self.directory, "lock"))
 
-    def recorded(self) -> dict[str, t.Any]:
-        """Return what the process has recorded, ``{}`` when it has recorded nothing."""
+    def recorded(self) -> State:
+        """Return what the process has recorded, ``{}`` when it has recorded nothing.
+
+        A record that cannot be read is the state ``failed`` with the code ``damaged_session``.
+        """
+        path = os.path.join(self.directory, "state.json")
         try:
-            return read_json(os.path.join(self.directory, "state.json"))
-        except (OSError, ValueError):
+            return parse_state(_fields.read_object(path, LARGEST, trusted_users(self.directory)))
+        except FileNotFoundError:
             return {}
+        except (OSError, _fields.Wrong) as exc:
+            return {
+                "state": "failed",
+                "code": "damaged_session",
+                "error": f"The record of the session, {path}, cannot be read: {exc}.",
+                "sqlstate": None,
+            }
 
     def _connect(self, seconds: float) -> socket.socket:
         folder = os.open(self.directory, os.O_RDONLY)
@@ -113,13 +127,16 @@ class Session:
             os.close(folder)
         return client
 
-    def _final(self) -> dict[str, t.Any]:
+    def _final(self) -> State:
         content = self.recorded()
         if content.get("state") in _keeper.FINAL_STATES:
             return content
-        return {**content, **LOST, "failed_in": content.get("state")}
+        lost = content.copy()
+        lost.update(LOST)
+        lost["failed_in"] = content.get("state")
+        return lost
 
-    def ask(self, action: str, renew: bool = True, seconds: float = ANSWER_SECONDS) -> dict[str, t.Any]:
+    def ask(self, action: str, renew: bool = True, seconds: float = ANSWER_SECONDS) -> State:
         """Send ``status``, ``stop``, ``release`` or ``abort`` and return the session's state.
 
         The state of a session that died before it was stopped is ``failed``.
@@ -132,12 +149,12 @@ class Session:
             try:
                 with self._connect(seconds) as client:
                     client.sendall(request)
-                    line = client.makefile("rb").readline()
+                    line = client.makefile("rb").readline(LARGEST)
                 if line:
-                    return t.cast("dict[str, t.Any]", json.loads(line))
+                    return parse_state(_fields.load_object(line))
             except socket.timeout as exc:
                 raise self._silent(seconds) from exc
-            except (OSError, ValueError):
+            except (OSError, _fields.Wrong):
                 pass
             # No socket, or it was closed: the process has ended, is about to, or does not listen yet. Only its lock
             # decides: a living session must never pass for a dead one.
@@ -154,7 +171,7 @@ class Session:
             hint=f"Check the process: ps -ef | grep -F {shlex.quote(self.directory)}",
         )
 
-    def wait_started(self) -> dict[str, t.Any]:
+    def wait_started(self) -> State:
         """Wait until the server is in backup mode, as long as the checkpoint takes. Raises :class:`BackupError`."""
         while True:
             state = self.ask("status")
@@ -170,8 +187,8 @@ class Session:
             client = self._connect(ANSWER_SECONDS)
             client.sendall(b'{"do": "watch", "renew": true}\n')
             stream = client.makefile("rb")
-            state = json.loads(stream.readline())
-        except (OSError, ValueError) as exc:
+            state = parse_state(_fields.load_object(stream.readline(LARGEST)))
+        except (OSError, _fields.Wrong) as exc:
             require_alive(self.ask("status"))
             raise self._silent(ANSWER_SECONDS) from exc
         require_alive(state)
@@ -198,7 +215,7 @@ class Watch:
         self._client.close()
 
 
-def require_alive(state: t.Mapping[str, t.Any]) -> None:
+def require_alive(state: State) -> None:
     """Raise :class:`BackupError` with the session's own reason unless ``state`` is that of a session in backup mode."""
     if state["state"] == "failed":
         sqlstate = f" (SQLSTATE {state['sqlstate']})" if state.get("sqlstate") else ""

@@ -14,9 +14,11 @@ import os
 import stat
 import tempfile
 import time
+import types
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import fields as _fields
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trees import discard
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Backup, Cluster
@@ -36,6 +38,7 @@ class VerificationJob(Job):
     noun = "verification"
     verb = "verifying"
     again = "Verify it again; nothing was changed."
+    fields = types.MappingProxyType({"backup_id": _fields.text(100), "result": _fields.json_value})
 
     def __init__(self, cluster: Cluster, backup_id: str, run_id: str, options: Options) -> None:
         self._cluster = cluster

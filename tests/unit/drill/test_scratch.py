@@ -12,6 +12,7 @@ import tempfile
 import typing as t
 
 import pytest
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._drill import scratch as _drill_scratch
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._drill.scratch import MARKER, Scratch
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 
@@ -160,7 +161,10 @@ def test_crash_while_making(tmp_path: pathlib.Path, sockets: pathlib.Path) -> No
         assert list(parent(scratch).iterdir()) == [], where
 
 
-def test_crash_while_removing(tmp_path: pathlib.Path, sockets: pathlib.Path) -> None:
+def test_crash_while_removing(tmp_path: pathlib.Path, sockets: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No server runs here, and each look for one reads all of /proc.
+    monkeypatch.setattr(_drill_scratch._pg_ctl, "stop", lambda *_: None)
+
     def prepare(folder: pathlib.Path) -> Scratch:
         scratch = Scratch(str(folder), "main")
         scratch.make("first", "me", str(sockets))
@@ -172,3 +176,30 @@ def test_crash_while_removing(tmp_path: pathlib.Path, sockets: pathlib.Path) -> 
         assert not os.path.exists(scratch.path), where
         assert list(sockets.iterdir()) == [], where
         assert files_below(pathlib.Path(scratch.path).parent) == {"live/rows"}, where
+
+
+def test_directories_that_are_not_a_drills(tmp_path: pathlib.Path, sockets: pathlib.Path) -> None:
+    """A link in it could lead to a live server, which the removal would stop; others must not exchange it."""
+    scratch = Scratch(str(tmp_path), "main")
+    scratch.make("first", "me", str(sockets))
+    live = tmp_path / "live"
+    live.mkdir()
+    os.symlink(live, scratch.data)
+    with pytest.raises(BackupError) as caught:
+        scratch.remove("first")
+    assert caught.value.code == "not_a_drill"
+    os.unlink(scratch.data)
+    marker = pathlib.Path(scratch.file(MARKER))
+    good = marker.read_text()
+    for content in ("{", "[]", '{"run": 1, "by": "x", "socket_directory": "/tmp"}', '{"run": "first"}'):
+        marker.write_text(content)
+        with pytest.raises(BackupError) as caught:
+            scratch.remove("first")
+        assert caught.value.code == "not_a_drill", content
+    marker.write_text(good)
+    tmp_path.chmod(0o770)
+    with pytest.raises(BackupError) as caught:
+        Scratch(str(tmp_path), "main")
+    assert caught.value.code == "unsafe_directory"
+    tmp_path.chmod(0o700)
+    assert scratch.remove("first")

@@ -11,11 +11,13 @@ import os
 import pathlib
 import signal
 import time
+import types
 import typing as t
 
 import pytest
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import detached as _job
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host import fields as _fields
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.detached import Job, Recorder, Step
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.locks import is_locked
 
@@ -30,6 +32,7 @@ class Restoring(Job):
     noun = "restore"
     verb = "restoring"
     again = "Run it again."
+    fields = types.MappingProxyType(dict.fromkeys(("phase", "files", "pids", "cwd", "open"), _fields.json_value))
 
     def __init__(self, folder: str, given: Work, lock: str | None = None) -> None:
         super().__init__(folder, "the directory /srv", lock)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 
@@ -25,8 +26,9 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.record
     write_request,
 )
 
-RECORD = Record("d1", "b1", "primary", 1.5, None, {"plan": {}})
-REQUEST = Request("d1", "b1", {"16385": "/srv/a"}, os.fsencode("/saved/caf\udce9"), (b"/wal/\xe9",))
+DIGEST = "d1" * 32
+RECORD = Record(DIGEST, "b1", "primary", 1.5, None, {"plan": {}})
+REQUEST = Request(DIGEST, "b1", {"16385": "/srv/a"}, os.fsencode("/saved/caf\udce9"), (b"/wal/\xe9",))
 
 
 @pytest.fixture
@@ -51,6 +53,31 @@ def test_a_record_counts_with_its_control_file(data: bytes) -> None:
     for name in (b"/pgfleet_restore.json", b"/global/pg_control"):
         os.rename(data + b".old" + name, data + name)
     assert read_record(data) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"digest": "x"}, {"backup_id": "../x"}, {"restore_as": "root"}, {"restored_at": "now"}, {"restored_at": 1e300},
+     {"run_id": 1}, {"result": []}, {"inode": "x"}, {"device": True}],
+)  # fmt: skip
+def test_a_record_with_a_wrong_value_is_none(data: bytes, changes: dict[str, object]) -> None:
+    write_record(data, RECORD)
+    touch(data + b"/global/pg_control")
+    place = pathlib.Path(os.fsdecode(data), "pgfleet_restore.json")
+    place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+    assert read_record(data) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"digest": "x"}, {"backup_id": "a/b"}, {"spaces": {"../1": "/srv"}}, {"spaces": {"1": "srv"}},
+     {"wal_from": ["wal"]}, {"save_wal_to": "saved"}, {"system_identifier": "$(id)"}],
+)  # fmt: skip
+def test_a_request_with_a_wrong_value_is_none(data: bytes, changes: dict[str, object]) -> None:
+    write_request(data, REQUEST)
+    place = pathlib.Path(os.fsdecode(data), "pgfleet_restore", "request.json")
+    place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+    assert read_request(data) == Request()
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"device": 1, "inode": 1}'])

@@ -1,11 +1,11 @@
 # Copyright (c) 2026, pgfleet.basebackup contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks of the values of a record. Each returns the typed value, or raises an error that names the field.
+"""Checks of the values of a JSON record. Each returns the typed value, or raises an error that names the field.
 
-Private to pgfleet.basebackup. Room ``_repository``: backups on disk, their records and their locks; it knows no server.
+Private to pgfleet.basebackup. Room ``_host``: files, locks, workers and detached processes; it knows no PostgreSQL.
 
-It knows JSON and the grammar of PostgreSQL's names, but no record.
+The checks of PostgreSQL's names and positions are in ``_wal/fields.py``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ import re
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.clock import parse_utc
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.segments import (
-    is_history_name,
-    is_segment_name,
-    parse_lsn,
-)
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import read_small
 
 LONGEST_PATH = 4096
 LONGEST_TEXT = 100_000
@@ -32,8 +28,7 @@ LAST_TIME = 253402300799.0
 # No number in a record has more digits; int() of a long text takes quadratic time.
 _MOST_DIGITS = 20
 _SHOWN = 80
-_IDENTIFIER = re.compile(r"[0-9]{1,20}\Z")
-_OID = re.compile(r"[1-9][0-9]{0,9}\Z")
+_HEX = re.compile(r"(?:[0-9a-f]{2})*\Z")
 T = t.TypeVar("T")
 Check = t.Callable[[t.Any], T]
 
@@ -55,7 +50,8 @@ class Wrong(Exception):
         return f"{self.field} {self.problem}".strip()
 
 
-def _not(value: t.Any, what: str) -> Wrong:
+def not_a(value: t.Any, what: str) -> Wrong:
+    """Return the error for a value that is not ``what``."""
     shown = repr(value[:_SHOWN] if isinstance(value, (str, list)) else value)
     return Wrong(f"is {shown if len(shown) <= 2 * _SHOWN else shown[:_SHOWN] + '...'}, not {what}")
 
@@ -77,7 +73,7 @@ def _parse_int(digits: str) -> float:
 def field(content: t.Any, name: str, check: Check[T]) -> T:
     """Return the checked value ``name`` of a JSON object. Raises :class:`Wrong`, also when it is missing."""
     if not isinstance(content, dict):
-        raise _not(content, "an object")
+        raise not_a(content, "an object")
     if name not in content:
         raise Wrong("is missing", name)
     try:
@@ -91,16 +87,21 @@ def optional(content: t.Any, name: str, check: Check[T]) -> t.Optional[T]:
     return None if isinstance(content, dict) and content.get(name) is None else field(content, name, check)
 
 
+def read_object(path: str, most: int, users: t.Optional[t.AbstractSet[int]] = None) -> t.Any:
+    """Return the JSON in a regular file of at most ``most`` bytes, as :func:`read_small`. Raises OSError, Wrong."""
+    return load_object(read_small(path, most, users))
+
+
 def text(longest: int = LONGEST_TEXT) -> Check[str]:
     """Check for text without NUL, of at most ``longest`` characters; surrogates stand for a file name's bytes."""
 
     def check(value: t.Any) -> str:
         if not isinstance(value, str) or len(value) > longest or "\0" in value:
-            raise _not(value, f"text of at most {longest} characters")
+            raise not_a(value, f"text of at most {longest} characters")
         try:
             value.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as exc:
-            raise _not(value, "text that can be written as UTF-8") from exc
+            raise not_a(value, "text that can be written as UTF-8") from exc
         return value
 
     return check
@@ -111,7 +112,7 @@ def matching(pattern: t.Pattern[str], what: str) -> Check[str]:
 
     def check(value: t.Any) -> str:
         if not isinstance(value, str) or not pattern.match(value):
-            raise _not(value, what)
+            raise not_a(value, what)
         return value
 
     return check
@@ -122,7 +123,7 @@ def one_of(*values: str) -> Check[str]:
 
     def check(value: t.Any) -> str:
         if not isinstance(value, str) or value not in values:
-            raise _not(value, " or ".join(values))
+            raise not_a(value, " or ".join(values))
         return value
 
     return check
@@ -131,7 +132,7 @@ def one_of(*values: str) -> Check[str]:
 def boolean(value: t.Any) -> bool:
     """Check for true or false."""
     if not isinstance(value, bool):
-        raise _not(value, "true or false")
+        raise not_a(value, "true or false")
     return value
 
 
@@ -140,7 +141,7 @@ def integer(low: int, high: int) -> Check[int]:
 
     def check(value: t.Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise _not(value, f"a whole number from {low} to {high}")
+            raise not_a(value, f"a whole number from {low} to {high}")
         return value
 
     return check
@@ -151,7 +152,7 @@ def number(low: float, high: float) -> Check[float]:
 
     def check(value: t.Any) -> float:
         if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-            raise _not(value, f"a number from {low:g} to {high:g}")
+            raise not_a(value, f"a number from {low:g} to {high:g}")
         return float(value)
 
     return check
@@ -160,7 +161,6 @@ def number(low: float, high: float) -> Check[float]:
 seconds = number(0, MOST_SECONDS)
 timestamp = number(0, LAST_TIME)  # seconds since 1970
 byte_count = integer(0, MOST_BYTES)
-timeline = integer(1, 0xFFFFFFFF)
 
 
 def power_of_two(low: int, high: int) -> Check[int]:
@@ -169,45 +169,16 @@ def power_of_two(low: int, high: int) -> Check[int]:
     def check(value: t.Any) -> int:
         checked = integer(low, high)(value)
         if checked & (checked - 1):
-            raise _not(value, "a power of two")
+            raise not_a(value, "a power of two")
         return checked
 
     return check
 
 
-def lsn(value: t.Any) -> int:
-    """Check for the text of an LSN, and return it as the number of the byte."""
-    try:
-        return parse_lsn(text(17)(value))
-    except (Wrong, ValueError) as exc:
-        raise _not(value, "an LSN") from exc
-
-
-def wal_name(value: t.Any) -> str:
-    """Check for the name of a WAL segment or of a timeline's history."""
-    if not isinstance(value, str) or not (is_segment_name(value) or is_history_name(value)):
-        raise _not(value, "the name of a WAL segment or a timeline history file")
-    return value
-
-
-def oid(value: t.Any) -> int:
-    """Check for the digits of an oid, the name of a tablespace's directory."""
-    if not isinstance(value, str) or not _OID.match(value) or int(value) > 0xFFFFFFFF:
-        raise _not(value, "an oid")
-    return int(value)
-
-
-def system_identifier(value: t.Any) -> str:
-    """Check for the digits of a system identifier."""
-    if not isinstance(value, str) or not _IDENTIFIER.match(value) or int(value) >= 1 << 64:
-        raise _not(value, "a system identifier")
-    return value
-
-
 def location(value: t.Any) -> str:
     """Check for an absolute path."""
     if not text(LONGEST_PATH)(value).startswith("/"):
-        raise _not(value, "an absolute path")
+        raise not_a(value, "an absolute path")
     return t.cast(str, value)
 
 
@@ -219,7 +190,7 @@ def location_or_nothing(value: t.Any) -> str:
 def path_below(value: t.Any) -> str:
     """Check for a relative path of which no component leaves the directory."""
     if {"", ".", ".."} & set(text(LONGEST_PATH)(value).split("/")):
-        raise _not(value, "a path below the data directory")
+        raise not_a(value, "a path below the data directory")
     return t.cast(str, value)
 
 
@@ -228,7 +199,7 @@ def utc_text(value: t.Any) -> str:
     try:
         parse_utc(text(64)(value))
     except (Wrong, ValueError) as exc:
-        raise _not(value, "a time like 2026-11-22T11:32:00Z") from exc
+        raise not_a(value, "a time like 2026-11-22T11:32:00Z") from exc
     return t.cast(str, value)
 
 
@@ -237,7 +208,7 @@ def json_text(value: t.Any) -> str:
     try:
         return text()(json.dumps(value, allow_nan=False))
     except (RecursionError, TypeError, ValueError) as exc:
-        raise _not(None, "JSON") from exc
+        raise not_a(None, "JSON") from exc
 
 
 def list_of(check: Check[T], longest: int = LONGEST_LIST) -> Check[t.Tuple[T, ...]]:
@@ -245,7 +216,7 @@ def list_of(check: Check[T], longest: int = LONGEST_LIST) -> Check[t.Tuple[T, ..
 
     def check_list(value: t.Any) -> t.Tuple[T, ...]:
         if not isinstance(value, list) or len(value) > longest:
-            raise _not(value, f"a list of at most {longest} values")
+            raise not_a(value, f"a list of at most {longest} values")
         found = []
         for index, one in enumerate(value):
             try:
@@ -262,7 +233,7 @@ def mapping_of(key: Check[T], check: Check[t.Any], longest: int = LONGEST_LIST) 
 
     def check_mapping(value: t.Any) -> t.Dict[T, t.Any]:
         if not isinstance(value, dict) or len(value) > longest:
-            raise _not(value, f"an object of at most {longest} values")
+            raise not_a(value, f"an object of at most {longest} values")
         found = {}
         for name, one in value.items():
             try:
@@ -272,3 +243,24 @@ def mapping_of(key: Check[T], check: Check[t.Any], longest: int = LONGEST_LIST) 
         return found
 
     return check_mapping
+
+
+def hexadecimal(value: t.Any) -> str:
+    """Check for bytes in hexadecimal digits."""
+    return matching(_HEX, "bytes in hexadecimal digits")(text()(value))
+
+
+def known(content: t.Any, **checks: Check[t.Any]) -> t.Dict[str, t.Any]:
+    """Return those values of a JSON object that ``checks`` name, checked; null stays None, others are left out."""
+    if not isinstance(content, dict):
+        raise not_a(content, "an object")
+    return {name: optional(content, name, check) for name, check in checks.items() if name in content}
+
+
+def json_value(value: t.Any) -> t.Any:
+    """Check for any JSON value, as large as its file may be; for what is only shown."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (RecursionError, TypeError, ValueError) as exc:
+        raise not_a(None, "JSON") from exc
+    return value
