@@ -60,6 +60,13 @@ def test_tablespaces_of_a_lost_data_directory(case: Case) -> None:
     case.data.rename(case.folder / "source")
     assert case.refusals() == ["tablespace_not_empty"]
     assert case.refusals(delta=True) == []
+    strange = case.folder / "strange" / VERSION
+    strange.mkdir(parents=True)
+    (strange / "file").write_bytes(b"x")
+    mapping = {"16385": str(strange.parent)}
+    # Of files in another place nothing says whose they are: they may be moved aside, and not overwritten.
+    assert case.refusals(delta=True, tablespace_mapping=mapping) == ["tablespace_not_empty"]
+    assert case.refusals(replace=True, tablespace_mapping=mapping) == []
     case.published.content["server"]["data_directory"] = str(case.folder / "source")
     case.published.save()
     assert case.refusals(delta=True) == ["tablespace_in_use"]
