@@ -11,7 +11,7 @@ import signal
 from tests.harness.modules import run_module_as_server
 from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
-from tests.integration.test_fleet import pair, slots, streams
+from tests.integration.helpers.pairs import pair, slots, streams
 
 
 def temporary(server: Server) -> list[bool]:
