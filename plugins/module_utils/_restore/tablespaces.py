@@ -150,8 +150,9 @@ class TablespaceChecks:
         if destination.request.spaces.get(str(space.oid)) == os.fsdecode(space.location):
             return True
         if destination.state in (EMPTY, INTERRUPTED):
-            # The old data directory does not exist any more, but its tablespaces do.
-            return self._takes_over
+            # The old data directory does not exist any more, but its tablespaces do. What is elsewhere may belong to a
+            # cluster that does not run now.
+            return self._takes_over and space.location == space.original
         linked = self._old.get(space.oid)
         if linked is None or not self._takes_over:
             return False
