@@ -62,6 +62,9 @@ _value:
     waiting:
       description: The nodes of this host's cluster that wait for a restart; empty when it waits for none.
       type: str
+    divided:
+      description: That the nodes of this host's cluster archive to different directories; empty when they do not.
+      type: str
     hold_timeout:
       description: How long WAL is kept at most for a restart, a duration.
       type: str

@@ -61,9 +61,15 @@ _value:
       description: Whether other live nodes of the cluster matter.
       type: bool
     states:
-      description: What will be done with the server by this role, V(stopped) and V(started).
+      description: The states into which the role will bring the server.
       type: list
       elements: str
+    run_by:
+      description: Who runs the server, or ran it when it was backed up.
+      type: dict
+    config_file:
+      description: The configuration file outside the data directory; empty without one.
+      type: str
     to_start:
       description: Whether the server is to be started.
       type: bool

@@ -326,6 +326,18 @@ plan:
       description: Configuration files of the source outside its data directory, which are not in the backup.
       type: list
       elements: str
+    config_file:
+      description:
+        - The C(postgresql.conf) that the server will use, if it is outside the data directory; empty for the one in the
+          backup; null if there is none at all on this host.
+      type: str
+      version_added: 0.3.0
+    run_by:
+      description:
+        - Who ran the server that was backed up, and with what, as M(pgfleet.basebackup.process_info) returns it.
+        - Null if it is unknown.
+      type: dict
+      version_added: 0.3.0
     restore_command:
       description: The command that the server will use.
       type: str

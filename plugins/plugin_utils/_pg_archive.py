@@ -95,6 +95,7 @@ class Fleet:
             "stopped": self.stopped,
             "plan": self.plan,
             "waiting": self.waiting,
+            "divided": self.divided,
             "hold_timeout": f"{max(HOLD_SECONDS, int(5 * wait))} seconds",
         }
 
@@ -246,15 +247,27 @@ class Fleet:
         mine = part(self.hostvars[str(self.facts["host"])], ARCHIVING)
         if not mine.get("restart_required"):
             return ""
-        found = []
-        for host in self.hosts:
-            theirs = part(self.hostvars[host], ARCHIVING)
-            if (
-                theirs.get("restart_required")
-                and theirs.get("system_identifier")
-                and theirs.get("system_identifier") == mine.get("system_identifier")
-            ):
-                found.append((theirs.get("role") == "primary", host))
+        found = [(one.get("role") == "primary", host) for host, one in self._relatives() if one.get("restart_required")]
         # A stable order: the primary last, else as in the inventory.
         names = [f"{host} ({'primary' if last else 'standby'})" for last, host in sorted(found, key=lambda one: one[0])]
         return f"Nodes of this cluster that wait for a restart, in the order to restart them: {joined(names)}."
+
+    @property
+    def divided(self) -> str:
+        """That the nodes of this host's cluster archive to directories of different names, "" when they do not.
+
+        A node that is rebuilt from the files of another has its settings, and archives to its directory.
+        """
+        directories = {host: str(one["directory"]) for host, one in self._relatives() if one.get("directory")}
+        if str(self.facts["host"]) not in directories or len(set(directories.values())) < 2:
+            return ""
+        return (
+            f"{joined(directories)} are nodes of one cluster and archive to directories of different names. Set one"
+            " pg_archive_cluster for them, so that a node which is rebuilt from another one archives where it should."
+        )
+
+    def _relatives(self) -> list[tuple[str, Facts]]:
+        """Return the hosts of the play that are nodes of this host's cluster, itself included, with what they found."""
+        found = [(host, part(self.hostvars[host], ARCHIVING)) for host in self.hosts]
+        mine = part(self.hostvars[str(self.facts["host"])], ARCHIVING).get("system_identifier")
+        return [(host, one) for host, one in found if mine and one.get("system_identifier") == mine]

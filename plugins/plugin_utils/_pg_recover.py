@@ -22,6 +22,7 @@ from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._role import (
     part,
     sentence,
 )
+from ansible_collections.pgfleet.basebackup.plugins.plugin_utils._service import Service
 
 # Steps that may fail after the server is restored, the result that shows their success, and what to do after a failure.
 AFTERWARDS: t.Final = (
@@ -59,20 +60,23 @@ class RecoverRun:
         self.known = {**self.planned, **self.restored}
         self.backup_id = str(self.known.get("backup_id") or "")
         self.live = LiveNodes(facts, str(self.entry.get("system_identifier") or ""))
+        self.service = Service(facts, self.known, self.data_directory)
 
     def answer(self) -> dict[str, t.Any]:
         """Return all decisions and messages, by the names that the filter documents."""
         return {
             "data_directory": self.data_directory,
             "connect_params": self.connect_params,
-            "log_file": self.facts["log_file"] or f"{self.data_directory}/startup.log",
+            "log_file": self.facts["log_file"] or self.service.log_file or f"{self.data_directory}/startup.log",
             "no_place": self.no_place,
             "running": self.running,
             "done": self.done,
             "changed": self.changed,
             "asks_nodes": self.asks_nodes,
+            "states": self.service.states,
+            "run_by": self.service.run_by,
+            "config_file": self.service.config_file,
             "to_start": self.to_start,
-            "states": self.states,
             "refusal": " ".join(sentence(one) for one in self.refusals),
             "plan": self.plan,
             "left": self.left,
@@ -129,7 +133,7 @@ class RecoverRun:
         """The refusals of the restore, except a running server, which the role stops."""
         found = part(self.planned, "plan").get("refusals") or []
         refused = [one for one in found if one["code"] != "server_running"]
-        return [*refused, *self.live.refusals] if self.asks_nodes else refused
+        return [*refused, *(self.live.refusals if self.asks_nodes else []), *self.service.refusals]
 
     @property
     def asks_nodes(self) -> bool:
@@ -151,15 +155,6 @@ class RecoverRun:
             return False
         ended_at_target = self.facts["target_action"] == "shutdown"
         return self.changed or not (self.running or self.refusals or ended_at_target)
-
-    @property
-    def states(self) -> list[str]:
-        """What will be done with the server, in order, but for what the user's own tasks do."""
-        if self.done and self.running:
-            return []
-        stops = self.running and not self.facts["hook_stop"]
-        starts = bool(self.facts["start"]) and not self.facts["hook_start"]
-        return ["stopped"] * stops + ["started"] * starts
 
     @property
     def plan(self) -> list[str]:
@@ -190,20 +185,10 @@ class RecoverRun:
     def _server(self) -> str:
         text = "runs" if self.running else "does not run"
         if self.running and self.changed:
-            text += ", would be stopped"
+            text += f", would be stopped by {self.service.stopped_by}"
         if self.to_start:
-            by = "pg_ctl"
-            if self.facts["hook_start"]:
-                by = "your own tasks"
-            elif self._unit():
-                by = f"the unit {self._unit()}"
-            text += f", would be started by {by}"
+            text += f", would be started by {self.service.started_by}"
         return text
-
-    def _unit(self) -> str:
-        """The unit that runs the server, '' for none."""
-        found = part(self.facts, "way")
-        return str(found.get("unit") or "") if found.get("data_directory") == self.data_directory else ""
 
     @property
     def left(self) -> list[str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing as t
 
 import pytest
@@ -12,6 +13,15 @@ import pytest
 from tests.harness import systemd
 from tests.harness.sandbox import Sandbox
 from tests.hosts.helpers.world import World
+
+HERE: t.Final = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give these tests more time: each runs whole playbooks, and a module's first one boots the hosts."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,6 @@ def test_archive_is_refused(pair: Pair, args: list[str]) -> None:
     assert pair.patroni.complaints() == []
     for node in pair.nodes:
         message = play.of(node.name, "failed")[-1]["result"]["msg"]
-        assert "Patroni" in message
         assert "patronictl edit-config" in message
         assert "patronictl restart" in message
 
@@ -79,5 +78,4 @@ def test_restore_is_refused(pair: Pair, args: list[str]) -> None:
     assert pair.state() == before
     assert pair.patroni.complaints() == []
     message = play.of("pt1", "failed")[-1]["result"]["msg"]
-    assert "Patroni" in message
     assert "patronictl pause" in message

@@ -12,6 +12,7 @@ import os
 import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.files import printable
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import Server
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.aside import Aside
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.candidate import Choice
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.plan import Plan
@@ -46,6 +47,8 @@ def result_of(
             "unarchived_wal": list(plan.wal.unarchived),
             "used_wal": sorted(name for _directory, name in plan.wal.used),
             "config_files_outside": [],
+            "config_file": plan.configuration.config_file,
+            "run_by": None,
             "restore_command": plan.configuration.settings.get("restore_command"),
         },
     }
@@ -87,8 +90,21 @@ def _of_choice(choice: Choice, copy_bytes: int) -> dict[str, t.Any]:
     rate = copy.bytes / copy.seconds if copy.seconds else 0
     return {
         "config_files_outside": list(choice.record.server.config_files_outside),
+        "run_by": _run_by(choice.record.server),
         "wal_needed": choice.wal_needed,
         "wal_missing": choice.wal_missing,
         "estimated_seconds": round(copy_bytes / rate, 1) if rate else None,
         "recoverable_until": None if until is None else format_time(until),
+    }
+
+
+def _run_by(server: Server) -> t.Optional[dict[str, t.Any]]:
+    """Return who ran the server that was backed up, as ``process_info`` takes it."""
+    if server.run_by is None:
+        return None
+    facts = server.run_by._asdict()
+    return {
+        **facts,
+        "socket_directories": list(server.run_by.socket_directories),
+        "data_directory": server.data_directory,
     }

@@ -55,14 +55,16 @@ class Configuration(t.NamedTuple):
     """The configuration of the restored server.
 
     ``settings`` are written to ``postgresql.auto.conf``, below those of the source with ``source_settings``;
-    ``parameters`` are lower than recovery needs;
-    ``overrides_data_directory`` says that ``postgresql.conf`` names another data directory.
+    ``parameters`` are lower than recovery needs; ``overrides_data_directory`` says that ``postgresql.conf`` names
+    another data directory. ``config_file`` is the ``postgresql.conf`` outside the data directory, "" for the one of the
+    backup, None when there is none at all.
     """
 
     settings: t.Mapping[str, t.Any] = {}
     source_settings: bool = True
     parameters: t.Tuple[t.Mapping[str, t.Any], ...] = ()
     overrides_data_directory: bool = False
+    config_file: t.Optional[str] = None
 
 
 def configure(
@@ -161,7 +163,7 @@ def _check_source(
     """Compare the settings with the configuration of the source, and return them adapted to it."""
     layout = choice.backup.layout()
     source = os.fsdecode(layout.data)
-    config = _config_file(params["config_file"], source, choice.record.server.config_files_outside)
+    config = _config_file(params["config_file"], source, choice)
     if config is None:
         findings.warn(
             f"The backup has no postgresql.conf, and {option('config_file')} is not set, so the parameters are not"
@@ -174,20 +176,23 @@ def _check_source(
     configuration = _raise_parameters(findings, params, configuration, _conf.lowered_parameters(control, configured))
     named = configured.get("data_directory")
     return configuration._replace(
-        overrides_data_directory=_overrides_data_directory(findings, named, config, source, data)
+        config_file="" if os.path.dirname(config) == source else config,
+        overrides_data_directory=_overrides_data_directory(findings, named, config, source, data),
     )
 
 
-def _config_file(given: t.Optional[str], source: str, outside: t.Sequence[str]) -> t.Optional[str]:
+def _config_file(given: t.Optional[str], source: str, choice: Choice) -> t.Optional[str]:
     """Return the configuration file to check: the one ``given``, or the server's own, or None.
 
-    ``source`` is the data directory in the backup, ``outside`` are the server's files that are not in the backup.
+    ``source`` is the data directory in the backup. A server of Debian's packages had its own outside.
     """
     config = given or os.path.join(source, "postgresql.conf")
     if given or os.path.exists(config):
         return config
-    others = [one for one in outside if os.path.basename(one) == "postgresql.conf"]
-    return others[0] if others and os.access(others[0], os.R_OK) else None
+    server = choice.record.server
+    known = [server.run_by.config_file] if server.run_by else []
+    known += [one for one in server.config_files_outside if os.path.basename(one) == "postgresql.conf"]
+    return next((one for one in known if one and os.access(one, os.R_OK)), None)
 
 
 def _raise_parameters(
@@ -226,7 +231,8 @@ def _overrides_data_directory(
         findings.warn(f"A line at the end of postgresql.conf overrides its data_directory = {named!r}.")
         return True
     findings.warn(
-        f"{config} says data_directory = {named!r}: a server started with it does not run in {os.fsdecode(data)}."
+        f"{config} says data_directory = {named!r}: a server started with it does not run in {os.fsdecode(data)},"
+        " unless its command line names data_directory, as that of the roles does."
     )
     return False
 

@@ -172,6 +172,20 @@ def test_which_nodes_wait() -> None:
     assert [fleet(hosts, host)["waiting"] for host in ("c", "a3")] == ["", ""]
 
 
+def test_one_archive_for_a_cluster() -> None:
+    """Directories of different names are reported on each node that has one; other clusters are not concerned."""
+
+    def archives(cluster: str, directory: str) -> dict[str, t.Any]:
+        return {ARCHIVING: {"system_identifier": cluster, "directory": directory}}
+
+    hosts = {"a1": archives("1", "/r/a1/wal"), "a2": archives("1", "/r/a2/wal"), "a3": archives("1", "")}
+    hosts.update(b1=archives("2", "/r/b/wal"), b2=archives("2", "/r/b/wal"), c=archives("", "/x"), d={ARCHIVING: {}})
+    divided = {host: fleet(hosts, host)["divided"] for host in hosts}
+    assert divided["a1"].startswith("a1, a2 are nodes of one cluster")
+    assert divided["a2"] == divided["a1"]
+    assert [divided[host] for host in ("a3", "b1", "b2", "c", "d")] == [""] * 5
+
+
 def test_how_long_wal_is_kept() -> None:
     assert fleet({"a": node()}, "a")["hold_timeout"] == "900 seconds"
     assert fleet({"a": node()}, "a", timeout="1 hour")["hold_timeout"] == "18000 seconds"

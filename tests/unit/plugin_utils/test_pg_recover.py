@@ -30,9 +30,9 @@ def planned(*refusals: dict[str, str], **more: t.Any) -> dict[str, t.Any]:
 
 FACTS: t.Final[dict[str, t.Any]] = {
     "host": "db", "check_mode": False, "repository": "/srv", "cluster": "main", "backup_id": "",
-    "data_directory": "/data", "log_file": "", "start": True, "way": {}, "hook_start": "", "hook_stop": "",
+    "data_directory": "/data", "log_file": "", "start": True, "hook_start": "",
     "restore_as": "primary", "connect_params": {}, "replace_primary": False, "nodes": [],
-    "relatives": {}, "node_answers": {},
+    "relatives": {}, "node_answers": {}, "hook_stop": "", "config_file": "", "way": {}, "rights": {},
     "login_host": "", "login_port": 5432, "login_unix_socket": "", "login_user": "postgres",
     "target_action": "promote", "catalogue": {}, "process": {}, "plan": {}, "begun": False, "stopped": False,
     "restore": {}, "recovery": {}, "forget": {}, "switch": {}, "sql": {}, "failed_task": "", "failed_result": {},
@@ -104,13 +104,17 @@ def test_to_start(more: dict[str, t.Any], starts: bool) -> None:
 
 
 def test_plan() -> None:
-    way = {"data_directory": "/data", "unit": "postgresql.service"}
-    answer = decide(plan=planned(RUNNING_THERE), check_mode=True, process={"running": True}, way=way)
+    answer = decide(
+        plan=planned(RUNNING_THERE),
+        check_mode=True,
+        process={"running": True},
+        way={"way": "unit", "unit": "pg.service"},
+    )
     assert answer["plan"] == [
         "db: a backup would be restored.",
         "Backup: b2 of main; the newest",
         "To: /data",
-        "Server there: runs, would be stopped, would be started by the unit postgresql.service",
+        "Server there: runs, would be stopped by the unit pg.service, would be started by the unit pg.service",
         "Live nodes of the cluster: none",
         "Target: latest; the archive goes up to 12:00",
         'Plan: {"bytes": 7, "recoverable_until": "12:00"}',
@@ -128,8 +132,7 @@ def test_plan_that_is_refused() -> None:
 
 @pytest.mark.parametrize("more, by", [({}, "pg_ctl"), ({"hook_start": "x.yml", "service": "pg"}, "your own tasks")])
 def test_who_starts_it(more: dict[str, str], by: str) -> None:
-    way = {"data_directory": "/elsewhere", "unit": "other.service"}
-    plan = decide(plan=planned(), check_mode=True, way=way, **more)["plan"]
+    plan = decide(plan=planned(), check_mode=True, **more)["plan"]
     assert plan[3] == f"Server there: does not run, would be started by {by}"
 
 
