@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 import typing as t
+
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.units import unit_of
 
 SYSTEMD, SYSTEMD_USER, PATRONI, SUPERVISOR = "systemd", "systemd_user", "patroni", "supervisor"
 CONTAINER, NONE = "container", "none"
@@ -45,7 +46,6 @@ _WRAPPERS = frozenset(
         *("su", "sudo", "runuser", "setpriv", "gosu", "numactl"),
     )
 )
-_SYSTEMCTL_SECONDS = 10
 
 
 class Owner(t.NamedTuple):
@@ -79,7 +79,7 @@ def owner_of(pid: int) -> Owner:
     server, parents = chain[0], chain[1:]
     if server.pid == 1:
         return Owner(CONTAINER, program=server.program, pid=1)
-    unit, user_unit = _units_of(pid)
+    unit, user_unit, manager = _units_of(pid)
     for process in parents:
         # As process 1 it also collects the orphans of others.
         if process.program in _LOGINS or process.pid == 1:
@@ -88,7 +88,7 @@ def owner_of(pid: int) -> Owner:
             kind = PATRONI if process.program == _PATRONI else SUPERVISOR
             return Owner(kind, user_unit or unit, process.program, process.pid)
     if user_unit or unit:
-        found = _owner_by_unit(server, parents, unit, user_unit)
+        found = _owner_by_unit(server, parents, unit, user_unit, manager)
         if found is not None:
             return found
     return _owner_by_parent(server, parents)
@@ -105,7 +105,9 @@ def manager_of(data_directory: str) -> t.Optional[Owner]:
             pid = int(name)
             program = _program(pid)
             if program in _CONFIGURED and any(place.search(text) for text in _said_by(pid)):
-                return Owner(PATRONI if program == _PATRONI else SUPERVISOR, _any(_units_of(pid)), program, pid)
+                return Owner(
+                    PATRONI if program == _PATRONI else SUPERVISOR, _units_of(pid)[1] or _units_of(pid)[0], program, pid
+                )
     return None
 
 
@@ -115,10 +117,6 @@ def is_in_unit(pid: int, unit: str) -> bool:
         return unit in _units_of(pid)
     except OSError:
         return False
-
-
-def _any(units: tuple[str, str]) -> str:
-    return units[1] or units[0]
 
 
 def _said_by(pid: int) -> t.Iterator[bytes]:
@@ -138,14 +136,20 @@ def _said_by(pid: int) -> t.Iterator[bytes]:
                         yield stream.read(_LARGEST)
 
 
-def _owner_by_unit(server: _Process, parents: t.Sequence[_Process], unit: str, user_unit: str) -> t.Optional[Owner]:
+def _owner_by_unit(
+    server: _Process, parents: t.Sequence[_Process], unit: str, user_unit: str, manager: int
+) -> t.Optional[Owner]:
     """Return the owner when the server belongs to a unit, None when it was only started from one."""
     name = user_unit or unit
     kind = SYSTEMD_USER if user_unit else SYSTEMD
-    if not user_unit and (_SESSIONS.match(unit) or unit in _units_of(os.getpid())):
+    # Only the user's own manager can be asked.
+    found = unit_of(name, bool(user_unit)) if not user_unit or manager == os.geteuid() else None
+    main = found.main_pid if found is not None else 0
+    if main == server.pid:
+        return Owner(kind, name)
+    if _SESSIONS.match(name) or name in _units_of(os.getpid())[:2]:
         return None
-    main = _main_pid(name) if kind == SYSTEMD else None
-    if not main or main == server.pid:
+    if not main:
         return Owner(kind, name)
     try:
         process = _process(main)
@@ -218,33 +222,24 @@ def _program(pid: int) -> str:
         return stream.read().rstrip("\n")
 
 
-def _units_of(pid: int) -> tuple[str, str]:
-    """Return the unit of the system and that of a user's manager in whose control group a process is."""
+def _units_of(pid: int) -> tuple[str, str, int]:
+    """Return the unit of the system in whose control group a process is, that of a user's manager, and that user."""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as stream:
-        lines = [line.rstrip("\n").split(":", 2) for line in stream]
+        return units_in(stream.read())
+
+
+def units_in(groups: str) -> tuple[str, str, int]:
+    """Return the units in the text of /proc/<pid>/cgroup; empty texts and -1 stand for none."""
     # Version 1 has a hierarchy for systemd alone, version 2 only one for all.
-    paths = [path for _number, kind, path in lines if kind in ("", "name=systemd")]
-    for path in paths:
+    lines = [line.split(":", 2) for line in groups.splitlines()]
+    for path in [path for _number, kind, path in lines if kind in ("", "name=systemd")]:
         services = [part for part in path.split("/") if part.endswith(".service")]
+        for number, service in enumerate(services):
+            manager = re.match(r"user@(\d+)\.service\Z", service)
+            if manager:
+                below = services[number + 1 :]
+                return service, below[-1] if below else "", int(manager.group(1))
         if services:
-            manager = re.match(r"user@\d+\.service\Z", services[0])
-            return (services[0], services[1] if manager and len(services) > 1 else "")
-    return "", ""
-
-
-def _main_pid(unit: str) -> t.Optional[int]:
-    """Return the main process of a unit of the system, 0 when it has none, None when systemd does not answer."""
-    try:
-        # pylint: disable=ansible-bad-function  # module_utils have no AnsibleModule, whose run_command this would be
-        done = subprocess.run(
-            ["systemctl", "show", "--property=MainPID", "--", unit],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_SYSTEMCTL_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.match(rb"MainPID=(\d+)\s*\Z", done.stdout)
-    return int(found.group(1)) if found and done.returncode == 0 else None
+            # In a container the paths of its host may come first.
+            return services[-1], "", -1
+    return "", "", -1

@@ -25,6 +25,7 @@ def test_a_server_that_does_not_run_is_not_restarted(
 
     class MadeUpModule:
         check_mode = check
+        no_log_values: t.ClassVar[set[str]] = set()
         params: t.ClassVar[dict[str, t.Any]] = {
             "data_directory": str(tmp_path), "state": "restarted", "mode": "fast", "timeout": "5 minutes",
             "bin_directory": None, "config_file": None, "log_file": None, "unit": None,
