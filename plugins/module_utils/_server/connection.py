@@ -146,7 +146,13 @@ def _hardened_session(
     """Connect and make the session's first statements. Raises ``psycopg2.Error``."""
     connection, version = None, 0
     try:
-        connection = psycopg2.connect(**kwargs)
+        try:
+            connection = psycopg2.connect(**kwargs)
+        except psycopg2.Error as exc:
+            options = _hardened.for_any_role(kwargs["options"])
+            if options == kwargs["options"] or "permission denied to set parameter" not in str(exc):
+                raise
+            connection = psycopg2.connect(**{**kwargs, "options": options})
         version = connection.server_version
         _first_statements(connection, version)
         return connection

@@ -51,8 +51,8 @@ SETTINGS: dict[str, str] = {
 TRANSACTION_TIMEOUT = ("transaction_timeout", "0")
 HAS_TRANSACTION_TIMEOUT = 170000
 
-# Only a superuser may set these. They keep the libraries and the triggers of a copied server from this session.
-OF_A_COPY = ("session_preload_libraries", "event_triggers")
+# The roles add these on a copied server, whose libraries and triggers they keep from the session. Only a superuser may.
+_OF_A_COPY = re.compile(r"-c (session_preload_libraries=|event_triggers=off)(?= |$)")
 
 _SPECIAL = re.compile(r"([\\\s])")
 
@@ -66,6 +66,11 @@ def packet(given: t.Optional[str] = None, without: t.Container[str] = (), more: 
     ours = {name: value for name, value in {**SETTINGS, **more}.items() if name not in role and name not in without}
     own = os.environ.get("PGOPTIONS", "") if given is None else given
     return " ".join(part for part in (_switches(role), own, _switches(ours)) if part)
+
+
+def for_any_role(options: str) -> str:
+    """Return ``options`` without those that only a superuser may set."""
+    return _OF_A_COPY.sub("", options)
 
 
 def _switches(settings: t.Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.hardened import SETTINGS, packet
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.hardened import SETTINGS, for_any_role, packet
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.identifiers import identifier
 
 
@@ -47,3 +47,9 @@ def test_our_settings_come_after_the_users(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PGOPTIONS", "-c jit=off")
     assert " -c jit=off " in packet()
     assert "jit" not in packet("")
+
+
+def test_what_only_a_superuser_may_set_is_left_out() -> None:
+    given = "-c session_preload_libraries= -c jit=off -c event_triggers=off"
+    assert for_any_role(given).split() == ["-c", "jit=off"]
+    assert for_any_role(packet("")) == packet("")
