@@ -15,25 +15,14 @@ import psycopg2
 import pytest
 
 from tests.harness.playbook import Play, run_playbook
-from tests.harness.sandbox import Sandbox, slot_name
+from tests.harness.sandbox import Sandbox
 from tests.harness.servers import Server, wait_until
 from tests.harness.user import own_file
 from tests.integration.helpers.archives import Archives, changes, result
+from tests.integration.helpers.pairs import PG1, PG2, TINY, pair, slots, streams
 from tests.integration.helpers.plays import message, reached, told
 
 pytestmark = pytest.mark.timeout(500)
-
-# A primary that removes WAL as early as it can: its segments have 1 MB.
-TINY: t.Final[dict[str, t.Any]] = {
-    "max_wal_size": "24MB",
-    "min_wal_size": "2MB",
-    "wal_keep_size": 0,
-    "checkpoint_timeout": "30s",
-    "checkpoint_completion_target": "0.9",
-    # Until the next attempt of a standby the primary writes more than it keeps.
-    "wal_retrieve_retry_interval": "8s",
-}
-PG1, PG2 = "pg1", "pg2"
 
 
 @pytest.fixture
@@ -42,38 +31,9 @@ def archives(sandbox: Sandbox) -> Archives:
     return Archives(sandbox)
 
 
-def pair(sandbox: Sandbox, **settings: t.Any) -> tuple[Server, Server]:
-    """Return a primary that removes WAL early, and a standby without a replication slot."""
-    primary = sandbox.primary(name=PG1, archive=False, initdb=["--wal-segsize=1"], **{**TINY, **settings})
-    standby = sandbox.standby(primary, name=PG2, **TINY)
-    without_slot(standby)
-    return primary, standby
-
-
-def without_slot(standby: Server) -> None:
-    """Make a standby stream without its slot."""
-    assert standby.upstream is not None
-    standby.sql("ALTER SYSTEM RESET primary_slot_name")
-    standby.reload()
-    wait_until(lambda: streams(standby) and not standby.value("SELECT slot_name FROM pg_stat_wal_receiver"), "no slot")
-    standby.upstream.sql("SELECT pg_drop_replication_slot(%s)", [slot_name(standby.name)])
-
-
-def streams(standby: Server) -> bool:
-    """Return whether the primary calls the standby streaming."""
-    assert standby.upstream is not None
-    query = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = %s"
-    return bool(standby.upstream.value(query, [standby.name]))
-
-
 def started(server: Server) -> float:
     """Return when a server was started."""
     return float(server.value("SELECT extract(epoch FROM pg_postmaster_start_time())::float8"))
-
-
-def slots(server: Server) -> list[str]:
-    """Return the names of a server's replication slots."""
-    return [name for (name,) in server.sql("SELECT slot_name FROM pg_replication_slots ORDER BY 1")]
 
 
 @contextlib.contextmanager

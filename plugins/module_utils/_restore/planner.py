@@ -191,9 +191,10 @@ def _lay_out(
         choice.record.stop.tablespaces, params["tablespace_mapping"], params["tablespace_directory"]
     )
     takes_over = bool(params["delta"] or params["replace"])
-    checks = TablespaceChecks(findings, around, plan.destination, source, version, takes_over)
+    replaces = bool(params["replace"])
+    checks = TablespaceChecks(findings, around, plan.destination, source, version, takes_over, replaces)
     checks.check(spaces)
-    left_over = checks.left_over(spaces, params["replace"])
+    left_over = checks.left_over(spaces)
     link = data + b"/pg_wal"
     linked = os.path.realpath(link) if os.path.islink(link) and not plan.replaces else None
     waldir = os.fsencode(params["waldir"]) if params["waldir"] else None

@@ -74,7 +74,8 @@ class TablespaceChecks:
     """The checks of the locations of tablespaces.
 
     ``source`` is the data directory of the backup's server, ``version`` the name of the server's directory in each
-    tablespace, ``takes_over`` whether the old cluster's files may be overwritten or moved aside.
+    tablespace, ``takes_over`` whether the old cluster's files may be overwritten or moved aside, ``replaces`` whether
+    they are moved aside.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class TablespaceChecks:
         source: bytes,
         version: bytes,
         takes_over: bool,
+        replaces: bool,
     ) -> None:
         self._findings = findings
         self._around = around
@@ -92,6 +94,7 @@ class TablespaceChecks:
         self._source = source
         self._version = version
         self._takes_over = takes_over
+        self._replaces = replaces
         # A link would lead to another cluster's tablespaces.
         linked = os.path.islink(destination.data + b"/pg_tblspc")
         self._old: dict[int, bytes] = {} if linked else _running.tablespaces_of(destination.data)
@@ -150,23 +153,24 @@ class TablespaceChecks:
         if destination.request.spaces.get(str(space.oid)) == os.fsdecode(space.location):
             return True
         if destination.state in (EMPTY, INTERRUPTED):
-            # The old data directory does not exist any more, but its tablespaces do. What is elsewhere may belong to a
-            # cluster that does not run now.
-            return self._takes_over and space.location == space.original
+            # The old data directory does not exist any more, but its tablespaces do: where it had them. In another
+            # place nothing says whose files they are, and they are at most moved aside.
+            moves_aside = self._replaces and destination.state == EMPTY
+            return moves_aside or (self._takes_over and space.location == space.original)
         linked = self._old.get(space.oid)
         if linked is None or not self._takes_over:
             return False
         return os.path.realpath(place_of(linked, self._version)) == space.real
 
-    def left_over(self, spaces: t.Sequence[Space], replace: bool) -> LeftOver:
+    def left_over(self, spaces: t.Sequence[Space]) -> LeftOver:
         """Return the tablespaces of the old cluster that must be moved, because replay may create them again there."""
         state = self._destination.state
         found = []
-        if state == EMPTY and replace:
+        if state == EMPTY and self._replaces:
             found = [(one.oid, one.location) for one in spaces if not self._is_empty(one.real)]
         if state not in (CLUSTER, INTERRUPTED):
             return tuple(found)
-        kept = set() if replace and state == CLUSTER else {space.oid for space in spaces}
+        kept = set() if self._replaces and state == CLUSTER else {space.oid for space in spaces}
         for oid, location in sorted(self._old.items()):
             place = place_of(location, self._version)
             if oid in kept or self._is_empty(place):

@@ -71,7 +71,9 @@ def server_process(data_directory: t.Union[str, bytes]) -> t.Optional[ServerProc
             code="not_the_server_user",
             hint="Run this as the operating system user of the server.",
         ) from exc
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
+        if os.path.exists(f"/proc/{pid}/cwd"):
+            raise
         # It has ended meanwhile.
         return None
     given = given_settings(words)

@@ -244,7 +244,7 @@ def drop_left(connection: Connection) -> None:
     for row in connection.rows(LEFT):
         pid = row["slot_name"].rpartition("_")[2]
         # Another process with the number of the old one only delays this.
-        if not pid.isdigit() or not os.path.exists(f"/proc/{pid}"):
+        if not pid.isdigit() or not _started(int(pid)):
             connection.rows(DROP, (row["slot_name"],))
 
 

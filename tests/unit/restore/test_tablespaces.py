@@ -55,11 +55,18 @@ def test_a_tablespace_half_set_aside(tmp_path: pathlib.Path) -> None:
 
 
 def test_tablespaces_of_a_lost_data_directory(case: Case) -> None:
-    """Files at another place than the source's may be those of a cluster that does not run: they are not reused."""
+    """With delta or replace they are reused, unless a cluster on this host has them."""
     case.old_cluster()
     case.data.rename(case.folder / "source")
     assert case.refusals() == ["tablespace_not_empty"]
-    assert case.refusals(delta=True) == ["tablespace_not_empty"]
+    assert case.refusals(delta=True) == []
+    strange = case.folder / "strange" / VERSION
+    strange.mkdir(parents=True)
+    (strange / "file").write_bytes(b"x")
+    mapping = {"16385": str(strange.parent)}
+    # Of files in another place nothing says whose they are: they may be moved aside, and not overwritten.
+    assert case.refusals(delta=True, tablespace_mapping=mapping) == ["tablespace_not_empty"]
+    assert case.refusals(replace=True, tablespace_mapping=mapping) == []
     case.published.content["server"]["data_directory"] = str(case.folder / "source")
     case.published.save()
     assert case.refusals(delta=True) == ["tablespace_in_use"]
