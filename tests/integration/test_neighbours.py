@@ -103,3 +103,18 @@ def test_a_unit_of_several_servers(sandbox: Sandbox, major: int, monkeypatch: py
     monkeypatch.setattr(_owner, "_units_of", lambda pid: ("servers.service" if pid == process.pid else "", ""))
     assert way_of(str(one.data), process, "stopped", "", {}).unit == "servers.service"
     assert other.running
+
+
+def test_archiving_of_another_host(sandbox: Sandbox, repository: pathlib.Path, major: int) -> None:
+    """The login leads to another host, where the data directory has the name of that of a server here."""
+    local = sandbox.primary(major, name="local", archive=False)
+    remote = sandbox.primary(major, name="remote", archive=False)
+    away = remote.data.with_name("away")
+    run(["mv", remote.data, away])
+    run(["cp", "-a", local.data, remote.data])
+    modules = Modules(remote, as_server=True, repository=str(repository), cluster="main")
+    answer = modules.run("wal_archiving", method="script", script_directory=str(sandbox.root / "scripts"))
+    assert answer["code"] == "data_directory_of_another_server", answer
+    run(["rm", "-rf", remote.data])
+    run(["mv", away, remote.data])
+    assert not remote.value("SELECT count(*)::int FROM pg_file_settings WHERE sourcefile LIKE '%auto.conf'")

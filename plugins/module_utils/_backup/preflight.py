@@ -143,7 +143,7 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
     return []
 
 
-def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
+def data_directory_problems(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
     """Check that the files here are those of the server that we are connected to, and that we may read them."""
     directory = info["data_directory"]
     if directory is None:
@@ -265,7 +265,7 @@ def problems_of_backup(
         found += _slots(info)
     if wal == ARCHIVE and not external_archive and archives_itself(info):
         found += _rights(info, ("pg_monitor",)) + _archiving(info)
-    return found + _data_directory(info)
+    return found + data_directory_problems(info)
 
 
 def problems_of_primary(
