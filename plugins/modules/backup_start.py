@@ -207,8 +207,8 @@ started_at:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.preflight import (
-    cluster_directories,
     problems_of_backup,
+    refuse_place,
     repository_problems,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.start import Start
@@ -261,7 +261,7 @@ def main() -> None:
         connection_kwargs(params, "")
         with Connection(params) as connection:
             info = server_info(connection)
-        cluster.refuse_inside(cluster_directories(info))
+        refuse_place(cluster, info)
         cluster.refuse_other(info["system_identifier"])
         problems = problems_of_backup(info, params["external_archive"], params["wal"])
         problems += repository_problems(info, params["repository"], params["cluster"])[0]

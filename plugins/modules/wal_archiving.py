@@ -240,7 +240,10 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.preflight import repository_problems
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._backup.preflight import (
+    data_directory_problems,
+    repository_problems,
+)
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._module import (
     cluster_argument_spec,
@@ -307,7 +310,7 @@ class Run:
             return problems
         found, free = repository_problems(self.info, self.params["repository"], self.params["cluster"])
         # A repository that is too small for a backup may hold an archive.
-        return (found if free is None else []) + problems
+        return (found if free is None else []) + data_directory_problems(self.info) + problems
 
     def change(self) -> tuple[bool, list[dict[str, str]], list[str]]:
         """Prepare the archive and set the parameters; return whether that changes anything, the diff, what waits."""

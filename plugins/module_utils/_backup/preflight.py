@@ -17,9 +17,10 @@ import typing as t
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._datadir.control import read_control
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.record import ARCHIVE, INCLUDE
-from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Repository
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._repository.repository import Cluster, Repository
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.archiver import archives_itself
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.facts import backup_functions
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import cluster_of
 
 # A server whose limit for idle slots is shorter than this could end the session that keeps a backup's WAL; the default
 # of session_timeout, in seconds.
@@ -142,7 +143,7 @@ def _archiving(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
     return []
 
 
-def _data_directory(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
+def data_directory_problems(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]:
     """Check that the files here are those of the server that we are connected to, and that we may read them."""
     directory = info["data_directory"]
     if directory is None:
@@ -201,7 +202,7 @@ def repository_problems(
     """Return the problems of the repository, and its free bytes (None when it is unusable)."""
     try:
         place = Repository(repository)
-        place.cluster(cluster).refuse_inside(cluster_directories(info))
+        refuse_place(place.cluster(cluster), info)
         place.cluster(cluster).refuse_other(info["system_identifier"])
     except BackupError as exc:
         return [problem(exc.code, exc.msg, exc.hint)], None
@@ -218,10 +219,20 @@ def repository_problems(
     return [], free
 
 
-def cluster_directories(info: t.Mapping[str, t.Any]) -> list[bytes]:
-    """Return the data directory and the external tablespaces' locations."""
+def refuse_place(cluster: Cluster, info: t.Mapping[str, t.Any]) -> None:
+    """Raise :class:`BackupError`, code ``repository_inside_cluster``, when backups would lie in a server's directory.
+
+    It may be the server that is backed up, or any other cluster on this host.
+    """
     directories = [tablespace["location"] for tablespace in info["tablespaces"] if not tablespace["in_place"]]
-    return [os.fsencode(one) for one in [info["data_directory"], *directories] if one]
+    cluster.refuse_inside(os.fsencode(one) for one in [info["data_directory"], *directories] if one)
+    other = cluster_of(cluster.path)
+    if other:
+        raise BackupError(
+            f"The directory {cluster.path} lies in the database cluster {other}.",
+            code="repository_inside_cluster",
+            hint="Choose another repository, or another name for the cluster of these backups.",
+        )
 
 
 def problems_of_backup(
@@ -254,7 +265,7 @@ def problems_of_backup(
         found += _slots(info)
     if wal == ARCHIVE and not external_archive and archives_itself(info):
         found += _rights(info, ("pg_monitor",)) + _archiving(info)
-    return found + _data_directory(info)
+    return found + data_directory_problems(info)
 
 
 def problems_of_primary(

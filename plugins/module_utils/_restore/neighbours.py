@@ -59,16 +59,6 @@ def source_of(choice: Choice) -> bytes:
     return os.path.realpath(os.fsencode(choice.record.server.data_directory))
 
 
-def cluster_around(path: bytes) -> bytes:
-    """Return the data directory that contains ``path``, used or not, or empty bytes."""
-    while len(path) > 1:
-        path = os.path.dirname(path)
-        # The directory of a database has a PG_VERSION, too.
-        if os.path.lexists(path + b"/PG_VERSION") and os.path.lexists(path + b"/global"):
-            return path
-    return b""
-
-
 def user_of(around: Surroundings, real: bytes) -> str:
     """Return which other running server has its data or its WAL at, in or below a place, "" for none."""
     users = [server for server in around.others() if server.uses(real)]
@@ -126,31 +116,88 @@ def _relatives(around: Surroundings, choice: Choice) -> t.Iterator[tuple[str, by
     if source != around.data and source not in [place for place, _seen in places]:
         places.append((source, source))
     for place, seen in places:
-        try:
-            control = _control.read_control(seen + b"/global/pg_control", attempts=3)
-        except BackupError:
-            continue
-        if str(control.system_identifier) == choice.record.server.system_identifier:
+        if _is_of_cluster(seen, choice):
             yield f"the {'' if place == seen else 'running '}server in {printable(place)}", seen
+
+
+def check_strangers(
+    findings: Findings,
+    around: Surroundings,
+    choice: Choice,
+    archive: t.Optional[_archive.Archive],
+    target: Target,
+) -> None:
+    """Refuse when replay would create a tablespace in a directory that a server of another cluster uses for one.
+
+    The files in it are named by numbers, so replay would replace files of that server. Raises BackupError as reading
+    the archive does.
+    """
+    used: dict[bytes, bytes] = {}
+    for server in around.others():
+        seen = b"/proc/%d/cwd" % server.pid
+        if _is_of_cluster(seen, choice):
+            continue
+        for location in _running.tablespaces_of(seen).values():
+            used.update(
+                {location + b"\0": server.data_directory, os.path.realpath(location) + b"\0": server.data_directory}
+            )
+    if not used or target.kind == IMMEDIATE or archive is None:
+        return
+    if not isinstance(archive, _archive.DirectoryArchive):
+        findings.warn(
+            "Whether replay would create a tablespace in a directory of another server on this host cannot be seen in"
+            f" an archive that only {option('restore_command')} reaches."
+        )
+        return
+    for pattern in sorted(_find(choice, archive, _limit(choice, target), tuple(used))):
+        findings.refuse(
+            "tablespace_created_later",
+            f"A tablespace in {printable(pattern[:-1])} was created after the backup; replay would create it again,"
+            f" over the tablespace of the running server in {printable(used[pattern])}.",
+            "Restore a newer backup, recover to before it was created, or restore on another host.",
+        )
+
+
+def _is_of_cluster(data: bytes, choice: Choice) -> bool:
+    try:
+        control = _control.read_control(data + b"/global/pg_control", attempts=3)
+    except BackupError:
+        return False
+    return str(control.system_identifier) == choice.record.server.system_identifier
 
 
 def _replays(choice: Choice, archive: t.Optional[_archive.Archive], target: Target, oid: int, location: bytes) -> bool:
     """Return whether the WAL up to the target creates a tablespace, or may do so."""
     if choice.target_lsn is None or not isinstance(archive, _archive.DirectoryArchive):
         return True
-    limit = choice.target_lsn + (_NEXT_RECORD if target.kind == LSN else 0)
-    size = choice.record.server.wal_segment_size
     # The data of the record XLOG_TBLSPC_CREATE (tablespace.h): oid and path.
     pattern = struct.pack("<I", oid) + location + b"\0"
-    first = _segments.segment_of(choice.record.start.lsn, size)
+    return bool(_find(choice, archive, _limit(choice, target), [pattern]))
+
+
+def _limit(choice: Choice, target: Target) -> t.Optional[int]:
+    """Return the last position that is replayed, None for the end of the WAL."""
+    return choice.target_lsn and choice.target_lsn + (_NEXT_RECORD if target.kind == LSN else 0)
+
+
+def _find(
+    choice: Choice, archive: _archive.DirectoryArchive, limit: t.Optional[int], patterns: t.Sequence[bytes]
+) -> set[bytes]:
+    """Return which of the patterns are in the WAL from the backup's start to ``limit``."""
+    size = choice.record.server.wal_segment_size
+    segment = _segments.segment_of(choice.record.start.lsn, size)
+    keep = max(map(len, patterns))
+    found: set[bytes] = set()
     rest = b""
-    for segment in range(first, _segments.segment_of(limit, size) + 1):
+    while limit is None or segment <= _segments.segment_of(limit, size):
         name = _path.path_segment(choice.path, segment, size)
         if not archive.has(name):
             break
         for piece, lsn_of in payload_pieces(archive.read(name), segment * size):
-            at = (rest + piece).find(pattern)
-            if at >= 0 and (at < len(rest) or lsn_of(at - len(rest)) <= limit):
-                return True
-            rest = piece[-len(pattern) :]
-    return False
+            for pattern in patterns:
+                at = (rest + piece).find(pattern)
+                if at >= 0 and (limit is None or at < len(rest) or lsn_of(at - len(rest)) <= limit):
+                    found.add(pattern)
+            rest = piece[-keep:]
+        segment += 1
+    return found

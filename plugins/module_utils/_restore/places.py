@@ -24,7 +24,6 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.findin
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout import Layout, is_empty, wal_directory
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
     Surroundings,
-    cluster_around,
     user_of,
     user_of_wal,
 )
@@ -49,7 +48,7 @@ def check_alone(findings: Findings, around: Surroundings, name: str, real: bytes
     """Refuse a place that overlaps with ``others`` or with backups and WAL, or lies in another cluster."""
     known = [*around.holdings, *(("another place of this restore", one) for one in others)]
     overlapping = [f"{what}, {printable(one)}," for what, one in known if inside(real, one) or inside(one, real)]
-    cluster = cluster_around(real)
+    cluster = _running.cluster_around(real)
     if cluster and cluster != around.data:
         overlapping.append(f"the cluster in {printable(cluster)}")
     for what in overlapping[:1]:

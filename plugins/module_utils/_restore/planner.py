@@ -36,6 +36,7 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.layout
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._restore.neighbours import (
     Surroundings,
     check_relatives,
+    check_strangers,
     source_of,
     surroundings_of,
 )
@@ -164,6 +165,7 @@ def _complete(
     configuration = findings.collect(
         Configuration(), configure, findings, params, choice, archive, contents.directories, around.data
     )
+    findings.collect(None, check_strangers, findings, around, choice, archive, plan.target)
     findings.collect(None, check_relatives, findings, around, choice, archive, plan.target, params["restore_as"])
     size = choice.record.server.wal_segment_size
     room = findings.collect((), _room.check_room, findings, layout, contents, survey, wal, size)

@@ -17,6 +17,7 @@ import typing as t
 
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._errors import BackupError, option
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._host.trust import refuse_unsafe, trusted_users
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import cluster_of
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal import script as _script
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._wal.place import refuse_scripts, unusable
 
@@ -208,6 +209,16 @@ def _problems_of_ours(archiving: Archiving) -> list[Problem]:
                 f"Choose a different {option('directory')}, preferably on another device.",
             )
         )
+    else:
+        other = cluster_of(wanted.directory)
+        if other:
+            problems.append(
+                problem(
+                    "archive_inside_cluster",
+                    f"The archive {wanted.directory} lies in the database cluster {other}.",
+                    f"Choose a different {option('directory')}.",
+                )
+            )
     reason = unusable(wanted.directory)
     if reason:
         problems.append(

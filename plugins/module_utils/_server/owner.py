@@ -111,6 +111,14 @@ def manager_of(data_directory: str) -> t.Optional[Owner]:
     return None
 
 
+def is_in_unit(pid: int, unit: str) -> bool:
+    """Return whether a process is in the control group of a unit, of the system or of a user's manager."""
+    try:
+        return unit in _units_of(pid)
+    except OSError:
+        return False
+
+
 def _said_by(pid: int) -> t.Iterator[bytes]:
     """Yield command line and environment of a process, and the files that its command line names."""
     with open(f"/proc/{pid}/cmdline", "rb") as stream:

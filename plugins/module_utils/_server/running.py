@@ -62,6 +62,12 @@ class Held(t.NamedTuple):
             return inside(place, self.path) or inside(self.path, place)
         return same(known, self.identity) or overlap(spot, self.spot)
 
+    def contains(self, place: bytes, spot: t.Optional[Spot]) -> bool:
+        """Return whether ``place`` with this spot is the directory or lies in it."""
+        if self.spot is None or spot is None:
+            return inside(place, self.path)
+        return spot.device == self.spot.device and inside(spot.path, self.spot.path)
+
 
 class Running(t.NamedTuple):
     """A server: one of its processes, its data directory, and what it ``held`` when it was looked at: the data
@@ -178,6 +184,29 @@ def server_in(data_directory: bytes, servers: t.Sequence[Running]) -> t.Optional
         if same(server.identity, wanted) if server.identity else server.data_directory == data_directory:
             return server.pid
     return None
+
+
+def cluster_of(place: str) -> str:
+    """Return the data directory of the cluster in which ``place`` lies, which need not exist; "" for none.
+
+    The directories of a running server count with its tablespaces and its WAL.
+    """
+    real = os.path.realpath(os.fsencode(place))
+    spot = spot_of(real)
+    for server in running_servers():
+        if any(one.contains(real, spot) for one in server.held or (Held(server.data_directory),)):
+            return os.fsdecode(server.data_directory)
+    return os.fsdecode(cluster_around(real + b"/x"))
+
+
+def cluster_around(path: bytes) -> bytes:
+    """Return the data directory that contains ``path``, used or not, or empty bytes."""
+    while len(path) > 1:
+        path = os.path.dirname(path)
+        # The directory of a database has a PG_VERSION, too.
+        if os.path.lexists(path + b"/PG_VERSION") and os.path.lexists(path + b"/global"):
+            return path
+    return b""
 
 
 def find_server(data_directory: t.Union[str, bytes]) -> t.Optional[Postmaster]:

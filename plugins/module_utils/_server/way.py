@@ -21,9 +21,11 @@ from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.owner i
     SYSTEMD,
     SYSTEMD_USER,
     Owner,
+    is_in_unit,
     manager_of,
 )
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.process import ServerProcess, server_process
+from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.running import running_servers
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.service import VERBS
 from ansible_collections.pgfleet.basebackup.plugins.module_utils._server.units import (
     directory_of_unit,
@@ -77,6 +79,8 @@ def way_of(
         raise managed(data_directory, owner, state)
     if owner is None:
         return _way_to_start(data_directory, unit, known)
+    if owner.unit:
+        _refuse_shared(data_directory, owner, state)
     return _way_of_owner(data_directory, owner, state, full_name(unit) if unit else "")
 
 
@@ -121,6 +125,23 @@ def _way_of_owner(data_directory: str, owner: Owner, state: str, unit: str) -> W
     if unit:
         _check_choice(data_directory, unit)
     return Way(PG_CTL)
+
+
+def _refuse_shared(data_directory: str, owner: Owner, state: str) -> None:
+    """Raise :class:`BackupError`, code ``managed_server``, when the unit runs another server, too."""
+    here = identity(data_directory)
+    for server in running_servers():
+        if not same(server.identity, here) and is_in_unit(server.pid, owner.unit):
+            raise BackupError(
+                f"The unit {owner.unit} runs the server on {data_directory} and that on"
+                f" {os.fsdecode(server.data_directory)}, which would be {state}, too: nothing is {state} here.",
+                code="managed_server",
+                hint="Give each server a unit; or write your own tasks for it, and set"
+                f" {option('hook_' + _HOOKS[state])}.",
+                kind=owner.kind,
+                unit=owner.unit,
+                program=owner.program,
+            )
 
 
 def _check_choice(data_directory: str, unit: str) -> None:
