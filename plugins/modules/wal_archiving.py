@@ -307,7 +307,8 @@ class Run:
         """Return what prevents archiving."""
         problems = _archiving.problems_of(self.archiving)
         if self.archiving.method == _archiving.OWN:
-            return problems
+            # Nothing is written here, but the server on this host would be restarted for the one that was asked.
+            return problems if self.params["restart"] == "manual" else data_directory_problems(self.info) + problems
         found, free = repository_problems(self.info, self.params["repository"], self.params["cluster"])
         # A repository that is too small for a backup may hold an archive.
         return (found if free is None else []) + data_directory_problems(self.info) + problems

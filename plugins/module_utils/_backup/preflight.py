@@ -172,7 +172,9 @@ def data_directory_problems(info: t.Mapping[str, t.Any]) -> list[dict[str, str]]
                 " group if the cluster was initialised with group access.",
             )
         ]
-    same = str(control.system_identifier) == info["system_identifier"]
+    # A primary and its standby have one identifier, and after a power cut they start in the same second.
+    same_role = control.in_recovery == (info["role"] == "standby")
+    same = str(control.system_identifier) == info["system_identifier"] and same_role
     started, port = (lines[2], lines[3]) if len(lines) > 3 and lines[2].isdigit() else ("0", "")
     if not same or port != str(info["port"]) or abs(float(started) - info["started_at"]) > START_TIME_TOLERANCE:
         return [

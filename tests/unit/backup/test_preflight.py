@@ -71,7 +71,7 @@ def codes(problems: list[dict[str, str]]) -> list[str]:
 
 def test_ready(info: dict[str, t.Any]) -> None:
     assert _preflight.problems_of_backup(info) == _preflight.problems_of_primary(info) == []
-    assert _preflight.problems_of_backup({**info, "role": "standby"}) == []
+    assert _preflight.problems_of_backup(changed(info, {"role": "standby"})) == []
 
 
 # A change of the server, the problems of a backup of it, and those of a backup of its standby.
@@ -101,6 +101,8 @@ def changed(info: dict[str, t.Any], change: dict[str, t.Any]) -> dict[str, t.Any
     for path, value in change.items():
         part, _dot, name = path.rpartition(".")
         (result[part] if part else result)[name] = value
+    if result["role"] == "standby":
+        pathlib.Path(result["data_directory"], "global/pg_control").write_bytes(control_file(state=5))
     return result
 
 
@@ -183,6 +185,12 @@ def test_other_cluster_at_the_same_place(info: dict[str, t.Any]) -> None:
     assert codes(_preflight.problems_of_backup({**info, "system_identifier": "1"})) == [
         "data_directory_of_another_server"
     ]
+
+
+def test_a_standby_of_the_same_cluster_at_the_same_place(info: dict[str, t.Any]) -> None:
+    """Everything else of both may be equal."""
+    changed(info, {"role": "standby"})
+    assert codes(_preflight.problems_of_backup(info)) == ["data_directory_of_another_server"]
 
 
 @pytest.mark.parametrize("name", ["", "postmaster.pid", "global/pg_control", "global"])
