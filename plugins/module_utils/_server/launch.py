@@ -41,8 +41,8 @@ class Launched(t.NamedTuple):
 def places_of(data_directory: str, config_file: t.Optional[str]) -> dict[str, str]:
     """Return the places that a server on ``data_directory`` uses, by their settings, all absolute.
 
-    A process id file that the configuration names for another data directory belongs to the server there: then it is
-    empty. Raises :class:`BackupError` as ``read_settings`` does.
+    A process id file is there only if the configuration names one. One that it names for another data directory belongs
+    to the server there: then it is empty. Raises :class:`BackupError` as ``read_settings`` does.
     """
     config = config_file or os.path.join(data_directory, "postgresql.conf")
     settings = read_settings(config, data_directory)
@@ -54,20 +54,22 @@ def places_of(data_directory: str, config_file: t.Optional[str]) -> dict[str, st
         return os.path.join(data_directory, settings.get(name) or default)
 
     external = settings.get("external_pid_file", "")
-    return {
+    places = {
         "data_directory": data_directory,
         "config_file": config,
         "hba_file": place("hba_file", "pg_hba.conf"),
         "ident_file": place("ident_file", "pg_ident.conf"),
-        "external_pid_file": os.path.join(data_directory, external) if external and mine else "",
     }
+    if external:
+        places["external_pid_file"] = os.path.join(data_directory, external) if mine else ""
+    return places
 
 
 def naming(places: t.Mapping[str, str], given: t.Container[str] = ()) -> list[str]:
     """Return the words that name the ``places``, but for the settings in ``given``."""
     words = []
     for name in _PLACES:
-        if name not in given:
+        if name in places and name not in given:
             words += ["-c", f"{name}={places[name]}"]
     return words
 
