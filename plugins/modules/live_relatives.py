@@ -57,7 +57,7 @@ standbys:
       description: Its address; empty for a local socket.
       type: str
     lsn:
-      description: LSN up to which it has replayed, else up to which WAL was sent to it.
+      description: LSN up to which it has replayed, else up to which WAL was sent to it; empty if it is not known.
       type: str
 upstream:
   description: The live server that this standby follows; null if it is no standby, or that server does not answer.

@@ -97,7 +97,7 @@ class LiveNodes:
             # The same standby may have answered itself.
             if one["name"] not in self.standbys:
                 address = f" ({one['address']})" if one["address"] else ""
-                self.standbys.setdefault(f"{one['name']}{address}", str(one["lsn"]))
+                self.standbys.setdefault(f"{one['name']}{address}", str(one["lsn"] or "an unknown LSN"))
         upstream = part(relatives, "upstream")
         if upstream and upstream.get("system_identifier") == self.identifier:
             self.primaries.setdefault(

@@ -276,7 +276,7 @@ def test_backups_that_were_changed(sandbox: Sandbox, major: int) -> None:
     old = edited.read_text()
     nested = [(outer, inner) for outer in record if isinstance(record[outer], dict) for inner in record[outer]]
     # May be null or missing if the value is unknown.
-    may_lack = {"published_at", "stats_temp_directory", "error", "kept", "drills", "sha256"}
+    may_lack = {"published_at", "run_by", "stats_temp_directory", "error", "kept", "drills", "sha256"}
     may_lack |= {"seconds", "special_files", "vanished_files", "reused_files", "checksum_algorithm"}
     for keys in [*((key,) for key in record), *nested]:
         for value in (None, "\0"):

@@ -38,13 +38,18 @@ WHERE s.state IN ('catchup', 'streaming') AND s.replay_lsn IS NOT NULL
 ORDER BY 1, 2
 """
 _MAY_SEE = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
-# The title of a walsender's process: its role, its client and what it does.
-_TITLE = re.compile(r"postgres: (?:.*: )?walsender (\S+) (\S+?)(?:\(\d+\))? streaming ([0-9A-F]+/[0-9A-F]+)")
+# The title of a walsender's process: its role, its client and what it does. It names no LSN before it has sent WAL, and
+# does not say what it does where update_process_title is off.
+_DOES = r"(?: streaming ([0-9A-F]+/[0-9A-F]+)| START_REPLICATION)?"
+_TITLE = re.compile(r"postgres: (?:.*: )?walsender (\S+) (\S+?)(?:\(\d+\))?" + _DOES + r"\Z")
 _UPSTREAM_SECONDS = 5
 
 
 class Relative(t.NamedTuple):
-    """A live server: ``name`` is its application name, else its replication role; ``address`` "" for a local socket."""
+    """A live server: ``name`` is its application name, else its replication role; ``address`` "" for a local socket.
+
+    ``lsn`` is "" when it is not known.
+    """
 
     name: str
     address: str
@@ -94,7 +99,7 @@ def _by_titles(server: int) -> list[Relative]:
             continue
         if title:
             address = "" if title.group(2) == "[local]" else title.group(2)
-            found.append(Relative(title.group(1), address, title.group(3)))
+            found.append(Relative(title.group(1), address, title.group(3) or ""))
     return sorted(found)
 
 

@@ -36,7 +36,8 @@ def without_slot(standby: Server) -> None:
     assert standby.upstream is not None
     standby.sql("ALTER SYSTEM RESET primary_slot_name")
     standby.reload()
-    wait_until(lambda: streams(standby) and not standby.value("SELECT slot_name FROM pg_stat_wal_receiver"), "no slot")
+    receives = "SELECT 1 FROM pg_stat_wal_receiver WHERE slot_name IS NULL"
+    wait_until(lambda: streams(standby) and standby.sql(receives), "it streams without a slot")
     standby.upstream.sql("SELECT pg_drop_replication_slot(%s)", [slot_name(standby.name)])
 
 
