@@ -152,9 +152,8 @@ class Fleet:
     @property
     def refusal(self) -> str:
         """Why no node of the cluster is restarted, "" when they are; decided before anything is changed."""
-        if not self.restarts:
+        if self.me is None or not self.restarts:
             return ""
-        assert self.me is not None
         nodes = self.cluster(self.me.system_identifier)
         reasons = [node.obstacle for node in nodes if node is self.me and node.obstacle]
         if self.ahead:
@@ -195,9 +194,8 @@ class Fleet:
     @property
     def stopped(self) -> str:
         """Why this host is not restarted although its turn has come, "" when it is."""
-        if not self.turn:
+        if self.me is None or not self.turn:
             return ""
-        assert self.me is not None
         before = self.order(self.me.system_identifier)[: self.turn - 1]
         open_ones = [host for host in before if not self.hostvars[host].get(DONE)]
         reasons = []

@@ -152,7 +152,7 @@ def test_a_container(sandbox: Sandbox, server: Server) -> None:
     command = [*unshare, *become, postgres(server), "-D", str(server.data)]
     process = popen(command, user=me(), env=server.env)
     try:
-        wait_until(lambda: (server.data / "postmaster.pid").exists(), "the server runs")
+        wait_until((server.data / "postmaster.pid").exists, "the server runs")
         found = wait_until(lambda: _process.server_process(str(server.data)), "it is seen")
         assert found.owner == _owner.Owner("container", "", "", None)
         arguments = {"data_directory": str(server.data), "state": "stopped"}

@@ -41,10 +41,11 @@ def parse_line(line: bytes) -> ManifestFile:
     """Return the file of a line by ``journal_line``. Raises ValueError or TypeError for anything else."""
     path, size, mtime, algorithm, checksum = json.loads(line)
     # One check for each file of a million: by hand, not with _host/fields.py.
-    if type(path) is not str or type(size) is not int or size < 0 or type(mtime) not in (int, float):
+    number = isinstance(mtime, (int, float)) and not isinstance(mtime, bool)
+    if not (isinstance(path, str) and isinstance(size, int) and not isinstance(size, bool) and size >= 0 and number):
         raise ValueError(f"{line[:200]!r} does not describe a file")
     for word in (algorithm, checksum):
-        if word is not None and not (type(word) is str and word.isalnum() and word.isascii()):
+        if word is not None and not (isinstance(word, str) and word.isalnum() and word.isascii()):
             raise ValueError(f"{word!r} is neither an algorithm nor a checksum")
     name = path.encode("utf-8", "surrogateescape")
     if b"\0" in name or not {b"", b".", b".."}.isdisjoint(name.split(b"/")):

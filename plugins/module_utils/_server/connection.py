@@ -178,13 +178,13 @@ def _refused_by_proxy(exc: psycopg2.Error) -> bool:
 
 
 def _first_statements(
-    connection: psycopg2.extensions.connection, version: int, settings: t.Mapping[str, str] = {}
+    connection: psycopg2.extensions.connection, version: int, settings: t.Optional[t.Mapping[str, str]] = None
 ) -> None:
     connection.autocommit = True
     newer = dict([_hardened.TRANSACTION_TIMEOUT]) if version >= _hardened.HAS_TRANSACTION_TIMEOUT else {}
     with connection.cursor() as cursor:
         cursor.execute(_hardened.EMPTY_SEARCH_PATH)
-        for setting in {**settings, **newer}.items():
+        for setting in {**(settings or {}), **newer}.items():
             cursor.execute("SELECT pg_catalog.set_config(%s, %s, false)", setting)
 
 

@@ -57,13 +57,17 @@ _OF_A_COPY = re.compile(r"-c (session_preload_libraries=|event_triggers=off)(?= 
 _SPECIAL = re.compile(r"([\\\s])")
 
 
-def packet(given: t.Optional[str] = None, without: t.Container[str] = (), more: t.Mapping[str, str] = {}) -> str:
+def packet(
+    given: t.Optional[str] = None, without: t.Container[str] = (), more: t.Optional[t.Mapping[str, str]] = None
+) -> str:
     """Return libpq's ``options`` with :data:`SETTINGS` but ``without`` some, then ``more``.
 
     ``given`` are the user's options (default PGOPTIONS); they can set the role, and everything that is not set here.
     """
     role = {"role": SETTINGS["role"]}
-    ours = {name: value for name, value in {**SETTINGS, **more}.items() if name not in role and name not in without}
+    ours = {
+        name: value for name, value in {**SETTINGS, **(more or {})}.items() if name not in role and name not in without
+    }
     own = os.environ.get("PGOPTIONS", "") if given is None else given
     return " ".join(part for part in (_switches(role), own, _switches(ours)) if part)
 
