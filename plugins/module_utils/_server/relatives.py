@@ -27,7 +27,7 @@ try:
     from psycopg2.extras import PhysicalReplicationConnection
 except ImportError:
     # require_psycopg2 says so, on the database host.
-    PhysicalReplicationConnection = None  # type: ignore[assignment,misc]  # as above
+    PhysicalReplicationConnection = None  # type: ignore[assignment,misc]  # psycopg2 is detected at run time
 
 # A base backup and pg_receivewal replay nothing; a subscriber has a logical slot.
 _STANDBYS = """
